@@ -1,0 +1,76 @@
+//! Files that survive a power cut: written whole under another name, synced, then renamed over the old one.
+//!
+//! On return the new content is on the medium, name included; after a cut at any instant the file holds either the old
+//! content or the new. (rename(2) is atomic; POSIX promises durability only after fsync(2) of file and directory.)
+
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Mode of a file that holds a secret.
+pub const PRIVATE_FILE: u32 = 0o600;
+/// Mode of a directory that holds secrets.
+pub const PRIVATE_DIR: u32 = 0o700;
+
+/// Puts `content` under `path` with `mode`, replacing what was there.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let staged = stage(path, content, mode)?;
+    std::fs::rename(&staged, path)?;
+    sync_parent(path)
+}
+
+/// Puts `content` under `path` with `mode`; fails with [`io::ErrorKind::AlreadyExists`] where something is there.
+///
+/// The check and the rename are two steps (FAT has neither hard links nor an exclusive rename): callers hold the
+/// storage directory's lock, so nobody else makes the name in between.
+pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => replace(path, content, mode),
+        Err(e) => Err(e),
+    }
+}
+
+/// Removes `path`, durably.
+pub fn remove(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)?;
+    sync_parent(path)
+}
+
+/// Makes `dir` and its missing parents, private to their owner.
+pub fn create_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+        create_dir(parent)?;
+    }
+    match DirBuilder::new().mode(PRIVATE_DIR).create(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => sync_parent(dir),
+    }
+}
+
+/// Makes the names in `path`'s directory durable.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// Writes and syncs the content beside `path`. A staged file left by a power cut is written over at the next try.
+fn stage(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
+    let mut name = OsString::from(path.file_name().ok_or(io::ErrorKind::InvalidInput)?);
+    name.push(".new");
+    let staged = path.with_file_name(name);
+    match std::fs::remove_file(&staged) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&staged)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    Ok(staged)
+}

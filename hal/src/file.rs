@@ -1,0 +1,221 @@
+//! Keys in files: one PKCS#8 PEM (RFC 5958, RFC 7468 section 10) per key, `key-NAME.pem`, mode 0600.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::vec::Vec;
+
+use ed25519_dalek::Signer as _;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKey, Signature, durable};
+
+const LABEL: &str = "PRIVATE KEY";
+const PREFIX: &str = "key-";
+const SUFFIX: &str = ".pem";
+/// Larger than any key file of ours; more is not read.
+const MAX_FILE: u64 = 4096;
+/// DER before the 32-byte seed of an Ed25519 key in PKCS#8 version 1 (RFC 8410 section 7).
+const ED25519_PREFIX: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+
+/// Keys in a directory of the file system. Whoever can read the directory has the keys: prefer hardware where there is some.
+#[derive(Clone, Debug)]
+pub struct FileStore {
+    dir: PathBuf,
+}
+
+impl FileStore {
+    /// Keys in `dir`, which must exist by the time a key is made.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// The file of the key `id`.
+    pub fn path(&self, id: &KeyId) -> PathBuf {
+        self.dir.join(std::format!("{PREFIX}{id}{SUFFIX}"))
+    }
+
+    fn load(&self, id: &KeyId) -> Result<PrivateKey, Error> {
+        let path = self.path(id);
+        let pem = read_bounded(&path).map_err(|e| io_error(&path, &e))?;
+        PrivateKey::from_pem(&pem).map_err(|why| Error::new(ErrorKind::Corrupt, format_args!("{}: {why}", path.display())))
+    }
+}
+
+impl KeyStore for FileStore {
+    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+        Ok(Capabilities {
+            algorithms: heapless::Vec::from_iter([Algorithm::Ed25519, Algorithm::EcdsaP256]),
+            hardware: false,
+            place: self.dir.display().to_text(),
+        })
+    }
+
+    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
+        let path = self.path(id);
+        let key = PrivateKey::generate(algorithm)?;
+        durable::create(&path, key.to_pem()?.as_bytes(), durable::PRIVATE_FILE).map_err(|e| io_error(&path, &e))?;
+        key.public_key()
+    }
+
+    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+        self.load(id)?.public_key()
+    }
+
+    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+        self.load(id)?.sign(message)
+    }
+
+    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|e| io_error(&self.dir, &e))?,
+        };
+        for entry in entries {
+            let name = entry.map_err(|e| io_error(&self.dir, &e))?.file_name();
+            let id = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok());
+            if let Some(id) = id {
+                each(&id);
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
+        let path = self.path(id);
+        durable::remove(&path).map_err(|e| io_error(&path, &e))
+    }
+}
+
+/// A private key in memory, as PKCS#8 DER, wiped when dropped.
+pub struct PrivateKey {
+    algorithm: Algorithm,
+    pkcs8: Zeroizing<Vec<u8>>,
+}
+
+impl PrivateKey {
+    /// A fresh key from the system's randomness.
+    pub fn generate(algorithm: Algorithm) -> Result<Self, Error> {
+        let random = SystemRandom::new();
+        let no_randomness = |_| Error::new(ErrorKind::Unreachable, "the system gave no randomness");
+        let pkcs8 = match algorithm {
+            Algorithm::EcdsaP256 => {
+                EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).map_err(no_randomness)?.as_ref().to_vec()
+            }
+            Algorithm::Ed25519 => {
+                let mut seed = [0; 32];
+                random.fill(&mut seed).map_err(no_randomness)?;
+                let der = [&ED25519_PREFIX[..], &seed[..]].concat();
+                seed.zeroize();
+                der
+            }
+        };
+        Ok(Self { algorithm, pkcs8: Zeroizing::new(pkcs8) })
+    }
+
+    /// Reads a PKCS#8 PEM; the error says what is wrong with it.
+    pub fn from_pem(pem: &str) -> Result<Self, &'static str> {
+        let (label, der) = pem_rfc7468::decode_vec(pem.as_bytes()).map_err(|_| "not a whole PEM file")?;
+        let pkcs8 = Zeroizing::new(der);
+        if label != LABEL {
+            return Err("not a PKCS#8 private key (PEM label PRIVATE KEY)");
+        }
+        let algorithm = if ed25519_seed(&pkcs8).is_some() {
+            Algorithm::Ed25519
+        } else if ecdsa(&pkcs8).is_some() {
+            Algorithm::EcdsaP256
+        } else {
+            return Err("not an Ed25519 or P-256 private key");
+        };
+        Ok(Self { algorithm, pkcs8 })
+    }
+
+    /// The key as PKCS#8 PEM.
+    pub fn to_pem(&self) -> Result<Zeroizing<std::string::String>, Error> {
+        pem_rfc7468::encode_string(LABEL, pem_rfc7468::LineEnding::LF, &self.pkcs8)
+            .map(Zeroizing::new)
+            .map_err(|e| Error::new(ErrorKind::Other, e))
+    }
+
+    /// The public half.
+    pub fn public_key(&self) -> Result<PublicKey, Error> {
+        let key = match self.algorithm {
+            Algorithm::EcdsaP256 => {
+                let pair = ecdsa(&self.pkcs8).ok_or_else(unusable)?;
+                PublicKey::new(self.algorithm, pair.public_key().as_ref())
+            }
+            Algorithm::Ed25519 => {
+                let seed = ed25519_seed(&self.pkcs8).ok_or_else(unusable)?;
+                let key = ed25519_dalek::SigningKey::from_bytes(&seed);
+                PublicKey::new(self.algorithm, key.verifying_key().as_bytes())
+            }
+        };
+        key.map_err(|e| Error::new(ErrorKind::Corrupt, e))
+    }
+
+    /// Signs `message`.
+    pub fn sign(&self, message: &[u8]) -> Result<Signature, Error> {
+        match self.algorithm {
+            Algorithm::EcdsaP256 => {
+                let pair = ecdsa(&self.pkcs8).ok_or_else(unusable)?;
+                let signature = pair
+                    .sign(&SystemRandom::new(), message)
+                    .map_err(|_| Error::new(ErrorKind::Unreachable, "the system gave no randomness"))?;
+                <[u8; 64]>::try_from(signature.as_ref()).map(Signature::new).map_err(|_| unusable())
+            }
+            Algorithm::Ed25519 => {
+                let seed = ed25519_seed(&self.pkcs8).ok_or_else(unusable)?;
+                Ok(Signature::new(ed25519_dalek::SigningKey::from_bytes(&seed).sign(message).to_bytes()))
+            }
+        }
+    }
+}
+
+fn ed25519_seed(pkcs8: &[u8]) -> Option<Zeroizing<[u8; 32]>> {
+    let seed = pkcs8.strip_prefix(&ED25519_PREFIX)?;
+    Some(Zeroizing::new(seed.try_into().ok()?))
+}
+
+fn ecdsa(pkcs8: &[u8]) -> Option<EcdsaKeyPair> {
+    EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, &SystemRandom::new()).ok()
+}
+
+fn unusable() -> Error {
+    Error::new(ErrorKind::Corrupt, "the private key in memory cannot be used")
+}
+
+fn read_bounded(path: &Path) -> io::Result<Zeroizing<std::string::String>> {
+    use std::io::Read as _;
+    let mut text = Zeroizing::new(std::string::String::new());
+    std::fs::File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn io_error(path: &Path, e: &io::Error) -> Error {
+    let kind = match e.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::AlreadyExists => ErrorKind::Exists,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
+        io::ErrorKind::InvalidData => ErrorKind::Corrupt,
+        _ => ErrorKind::Other,
+    };
+    Error::new(kind, format_args!("{}: {e}", path.display()))
+}
+
+/// Cuts a displayable value to a bounded text.
+trait ToText {
+    fn to_text<const N: usize>(&self) -> heapless::String<N>;
+}
+
+impl<T: core::fmt::Display> ToText for T {
+    fn to_text<const N: usize>(&self) -> heapless::String<N> {
+        let mut text = heapless::String::new();
+        for c in std::format!("{self}").chars() {
+            if text.push(c).is_err() {
+                break;
+            }
+        }
+        text
+    }
+}

@@ -1,1 +1,15 @@
-//! boundkey
+//! boundkey: device identity that lives in the device's own key, and comes back by itself.
+//!
+//! # Where to start reading
+//! - [`join`]: the protocol, without I/O. [`join::server::decision`] is the heart.
+//! - `state`: what the device remembers, in a file that survives a power cut at any byte.
+//! - `agent`: the device program. `agent::join` is one join from end to end.
+//! - `auth`: the server program. `auth::joins` is the same join from the other side.
+//! - `ctl`: the operator's program.
+//! - `boundkey_hal`: the `KeyStore` trait and its backends.
+//!
+//! Time, randomness, transport and storage are handed in from `main`, so that tests run the real code on simulated ones.
+#![forbid(unsafe_code)]
+
+pub mod join;
+pub mod time;

@@ -1,0 +1,33 @@
+//! The join protocol, version 1: bound keypair joining, without I/O, clock or randomness of its own.
+//!
+//! ```text
+//!           device                                               server
+//!  Start ── ChallengeRequest{token} ─────────────────────────▶  seal(token's revision, key, rotate)
+//!  Challenged ◀───────────────── ChallengeAnswer{challenge} ──
+//!     │ picks or makes the key; the attempt id is on flash
+//!  Prepared ── JWS(JoinRequest) by the bound key ────────────▶  Verified ── decide() ──▶ Grant | Refusal
+//!     │                                                              one transaction: token, instance, audit
+//!  Issued | Refused ◀────────────────── JoinAnswer | Problem ──
+//! ```
+//!
+//! [`device`] and [`server`] mirror each other: `challenge.rs`, `request.rs`, `answer.rs` (what the device makes of it) and
+//! `decision.rs` (how the server came to it). Start with [`server::decision::decide`]: it is the heart.
+
+pub mod base64url;
+#[cfg(feature = "agent")]
+pub mod device;
+mod id;
+pub mod jws;
+mod key;
+pub mod message;
+mod problem;
+#[cfg(feature = "auth")]
+pub mod server;
+mod step;
+
+pub use id::Id;
+pub use jws::Jws;
+pub use key::{Jwk, SshKey, Thumbprint};
+pub use message::{JoinKind, Recoveries, RecoveryMode};
+pub use problem::{PROBLEM_JSON, Problem, ProblemType};
+pub use step::{Claims, MAX_JOIN_STATE, Step};

@@ -1,0 +1,202 @@
+//! From bytes of a peer to facts: every signature of a join request is verified here, and nothing is decided.
+
+use boundkey_hal::PublicKey;
+
+use super::challenge::Challenge;
+use super::record::{Spec, Status};
+use crate::join::jws::Header;
+use crate::join::message::{JOIN_PATH, JoinRequest, RenewalProof, RotationProof};
+use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, Thumbprint, base64url};
+use crate::time::Timestamp;
+
+/// What a join request proves.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// The key that signed it.
+    pub key: PublicKey,
+    /// Names the attempt, the same until the device has an answer.
+    pub attempt: Id,
+    /// The join state it came with.
+    pub presented: Option<Presented>,
+    /// The identity certificate whose key signed too.
+    pub certificate: Option<ShownCertificate>,
+    /// Why a renewal proof it came with was not taken for one.
+    pub certificate_ignored: Option<String>,
+    /// Whether it proved knowledge of the registration secret for this very key.
+    pub secret_proven: bool,
+    /// The new key, proven as well.
+    pub new_key: Option<PublicKey>,
+    /// Whether the challenge asked for a new key.
+    pub rotate: bool,
+}
+
+/// A join state as presented.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presented {
+    /// SHA-256 of its text, base64url.
+    pub digest: String,
+    /// What it claims, or why it is not believed.
+    pub claims: Result<Claims, String>,
+}
+
+/// An identity certificate of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShownCertificate {
+    /// The step that it was issued for.
+    pub claims: Claims,
+    /// Last moment of validity.
+    pub not_after: Timestamp,
+    /// Its subject's key.
+    pub key: PublicKey,
+}
+
+/// What the server holds a request against.
+pub struct Context<'a> {
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// The token's name.
+    pub token: &'a str,
+    /// The token's spec.
+    pub spec: &'a Spec,
+    /// The token's status.
+    pub status: &'a Status,
+    /// The challenge that the request names, opened.
+    pub challenge: Challenge,
+    /// Keys that sign join states.
+    pub join_state_keys: &'a [PublicKey],
+    /// Names and addresses under which devices reach the server.
+    pub server_names: &'a [String],
+    /// Checks a certificate (DER) to be an identity certificate of this cluster, whatever its time.
+    pub certificate: &'a dyn Fn(&[u8]) -> Result<ShownCertificate, String>,
+}
+
+/// The request inside `jws`, not yet verified: to learn which token it is about.
+pub fn peek(jws: &Jws) -> Result<JoinRequest, Problem> {
+    let payload = base64url::decode(&jws.payload).map_err(|_| malformed("a payload that is not base64url"))?;
+    serde_json::from_slice(&payload).map_err(|e| malformed(&format!("a join request that cannot be read: {e}")))
+}
+
+/// The challenge that `jws` names, not yet verified.
+pub fn challenge_of(jws: &Jws) -> Result<String, Problem> {
+    header(jws)?.nonce.ok_or_else(|| malformed("a JWS without a nonce"))
+}
+
+/// Verifies every signature of a request.
+pub fn verify(jws: &Jws, context: &Context<'_>) -> Result<(JoinRequest, Verified), Problem> {
+    let header = header(jws)?;
+    let url = header.url.as_deref().unwrap_or_default();
+    check_url(url, context.server_names)?;
+    let key = signing_key(&header, context)?;
+    let request: JoinRequest = jws.verify(&key).map_err(|_| Problem::from(ProblemType::KeyNotProven))?;
+    let (certificate, certificate_ignored) = match request.renewal.as_ref().map(|r| renewal(r, &header, &request, context)) {
+        None => (None, None),
+        Some(Ok(shown)) => (Some(shown), None),
+        Some(Err(why)) => (None, Some(why)),
+    };
+    let verified = Verified {
+        attempt: request.attempt,
+        presented: request.join_state.as_deref().map(|state| presented(state, context)),
+        certificate,
+        certificate_ignored,
+        secret_proven: secret_proven(&request, &key, url, context),
+        new_key: request.rotation.as_ref().map(|r| rotation(r, &key, url, context)).transpose()?,
+        rotate: context.challenge.rotate,
+        key,
+    };
+    Ok((request, verified))
+}
+
+fn malformed(why: &str) -> Problem {
+    Problem::new(ProblemType::BadRequest, why)
+}
+
+fn header(jws: &Jws) -> Result<Header, Problem> {
+    jws.header().map_err(|e| malformed(&e.to_string()))
+}
+
+/// RFC 8555 section 6.4: a request meant for another place is not taken. The port is not compared: it may be mapped.
+fn check_url(url: &str, names: &[String]) -> Result<(), Problem> {
+    let authority = url.strip_prefix("https://").and_then(|rest| rest.strip_suffix(JOIN_PATH));
+    let host = authority.map(|a| match a.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => a,
+    });
+    let host = host.map(|h| h.trim_start_matches('[').trim_end_matches(']'));
+    if host.is_some_and(|host| names.iter().any(|name| name.eq_ignore_ascii_case(host))) {
+        return Ok(());
+    }
+    Err(malformed(&format!("a JWS for {url:?}, which is not a name of this server: add it with `boundkey-auth init --name`")))
+}
+
+/// The key given whole, or the one of the token's keys that the thumbprint names.
+fn signing_key(header: &Header, context: &Context<'_>) -> Result<PublicKey, Problem> {
+    if let Some(jwk) = &header.jwk {
+        return PublicKey::try_from(jwk).map_err(|e| malformed(e.0));
+    }
+    let known = [&context.status.bound_public_key, &context.spec.onboarding.initial_public_key];
+    let named = |key: &&PublicKey| Some(Thumbprint::of(key).to_string()) == header.kid;
+    known.into_iter().flatten().map(|key| &key.0).find(named).cloned().ok_or_else(|| ProblemType::KeyNotProven.into())
+}
+
+fn presented(state: &str, context: &Context<'_>) -> Presented {
+    let claims = Claims::verify(state, context.join_state_keys).map_err(|e| e.to_string()).and_then(|claims| {
+        let mut wrong = Vec::new();
+        if claims.iss != context.cluster {
+            wrong.push(format!("cluster {}, expected {}", claims.iss, context.cluster));
+        }
+        if claims.sub != context.token {
+            wrong.push(format!("token {}, expected {}", claims.sub, context.token));
+        }
+        if wrong.is_empty() { Ok(claims) } else { Err(wrong.join("; ")) }
+    });
+    Presented { digest: digest(state), claims }
+}
+
+/// SHA-256 of a join state, base64url.
+fn digest(state: &str) -> String {
+    base64url::encode(ring::digest::digest(&ring::digest::SHA256, state.as_bytes()))
+}
+
+/// RFC 8555 section 7.3.4: an HMAC by the secret over the very key that signs the request.
+fn secret_proven(request: &JoinRequest, key: &PublicKey, url: &str, context: &Context<'_>) -> bool {
+    let (Some(binding), Some(secret)) = (&request.external_account_binding, &context.status.registration_secret) else {
+        return false;
+    };
+    let for_us = binding.header().is_ok_and(|h| h.kid.as_deref() == Some(context.token) && h.url.as_deref() == Some(url));
+    let same_key = |jwk: Jwk| PublicKey::try_from(&jwk).is_ok_and(|bound| bound == *key);
+    for_us && !secret.is_empty() && binding.verify_hmac::<Jwk>(secret.as_bytes()).is_ok_and(same_key)
+}
+
+fn renewal(proof: &Jws, outer: &Header, request: &JoinRequest, context: &Context<'_>) -> Result<ShownCertificate, String> {
+    use base64::Engine as _;
+    let header = proof.header().map_err(|e| e.to_string())?;
+    if header.nonce != outer.nonce || header.url != outer.url {
+        return Err("the renewal proof answers another challenge".into());
+    }
+    let leaf = header.x5c.as_ref().and_then(|chain| chain.first()).ok_or("the renewal proof has no certificate")?;
+    let der = base64::engine::general_purpose::STANDARD.decode(leaf).map_err(|e| e.to_string())?;
+    let shown = (context.certificate)(&der)?;
+    let signed: RenewalProof = proof.verify(&shown.key).map_err(|e| e.to_string())?;
+    let wrong = [
+        (signed.attempt != request.attempt, "it is of another attempt"),
+        (shown.claims.iss != context.cluster, "the certificate is of another cluster"),
+        (shown.claims.sub != context.token, "the certificate is of another token"),
+        (Some(shown.claims.inc) != context.status.incarnation, "the certificate is of an earlier life of the token"),
+    ];
+    match wrong.iter().find(|(is, _)| *is) {
+        Some((_, why)) => Err((*why).into()),
+        None => Ok(shown),
+    }
+}
+
+/// RFC 8555 section 7.3.5: the new key agrees to replace the old one.
+fn rotation(inner: &Jws, old: &PublicKey, url: &str, context: &Context<'_>) -> Result<PublicKey, Problem> {
+    let header = header(inner)?;
+    let jwk = header.jwk.as_ref().ok_or_else(|| malformed("a rotation without its new key"))?;
+    let new = PublicKey::try_from(jwk).map_err(|e| malformed(e.0))?;
+    let proof: RotationProof = inner.verify(&new).map_err(|e| malformed(&format!("the rotation's proof: {e}")))?;
+    if proof.token != context.token || proof.old_key != Thumbprint::of(old) || header.url.as_deref() != Some(url) {
+        return Err(malformed("a rotation made for another token, key or server"));
+    }
+    Ok(new)
+}

@@ -6,6 +6,7 @@
 //! | feature | backend | algorithms |
 //! | --- | --- | --- |
 //! | `file` | [`file::FileStore`]: PKCS#8 PEM, 0600, durable | Ed25519, P-256 |
+//! | `pkcs11` | [`pkcs11::Pkcs11Store`]: one token of a PKCS#11 module, not extractable | P-256, Ed25519 where the token has it |
 //!
 //! # For callers
 //! - Name a key with a [`KeyId`]; keep nothing else. A backend opens, acts and lets go in each call, so no handle outlives one.
@@ -32,6 +33,8 @@ mod error;
 #[cfg(feature = "file")]
 pub mod file;
 mod key;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 #[cfg(feature = "verify")]
 pub mod verify;
 

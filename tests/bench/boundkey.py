@@ -1,0 +1,115 @@
+"""boundkey itself, as one of the contenders: a device with one X.509 output that renews at an auth endpoint."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from proxy import CountingProxy
+from scratch import BenchError, stop, tool, written
+
+DNS_NAME = "gateway-0042.fleet.example.com"
+NAME = "gateway-0042"
+
+RESOURCES = f"""\
+kind: role
+version: v1
+metadata: {{name: gateway}}
+spec: {{dns_names: ["{DNS_NAME}"]}}
+---
+kind: bot
+version: v1
+metadata: {{name: {NAME}}}
+spec: {{roles: [gateway]}}
+---
+kind: token
+version: v2
+metadata: {{name: {NAME}}}
+spec:
+  roles: [Bot]
+  bot_name: {NAME}
+  join_method: bound_keypair
+  bound_keypair: {{recovery: {{limit: 1}}}}
+"""
+
+CONFIG = """\
+version: v1
+auth_server: 127.0.0.1:{port}
+ca_pins: ["{pin}"]
+onboarding:
+  join_method: bound_keypair
+  token: {name}
+  bound_keypair: {{registration_secret_path: {secret}}}
+keystore: {{type: file}}
+storage: {{type: directory, path: {storage}}}
+outputs:
+  - type: x509
+    destination: {{type: directory, path: {output}}}
+    dns_names: [{dns_name}]
+"""
+
+
+class Boundkey:
+    """A device that renews. Its output goes to a directory outside its storage, as to /run on a device."""
+
+    name = "boundkey"
+    env = None
+    out = None
+
+    def __init__(self, scratch, agent, server_directory):
+        home = scratch.directory("boundkey")
+        self.storage, self._output = scratch.directory("boundkey", "storage"), scratch.directory("boundkey", "output")
+        self._agent, self._scratch = agent, scratch
+        data, address = home / "server", home / "address"
+        auth, ctl = server_directory / "boundkey-auth", server_directory / "boundkeyctl"
+        made = json.loads(tool(auth, "init", "--data-dir", data, "--cluster-name", "bench", "--format", "json"))
+        serve = [auth, "start", "--data-dir", data, "--listen", "127.0.0.1:0", "--addr-file", address]
+        scratch.service("boundkey-auth", serve, written(address))
+        self.proxy = CountingProxy(int(address.read_text().rsplit(":", 1)[1]))
+        tool(ctl, "--data-dir", data, "create", "-f", "-", stdin=RESOURCES.encode())
+        token = json.loads(tool(ctl, "--data-dir", data, "get", f"token/{NAME}", "--with-secrets", "--format", "json"))[0]
+        secret = home / "secret"
+        secret.write_text(token["status"]["bound_keypair"]["registration_secret"])
+        secret.chmod(0o600)
+        self._config = home / "boundkey.yaml"
+        self._config.write_text(CONFIG.format(
+            port=self.proxy.port, pin=made["ca_pin"], name=NAME, secret=secret, storage=self.storage, output=self._output,
+            dns_name=DNS_NAME))  # fmt: skip
+        self._generation = 0
+
+    def enrol(self, run):
+        """The first join, by registration secret."""
+        run(self.command())
+        self.finish()
+
+    def prepare(self):
+        """Nothing: the agent makes its own keys and requests."""
+
+    def command(self):
+        """The command that is measured."""
+        return [self._agent, "start", "-c", self._config, "--oneshot"]
+
+    def finish(self):
+        """Checks that it was a renewal, and that the output is a certificate openssl accepts."""
+        status = self._status()
+        if status["generation"] != self._generation + 1 or status["recovery"]["count"] != 1:
+            raise BenchError(f"the agent did not renew: generation {status['generation']} after {self._generation}, "
+                             f"{status['recovery']['count']} recoveries")  # fmt: skip
+        self._generation += 1
+        tool("openssl", "verify", "-CAfile", self._output / "ca.crt", self._output / "tls.crt")
+
+    def idle(self, seconds):
+        """Starts the daemon, lets it renew and then wait; its `VmRSS` and `VmHWM` in bytes, and its threads."""
+        daemon = self._scratch.service("boundkey", self.command()[:-1], lambda: self._status()["generation"] > self._generation)
+        try:
+            daemon.wait(seconds)
+        except subprocess.TimeoutExpired:
+            fields = dict(re.findall(r"^(\w+):\s+(\d+)", Path(f"/proc/{daemon.pid}/status").read_text(), re.MULTILINE))
+        else:
+            raise BenchError(f"the daemon ended by itself with status {daemon.returncode}")
+        stop(daemon)
+        self._generation += 1
+        return int(fields["VmRSS"]) * 1024, int(fields["VmHWM"]) * 1024, int(fields["Threads"])
+
+    def _status(self):
+        return json.loads(tool(self._agent, "status", "-c", self._config, "--format", "json"))

@@ -1,0 +1,42 @@
+"""Builds what is measured, as it ships."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from scratch import BenchError, last_line
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def build_agent(features=("agent",)):
+    """The agent in the size profile; returns the program's path."""
+    return cargo_build("--profile", "edge", "--no-default-features", "--features", ",".join(features), "--bin", "boundkey")[0]
+
+
+def build_server():
+    """The server and the operator's program in the speed profile; returns the directory they are in."""
+    programs = ("--bin", "boundkey-auth", "--bin", "boundkeyctl")
+    return cargo_build("--release", "--no-default-features", "--features", "auth", *programs)[0].parent
+
+
+def cargo_build(*arguments):
+    """Runs `cargo build`; returns the programs it made."""
+    command = ["cargo", "build", "--locked", "--message-format=json-render-diagnostics", *arguments]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as cargo:
+        messages = [json.loads(line) for line in cargo.stdout]
+    if cargo.returncode:
+        raise BenchError(f"cargo build {' '.join(arguments)} failed, see above")
+    return [Path(message["executable"]) for message in messages if message.get("executable")]
+
+
+def crates(features=("agent",)):
+    """The packages of other people in the agent's tree, as `name version` (what is compiled in, macros included)."""
+    command = ["cargo", "tree", "--locked", "-e", "normal", "--no-default-features", "--features", ",".join(features),
+               "--prefix", "none", "--no-dedupe", "--format", "{p}"]  # fmt: skip
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"cargo tree failed: {last_line(done.stderr)}")
+    # The workspace's own packages are those with a path in brackets; macros carry "(proc-macro)".
+    packages = {line.replace(" (proc-macro)", "") for line in done.stdout.splitlines() if line}
+    return sorted(package for package in packages if "(" not in package)

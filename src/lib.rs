@@ -11,5 +11,7 @@
 //! Time, randomness, transport and storage are handed in from `main`, so that tests run the real code on simulated ones.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "auth")]
+pub mod auth;
 pub mod join;
 pub mod time;

@@ -1,0 +1,139 @@
+//! Audit events: what happened, told after it became true, in the transaction that made it true.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::time::Timestamp;
+
+/// What an event tells of. The wire names are those that scripts rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum EventKind {
+    /// A first join.
+    #[serde(rename = "join.first")]
+    JoinFirst,
+    /// A renewal.
+    #[serde(rename = "join.renewal")]
+    JoinRenewal,
+    /// A recovery.
+    #[serde(rename = "join.recovery")]
+    JoinRecovery,
+    /// A lost answer, given again.
+    #[serde(rename = "join.replay")]
+    JoinReplay,
+    /// A restored server followed the device.
+    #[serde(rename = "join.rolled_forward")]
+    JoinRolledForward,
+    /// A refused join.
+    #[serde(rename = "join.refused")]
+    JoinRefused,
+    /// A key was replaced.
+    #[serde(rename = "key.rotated")]
+    KeyRotated,
+    /// A lock was put on.
+    #[serde(rename = "lock.created")]
+    LockCreated,
+    /// A lock was taken away.
+    #[serde(rename = "lock.removed")]
+    LockRemoved,
+    /// An exemption was granted.
+    #[serde(rename = "exemption.granted")]
+    ExemptionGranted,
+    /// An exemption was used.
+    #[serde(rename = "exemption.used")]
+    ExemptionUsed,
+    /// An exemption ended unused.
+    #[serde(rename = "exemption.expired")]
+    ExemptionExpired,
+    /// An exemption was withdrawn.
+    #[serde(rename = "exemption.cancelled")]
+    ExemptionCancelled,
+    /// A resource was made.
+    #[serde(rename = "resource.created")]
+    ResourceCreated,
+    /// A resource was changed.
+    #[serde(rename = "resource.updated")]
+    ResourceUpdated,
+    /// A resource was removed.
+    #[serde(rename = "resource.deleted")]
+    ResourceDeleted,
+}
+
+impl EventKind {
+    /// The wire name.
+    pub fn name(self) -> String {
+        match serde_json::to_value(self) {
+            Ok(Value::String(name)) => name,
+            _ => unreachable!("a unit variant serializes to its name"),
+        }
+    }
+}
+
+/// One audit event. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub time: Timestamp,
+    /// What.
+    pub event: EventKind,
+    /// The token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// The bot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bot: Option<String>,
+    /// The instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// Whether what was tried was done.
+    pub success: bool,
+    /// Why, or why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// From where, or which operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_addr: Option<String>,
+    /// What this kind of event tells beside.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl Event {
+    /// An event of something that was done.
+    pub fn new(time: Timestamp, event: EventKind) -> Self {
+        Self {
+            time,
+            event,
+            token: None,
+            bot: None,
+            instance_id: None,
+            success: true,
+            reason: None,
+            remote_addr: None,
+            more: Map::new(),
+        }
+    }
+
+    /// The same event, telling `value` as `name` too.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.more.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// Which events to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventFilter {
+    /// Those numbered higher.
+    #[serde(default)]
+    pub after: u64,
+    /// Those not earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Those of one token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// At most so many, the newest ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}

@@ -1,0 +1,95 @@
+//! `bot_instance`: one life of a bot between two recoveries. Written by joins, read by operators.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::Metadata;
+use crate::join::message::Heartbeat;
+use crate::join::{Id, JoinKind};
+use crate::time::Timestamp;
+
+/// Authentications, and heartbeats, kept per instance.
+pub const MAX_KEPT: usize = 10;
+
+/// A bot instance, version v1; its name is its id. It ends 5 minutes after its newest certificate (`metadata.expires`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BotInstance {
+    /// Name (the id) and end.
+    pub metadata: Metadata,
+    /// What it is an instance of.
+    pub spec: InstanceSpec,
+    /// What it did.
+    #[serde(default)]
+    pub status: InstanceStatus,
+}
+
+/// `spec` of a bot instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceSpec {
+    /// The bot.
+    pub bot_name: String,
+    /// The token it joined with.
+    pub token: String,
+    /// The instance it took over from at a recovery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_instance: Option<Id>,
+}
+
+/// `status` of a bot instance; the newest of each list last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceStatus {
+    /// Its generation counter.
+    #[serde(default)]
+    pub generation: u32,
+    /// Its last joins.
+    #[serde(default)]
+    pub authentications: VecDeque<Authentication>,
+    /// What it last told of itself.
+    #[serde(default)]
+    pub heartbeats: VecDeque<SeenHeartbeat>,
+}
+
+/// One join of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authentication {
+    /// When.
+    pub time: Timestamp,
+    /// What it was.
+    pub kind: JoinKind,
+    /// Generation it led to.
+    pub generation: u32,
+    /// From where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_addr: Option<String>,
+}
+
+/// A heartbeat and its time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenHeartbeat {
+    /// When.
+    pub time: Timestamp,
+    /// What was told.
+    #[serde(flatten)]
+    pub heartbeat: Heartbeat,
+}
+
+impl InstanceStatus {
+    /// Notes a join, and forgets the oldest beyond [`MAX_KEPT`].
+    pub fn note(&mut self, authentication: Authentication, heartbeat: Heartbeat) {
+        let time = authentication.time;
+        self.generation = authentication.generation;
+        self.authentications.push_back(authentication);
+        self.heartbeats.push_back(SeenHeartbeat { time, heartbeat });
+        while self.authentications.len() > MAX_KEPT {
+            self.authentications.pop_front();
+        }
+        while self.heartbeats.len() > MAX_KEPT {
+            self.heartbeats.pop_front();
+        }
+    }
+}

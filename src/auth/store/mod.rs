@@ -1,0 +1,122 @@
+//! The store: what the auth endpoint must not lose. A trait of typed operations, so that a second database, with several auth
+//! endpoints on it, is a second implementation and nothing else.
+//!
+//! Reading gives a resource with its revision; writing names the revision it was read at. So every change is a
+//! compare-and-swap, and holds on any replica.
+
+mod sqlite;
+
+use std::time::Duration;
+
+use super::audit::{Event, EventFilter};
+use super::resource::{Bot, BotInstance, Key, Kind, Lock, Resource, Role, Token};
+use crate::time::Timestamp;
+
+pub use sqlite::SqliteStore;
+
+/// A resource as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored<T> {
+    /// The resource.
+    pub resource: T,
+    /// Its revision: another at every write, never used twice, even after deletion.
+    pub revision: u64,
+}
+
+/// Everything a join is decided on, read at one moment.
+#[derive(Clone, Debug)]
+pub struct JoinView {
+    /// The token.
+    pub token: Stored<Token>,
+    /// Its bot, if there is one of that name.
+    pub bot: Option<Bot>,
+    /// The roles of the bot that exist.
+    pub roles: Vec<Role>,
+    /// Locks on token, bot and bound instance, also those that have ended.
+    pub locks: Vec<Lock>,
+    /// The bound instance, if its record has not ended.
+    pub instance: Option<Stored<BotInstance>>,
+    /// The policy revision: another at every change of a bot, role or lock.
+    pub policy: u64,
+}
+
+/// One change of a resource.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// What it changes.
+    pub key: Key,
+    /// The revision it was read at; `None`: it does not exist yet.
+    pub expected: Option<u64>,
+    /// What it becomes; `None`: nothing.
+    pub to: Option<Resource>,
+}
+
+/// A certificate that was issued, kept until it ends, for revocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedRecord {
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// The token it was issued for.
+    pub token: String,
+    /// Its bot.
+    pub bot: Option<String>,
+    /// Its instance.
+    pub instance: String,
+    /// Its last moment.
+    pub not_after: Timestamp,
+}
+
+/// What becomes true together, or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// The policy revision that this was decided under; `None`: whatever it is.
+    pub policy: Option<u64>,
+    /// Changes of resources.
+    pub changes: Vec<Change>,
+    /// Certificates issued.
+    pub issued: Vec<IssuedRecord>,
+    /// Audit events that tell of it.
+    pub events: Vec<Event>,
+}
+
+/// Why the store did not do as asked.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A resource or the policy has another revision than expected; nothing was written.
+    Conflict(String),
+    /// The database failed; nothing was written that is not whole.
+    Failed(String),
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Conflict(what) => write!(f, "{what} has changed meanwhile"),
+            Self::Failed(why) => write!(f, "database: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// What an auth endpoint needs of a database. Calls block; call from a thread that may.
+pub trait Store: Send + Sync {
+    /// One resource.
+    fn get(&self, key: &Key) -> Result<Option<Stored<Resource>>, StoreError>;
+
+    /// All resources of a kind, by name.
+    fn list(&self, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError>;
+
+    /// What a join with `token` is decided on; `None` without such a token.
+    fn join_view(&self, token: &str) -> Result<Option<JoinView>, StoreError>;
+
+    /// Writes all of `commit`, durably, or nothing.
+    fn commit(&self, commit: Commit) -> Result<(), StoreError>;
+
+    /// Audit events, oldest first; each with a number that rises.
+    fn events(&self, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError>;
+
+    /// Forgets what ended before `now`: instances, issued certificates, and events older than `keep_events`.
+    fn sweep(&self, now: Timestamp, keep_events: Duration) -> Result<(), StoreError>;
+}

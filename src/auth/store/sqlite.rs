@@ -1,0 +1,4 @@
+//! SQLite.
+/// The store.
+#[derive(Debug)]
+pub struct SqliteStore;

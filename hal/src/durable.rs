@@ -5,14 +5,21 @@
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::string::String;
+
+use zeroize::Zeroizing;
+
+use crate::{Error, ErrorKind, KeyId};
 
 /// Mode of a file that holds a secret.
 pub const PRIVATE_FILE: u32 = 0o600;
 /// Mode of a directory that holds secrets.
 pub const PRIVATE_DIR: u32 = 0o700;
+/// Larger than any key file of ours; more is not read.
+const MAX_KEY_FILE: u64 = 4096;
 
 /// Puts `content` under `path` with `mode`, replacing what was there.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -58,6 +65,41 @@ pub fn create_dir(dir: &Path) -> io::Result<()> {
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
+}
+
+/// The text of a key file, wiped when dropped.
+pub(crate) fn read_bounded(path: &Path) -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    File::open(path)?.take(MAX_KEY_FILE).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Calls `each` for every file of `dir` whose name is a key's between `prefix` and `suffix`.
+pub(crate) fn list(dir: &Path, prefix: &str, suffix: &str, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|e| explain(dir, &e))?,
+    };
+    for entry in entries {
+        let name = entry.map_err(|e| explain(dir, &e))?.file_name();
+        let id = name.to_str().and_then(|n| n.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok());
+        if let Some(id) = id {
+            each(&id);
+        }
+    }
+    Ok(())
+}
+
+/// The error of a key file.
+pub(crate) fn explain(path: &Path, e: &io::Error) -> Error {
+    let kind = match e.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::AlreadyExists => ErrorKind::Exists,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
+        io::ErrorKind::InvalidData => ErrorKind::Corrupt,
+        _ => ErrorKind::Other,
+    };
+    Error::new(kind, format_args!("{}: {e}", path.display()))
 }
 
 /// Writes and syncs the content beside `path`. A staged file left by a power cut is written over at the next try.

@@ -1,7 +1,6 @@
 //! Keys in files: one PKCS#8 PEM (RFC 5958, RFC 7468 section 10) per key, `key-NAME.pem`, mode 0600.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::vec::Vec;
 
 use ed25519_dalek::Signer as _;
@@ -14,8 +13,6 @@ use crate::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKe
 const LABEL: &str = "PRIVATE KEY";
 const PREFIX: &str = "key-";
 const SUFFIX: &str = ".pem";
-/// Larger than any key file of ours; more is not read.
-const MAX_FILE: u64 = 4096;
 /// DER before the 32-byte seed of an Ed25519 key in PKCS#8 version 1 (RFC 8410 section 7).
 const ED25519_PREFIX: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 
@@ -38,7 +35,7 @@ impl FileStore {
 
     fn load(&self, id: &KeyId) -> Result<PrivateKey, Error> {
         let path = self.path(id);
-        let pem = read_bounded(&path).map_err(|e| io_error(&path, &e))?;
+        let pem = durable::read_bounded(&path).map_err(|e| durable::explain(&path, &e))?;
         PrivateKey::from_pem(&pem).map_err(|why| Error::new(ErrorKind::Corrupt, format_args!("{}: {why}", path.display())))
     }
 }
@@ -55,7 +52,7 @@ impl KeyStore for FileStore {
     fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
         let path = self.path(id);
         let key = PrivateKey::generate(algorithm)?;
-        durable::create(&path, key.to_pem()?.as_bytes(), durable::PRIVATE_FILE).map_err(|e| io_error(&path, &e))?;
+        durable::create(&path, key.to_pem()?.as_bytes(), durable::PRIVATE_FILE).map_err(|e| durable::explain(&path, &e))?;
         key.public_key()
     }
 
@@ -68,23 +65,12 @@ impl KeyStore for FileStore {
     }
 
     fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
-        let entries = match std::fs::read_dir(&self.dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(|e| io_error(&self.dir, &e))?,
-        };
-        for entry in entries {
-            let name = entry.map_err(|e| io_error(&self.dir, &e))?.file_name();
-            let id = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok());
-            if let Some(id) = id {
-                each(&id);
-            }
-        }
-        Ok(())
+        durable::list(&self.dir, PREFIX, SUFFIX, each)
     }
 
     fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
         let path = self.path(id);
-        durable::remove(&path).map_err(|e| io_error(&path, &e))
+        durable::remove(&path).map_err(|e| durable::explain(&path, &e))
     }
 }
 
@@ -183,24 +169,6 @@ fn ecdsa(pkcs8: &[u8]) -> Option<EcdsaKeyPair> {
 
 fn unusable() -> Error {
     Error::new(ErrorKind::Corrupt, "the private key in memory cannot be used")
-}
-
-fn read_bounded(path: &Path) -> io::Result<Zeroizing<std::string::String>> {
-    use std::io::Read as _;
-    let mut text = Zeroizing::new(std::string::String::new());
-    std::fs::File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
-    Ok(text)
-}
-
-fn io_error(path: &Path, e: &io::Error) -> Error {
-    let kind = match e.kind() {
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
-        io::ErrorKind::AlreadyExists => ErrorKind::Exists,
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
-        io::ErrorKind::InvalidData => ErrorKind::Corrupt,
-        _ => ErrorKind::Other,
-    };
-    Error::new(kind, format_args!("{}: {e}", path.display()))
 }
 
 /// Cuts a displayable value to a bounded text.

@@ -7,6 +7,7 @@
 //! | --- | --- | --- |
 //! | `file` | [`file::FileStore`]: PKCS#8 PEM, 0600, durable | Ed25519, P-256 |
 //! | `pkcs11` | [`pkcs11::Pkcs11Store`]: one token of a PKCS#11 module, not extractable | P-256, Ed25519 where the token has it |
+//! | `tpm` | [`tpm::TpmStore`]: TPM 2.0, wrapped in TSS2 PRIVATE KEY files | P-256 |
 //!
 //! # For callers
 //! - Name a key with a [`KeyId`]; keep nothing else. A backend opens, acts and lets go in each call, so no handle outlives one.
@@ -27,7 +28,7 @@
 #[cfg(feature = "verify")]
 extern crate std;
 
-#[cfg(feature = "file")]
+#[cfg(any(feature = "file", feature = "tpm"))]
 pub mod durable;
 mod error;
 #[cfg(feature = "file")]
@@ -35,6 +36,8 @@ pub mod file;
 mod key;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
+#[cfg(feature = "tpm")]
+pub mod tpm;
 #[cfg(feature = "verify")]
 pub mod verify;
 

@@ -14,4 +14,6 @@
 #[cfg(feature = "auth")]
 pub mod auth;
 pub mod join;
+#[cfg(feature = "agent")]
+pub mod state;
 pub mod time;

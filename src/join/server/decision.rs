@@ -270,7 +270,7 @@ fn renewal_or_recovery(base: &Base, request: &Verified, now: Timestamp) -> Resul
     let Some(certificate) = request.certificate.as_ref().filter(|c| now <= c.not_after) else {
         return Ok(Course::Recovery { waived: false });
     };
-    let (shown, expected) = (&certificate.claims.step, &base.step);
+    let (shown, expected) = (&certificate.holder.step, &base.step);
     if shown.instance != expected.instance {
         return Ok(Course::Recovery { waived: false });
     }

@@ -6,7 +6,7 @@ use super::challenge::Challenge;
 use super::record::{Spec, Status};
 use crate::join::jws::Header;
 use crate::join::message::{JOIN_PATH, JoinRequest, RenewalProof, RotationProof};
-use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, Thumbprint, base64url};
+use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, Step, Thumbprint, base64url};
 use crate::time::Timestamp;
 
 /// What a join request proves.
@@ -42,12 +42,25 @@ pub struct Presented {
 /// An identity certificate of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShownCertificate {
-    /// The step that it was issued for.
-    pub claims: Claims,
+    /// Whose certificate it is.
+    pub holder: Holder,
     /// Last moment of validity.
     pub not_after: Timestamp,
     /// Its subject's key.
     pub key: PublicKey,
+}
+
+/// Whom an identity certificate names: cluster, token, its life and the step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Cluster.
+    pub cluster: String,
+    /// Token.
+    pub token: String,
+    /// Incarnation of the token.
+    pub incarnation: Id,
+    /// The step that it was issued for.
+    pub step: Step,
 }
 
 /// What the server holds a request against.
@@ -179,9 +192,9 @@ fn renewal(proof: &Jws, outer: &Header, request: &JoinRequest, context: &Context
     let signed: RenewalProof = proof.verify(&shown.key).map_err(|e| e.to_string())?;
     let wrong = [
         (signed.attempt != request.attempt, "it is of another attempt"),
-        (shown.claims.iss != context.cluster, "the certificate is of another cluster"),
-        (shown.claims.sub != context.token, "the certificate is of another token"),
-        (Some(shown.claims.inc) != context.status.incarnation, "the certificate is of an earlier life of the token"),
+        (shown.holder.cluster != context.cluster, "the certificate is of another cluster"),
+        (shown.holder.token != context.token, "the certificate is of another token"),
+        (Some(shown.holder.incarnation) != context.status.incarnation, "the certificate is of an earlier life of the token"),
     ];
     match wrong.iter().find(|(is, _)| *is) {
         Some((_, why)) => Err((*why).into()),

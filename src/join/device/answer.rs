@@ -1,0 +1,91 @@
+//! What a device makes of the server's answer: its next memory, to be written before anything else is done.
+
+use super::memory::{CertificateInfo, Memory};
+use super::request::Prepared;
+use crate::join::message::JoinAnswer;
+use crate::join::{MAX_JOIN_STATE, Thumbprint, base64url};
+
+/// A device that has joined.
+#[derive(Debug)]
+pub struct Issued {
+    /// What it remembers from now on.
+    pub memory: Memory,
+    /// Its identity certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The answer, with all else that was issued.
+    pub answer: JoinAnswer,
+}
+
+/// Why an answer that arrived whole cannot be used. Nothing of it may be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// A certificate that is not base64url.
+    Certificate,
+    /// A join state longer than [`MAX_JOIN_STATE`].
+    JoinState,
+    /// Another number of certificates than was asked for.
+    Outputs,
+    /// The server says that a key is bound which this device does not have (conformance C150).
+    UnknownKey(Thumbprint),
+}
+
+impl std::fmt::Display for AnswerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Certificate => f.write_str("the answer holds a certificate that is not base64url"),
+            Self::JoinState => write!(f, "the answer holds a join state of more than {MAX_JOIN_STATE} bytes"),
+            Self::Outputs => f.write_str("the answer holds another number of certificates than was asked for"),
+            Self::UnknownKey(key) => write!(f, "the answer says that key {key} is bound, which this device does not have"),
+        }
+    }
+}
+
+impl std::error::Error for AnswerError {}
+
+impl Prepared<'_> {
+    /// Takes the answer.
+    pub fn answered(self, answer: JoinAnswer) -> Result<Issued, AnswerError> {
+        let certificate = base64url::decode(&answer.identity.certificate).map_err(|_| AnswerError::Certificate)?;
+        if answer.join_state.len() > MAX_JOIN_STATE {
+            return Err(AnswerError::JoinState);
+        }
+        if answer.outputs.len() != self.outputs {
+            return Err(AnswerError::Outputs);
+        }
+        let mut memory = self.memory.clone();
+        memory.bind(answer.key)?;
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, &certificate).as_ref());
+        let memory = Memory {
+            cluster: answer.cluster.clone(),
+            incarnation: Some(answer.incarnation),
+            step: Some(answer.step),
+            join_state: Some(answer.join_state.clone()),
+            attempt: None,
+            certificate: Some(CertificateInfo {
+                serial: answer.identity.serial.clone(),
+                not_before: answer.identity.not_before,
+                not_after: answer.identity.not_after,
+                fingerprint,
+            }),
+            recoveries: Some(answer.recoveries),
+            last_known_time: memory.last_known_time.max(answer.time),
+            ..memory
+        };
+        Ok(Issued { memory, certificate, answer })
+    }
+}
+
+impl Memory {
+    /// Notes that `key` is the bound one. It comes before every key that was bound earlier.
+    fn bind(&mut self, key: Thumbprint) -> Result<(), AnswerError> {
+        let place = self.keys.iter().position(|k| k.thumbprint == key).ok_or(AnswerError::UnknownKey(key))?;
+        self.keys[place].bound = true;
+        if self.keys[..place].iter().any(|k| k.bound) {
+            let key = self.keys.remove(place);
+            self.keys.insert(0, key);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! From a device that wants to join to one that knows which key to prove.
+
+use boundkey_hal::Algorithm;
+
+use super::{KnownKey, Memory};
+use crate::join::Thumbprint;
+use crate::join::message::{ChallengeAnswer, ChallengeRequest};
+
+/// A device that wants to join.
+#[derive(Debug)]
+pub struct Start<'a> {
+    memory: &'a Memory,
+    token: &'a str,
+}
+
+/// A device that was asked to prove a key.
+#[derive(Debug)]
+pub struct Challenged<'a> {
+    pub(super) memory: &'a Memory,
+    pub(super) answer: ChallengeAnswer,
+    /// The key to sign with; `None`: one that is yet to be made.
+    pub(super) signer: Option<&'a KnownKey>,
+    /// Whether join state and certificate belong to the life of the token that the server is in.
+    pub(super) same_life: bool,
+}
+
+/// Why a device gives up on a challenge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GiveUp {
+    /// The server asks for proof of a key that this device never had, or has forgotten.
+    UnknownKey(Thumbprint),
+    /// The server takes no algorithm that the key store makes.
+    NoCommonAlgorithm(Vec<String>),
+}
+
+impl<'a> Start<'a> {
+    /// A join of `token` by a device with `memory`, which must be [`Memory::for_token`] of it.
+    pub fn new(memory: &'a Memory, token: &'a str) -> Self {
+        Self { memory, token }
+    }
+
+    /// What to send to [`crate::join::message::CHALLENGE_PATH`].
+    pub fn request(&self) -> ChallengeRequest {
+        ChallengeRequest { token: self.token.into() }
+    }
+
+    /// Picks the key to prove.
+    ///
+    /// In the life of the token that this device knows, the newest key that it and the server agree on signs: the named key, be it
+    /// the current one or one whose answer was lost. Where the server names an older one it was restored from a backup, and the
+    /// current key signs, with the join state that names it. In another life the server's word alone counts.
+    pub fn challenged(self, answer: ChallengeAnswer) -> Result<Challenged<'a>, GiveUp> {
+        let memory = self.memory;
+        let same_life = memory.incarnation == Some(answer.incarnation);
+        let named = answer.key.and_then(|print| memory.key(print));
+        let current = memory.keys.iter().find(|key| key.bound);
+        let signer = match (answer.key, named, current.filter(|_| same_life)) {
+            // Not older than the current key: the current one itself, or one whose answer was lost.
+            (Some(_), Some(named), current) if current.is_none_or(|c| !is_older(memory, named, c)) => Some(named),
+            // The server was restored from a backup, and has forgotten the current key, or this device altogether.
+            (_, _, Some(current)) => Some(current),
+            (Some(print), ..) => return Err(GiveUp::UnknownKey(print)),
+            (None, ..) => memory.unbound_key(),
+        };
+        Ok(Challenged { memory, answer, signer, same_life })
+    }
+}
+
+/// Whether `a` was made before `b`.
+fn is_older(memory: &Memory, a: &KnownKey, b: &KnownKey) -> bool {
+    let place = |key| memory.keys.iter().position(|k| k == key);
+    place(a) > place(b)
+}
+
+impl Challenged<'_> {
+    /// The algorithm of the key that must be made before [`Self::prepare`]; `None` if none must. `offered` is what the key
+    /// store makes.
+    pub fn new_key(&self, offered: &[Algorithm]) -> Result<Option<Algorithm>, GiveUp> {
+        let missing = self.signer.is_none() || (self.answer.rotate && self.successor().is_none());
+        if !missing {
+            return Ok(None);
+        }
+        let known = self.answer.algorithms.iter().filter_map(|name| Algorithm::from_jws_name(name));
+        let common = known.into_iter().find(|algorithm| offered.contains(algorithm));
+        common.map(Some).ok_or_else(|| GiveUp::NoCommonAlgorithm(self.answer.algorithms.clone()))
+    }
+
+    /// Whether this join binds its key for the first time, which takes the registration secret.
+    pub fn is_registration(&self) -> bool {
+        self.answer.key.is_none() && !self.same_life
+    }
+
+    /// The newest key, where it can replace the signer.
+    pub(super) fn successor(&self) -> Option<&KnownKey> {
+        self.memory.unbound_key().filter(|key| Some(*key) != self.signer)
+    }
+}

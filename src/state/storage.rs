@@ -1,0 +1,70 @@
+//! The few calls that durable state needs of a file system, as a trait: tests cut the power behind it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use boundkey_hal::durable;
+
+/// Longest file that is read whole.
+const MAX_FILE: u64 = 256 * 1024;
+
+/// Named files in one place.
+pub trait Storage {
+    /// The whole of `name`; `None` only if there is no such file.
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>>;
+
+    /// Overwrites part of `name`, which exists. Durable only after [`Storage::sync`]; until then a power cut may leave any mix.
+    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes all written to `name` durable.
+    fn sync(&mut self, name: &str) -> io::Result<()>;
+
+    /// Replaces `name` whole, or makes it: after a power cut it is the old or the new one. Durable on return.
+    fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// A directory of the file system. Files are 0600.
+#[derive(Debug)]
+pub struct DirStorage {
+    dir: PathBuf,
+}
+
+impl DirStorage {
+    /// Storage in `dir`, which is made if missing, private to its owner.
+    pub fn create(dir: &Path) -> io::Result<Self> {
+        durable::create_dir(dir)?;
+        Ok(Self::open(dir))
+    }
+
+    /// Storage in `dir` as it is.
+    pub fn open(dir: &Path) -> Self {
+        Self { dir: dir.into() }
+    }
+}
+
+impl Storage for DirStorage {
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        use io::Read as _;
+        let file = match File::open(self.dir.join(name)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new().write(true).open(self.dir.join(name))?.write_all_at(bytes, offset)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        File::open(self.dir.join(name))?.sync_data()
+    }
+
+    fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        durable::replace(&self.dir.join(name), bytes, durable::PRIVATE_FILE)
+    }
+}

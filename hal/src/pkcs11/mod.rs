@@ -12,7 +12,8 @@
 //!
 //! - Each call finds the token, opens a session, logs in, acts and closes. Only the module stays loaded and initialised.
 //! - A wrong PIN is tried once per call and never again by itself; where a token says that one more locks it, none is tried.
-//! - Every other failure leads to one fresh start of the module within the call: a token that came back is found again.
+//! - Other failures lead to a fresh start of the module within the call, a token that is not there to a few: one that came back
+//!   is found again.
 //! - Several programs can share a token, and several agents too, each with its own [`Config::prefix`].
 //!
 //! Read top-down: this file, then `object` (key pairs), `token` (finding and logging in), `module` (loading, errors).
@@ -89,7 +90,7 @@ impl Pkcs11Store {
         }
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if config.prefix.len() > MAX_PREFIX || !config.prefix.bytes().all(plain) {
-            return refuse("the prefix of PKCS#11 labels has up to 32 characters of a-z, A-Z, 0-9, -, _ and .");
+            return refuse("the prefix of PKCS#11 labels has up to 32 letters, digits, full stops, - and _");
         }
         Ok(Self { config })
     }

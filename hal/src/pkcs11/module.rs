@@ -4,9 +4,11 @@
 //! and is used by one thread at a time, so that a login, which is the process's too, always belongs to one call.
 
 use core::fmt;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::vec::Vec;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
@@ -16,43 +18,85 @@ use crate::{Error, ErrorKind};
 
 static MODULES: Mutex<Vec<Arc<Mutex<Module>>>> = Mutex::new(Vec::new());
 
+/// Milliseconds before each fresh start. SoftHSM2, for one, hides a token for the moment in which another process logs in to it.
+const PAUSES_MS: [u64; 4] = [0, 20, 80, 240];
+
+const LONGEST_WAIT_MS: u64 = 2000;
+const POLL_MS: u64 = 2;
+
 /// An error, and whether to restart the module and do all of it once more.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) error: Error,
-    pub(super) again: bool,
+    pub(super) again: Again,
+}
+
+/// Whether a fresh start of the module can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// No: it would fail the same way, cost a try of the PIN, or do something twice.
+    Never,
+    /// Perhaps: a token was pulled out and put back, its daemon restarted, a session lost.
+    Once,
+    /// Perhaps, after a while. Only for what comes before a login, so that no PIN is tried again and again.
+    Patiently,
 }
 
 /// Errors of our own finding are final: a second look would find the same.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, again: false }
+        Self { error, again: Again::Never }
     }
 }
 
 impl Failure {
     /// The failure after something was changed, or may have been: doing it again would change it twice.
     pub(super) fn last(mut self) -> Self {
-        self.again = false;
+        self.again = Again::Never;
         self
     }
 }
 
-/// Runs `op` on the module at `path`. If it fails for another reason than a PIN, it is run once more on the restarted
-/// module: a token may have been pulled out and put back, its daemon restarted, a session lost.
+/// Runs `op` on the module at `path`, and again on the restarted module where its failure says that this may help.
 pub(super) fn run<T>(path: &Path, op: &dyn Fn(&Pkcs11) -> Result<T, Failure>) -> Result<T, Error> {
     let shared = shared(path)?;
     let mut module = lock(&shared);
-    match module.started().and_then(|library| op(&library)) {
-        Err(failure) if failure.again => module.stop(),
-        answer => return answer.map_err(|failure| failure.error),
-    }
-    let answer = module.started().and_then(|library| op(&library));
-    if answer.as_ref().is_err_and(|failure| failure.again) {
-        // The next call finds it stopped, and starts from nothing.
+    let _turn = turn(&module.path);
+    let mut pauses = PAUSES_MS.into_iter().map(Duration::from_millis);
+    let mut started_anew = false;
+    loop {
+        let failure = match module.started().and_then(|library| op(&library)) {
+            Ok(answer) => return Ok(answer),
+            Err(failure) if failure.again == Again::Never => return Err(failure.error),
+            Err(failure) => failure,
+        };
+        // Also where we give up: the next call then starts from nothing.
         module.stop();
+        if failure.again == Again::Once && started_anew {
+            return Err(failure.error);
+        }
+        started_anew |= failure.again == Again::Once;
+        match pauses.next() {
+            Some(pause) => std::thread::sleep(pause),
+            None => return Err(failure.error),
+        }
     }
-    answer.map_err(|failure| failure.error)
+}
+
+/// Waits until no other process of ours uses the module, and keeps the others out until the file is dropped.
+///
+/// SoftHSM2 rewrites its token in place at every login; whoever reads it in that moment sees a broken one. The lock is
+/// a courtesy: programs that do not know it, or do not let go of it, only cost us the wait.
+fn turn(module: &Path) -> Option<File> {
+    let file = File::open(module).ok()?;
+    for _ in 0..LONGEST_WAIT_MS / POLL_MS {
+        match file.try_lock() {
+            Ok(()) => return Some(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(POLL_MS)),
+            Err(TryLockError::Error(_)) => return None,
+        }
+    }
+    None
 }
 
 /// The one entry for the module at `path`, whatever link it is named by.
@@ -138,7 +182,7 @@ fn unreachable(why: fmt::Arguments<'_>) -> Error {
 pub(super) fn failed(doing: impl fmt::Display, cause: &Cause) -> Failure {
     let (kind, again) = match cause {
         Cause::Pkcs11(code, function) => meaning(*code, *function),
-        _ => (ErrorKind::Other, false),
+        _ => (ErrorKind::Other, Again::Never),
     };
     let advice = match cause {
         Cause::Pkcs11(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange, _) => {
@@ -155,17 +199,18 @@ pub(super) fn failed(doing: impl fmt::Display, cause: &Cause) -> Failure {
 }
 
 /// Every failure but those about a PIN, or that can only repeat themselves, is worth a second go on a fresh start.
-fn meaning(code: RvError, function: Function) -> (ErrorKind, bool) {
+fn meaning(code: RvError, function: Function) -> (ErrorKind, Again) {
     match code {
         RvError::PinIncorrect
         | RvError::PinInvalid
         | RvError::PinLenRange
         | RvError::PinExpired
-        | RvError::UserPinNotInitialized
         | RvError::ActionProhibited
         | RvError::TokenWriteProtected
-        | RvError::KeyFunctionNotPermitted => (ErrorKind::Denied, false),
-        RvError::PinLocked => (ErrorKind::Locked, false),
+        | RvError::KeyFunctionNotPermitted => (ErrorKind::Denied, Again::Never),
+        RvError::PinLocked => (ErrorKind::Locked, Again::Never),
+        // The token just said that it has a PIN, and no try was spent.
+        RvError::UserPinNotInitialized => (ErrorKind::Denied, Again::Once),
         RvError::MechanismInvalid
         | RvError::MechanismParamInvalid
         | RvError::CurveNotSupported
@@ -173,8 +218,8 @@ fn meaning(code: RvError, function: Function) -> (ErrorKind, bool) {
         | RvError::DomainParamsInvalid
         | RvError::TemplateInconsistent
         | RvError::AttributeValueInvalid
-        | RvError::AttributeTypeInvalid => (ErrorKind::Unsupported, false),
-        RvError::SessionCount | RvError::DeviceMemory | RvError::HostMemory => (ErrorKind::Busy, true),
+        | RvError::AttributeTypeInvalid => (ErrorKind::Unsupported, Again::Never),
+        RvError::SessionCount | RvError::DeviceMemory | RvError::HostMemory => (ErrorKind::Busy, Again::Once),
         RvError::GeneralError
         | RvError::DeviceError
         | RvError::DeviceRemoved
@@ -183,9 +228,10 @@ fn meaning(code: RvError, function: Function) -> (ErrorKind, bool) {
         | RvError::SlotIdInvalid
         | RvError::SessionClosed
         | RvError::SessionHandleInvalid
-        | RvError::CryptokiNotInitialized => (ErrorKind::Unreachable, true),
-        // A login that failed for no stated reason may have cost a try: not again.
-        _ => (ErrorKind::Other, !matches!(function, Function::Login)),
+        | RvError::CryptokiNotInitialized => (ErrorKind::Unreachable, Again::Once),
+        // A login that failed for no stated reason may have cost a try.
+        _ if matches!(function, Function::Login) => (ErrorKind::Other, Again::Never),
+        _ => (ErrorKind::Other, Again::Once),
     }
 }
 

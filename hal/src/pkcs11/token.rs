@@ -9,7 +9,7 @@ use cryptoki::error::{Error as Cause, RvError};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 
-use super::module::{Failure, failed};
+use super::module::{Again, Failure, failed};
 use super::{PinSource, TokenMatch};
 use crate::{Error, ErrorKind};
 
@@ -66,7 +66,7 @@ pub(super) fn find(library: &Pkcs11, wanted: &TokenMatch) -> Result<Token, Failu
                 ErrorKind::Unreachable,
                 format_args!("no token is {wanted} (tokens there: {present}): is it plugged in?"),
             ),
-            again: true,
+            again: Again::Patiently,
         }),
         (Some(_), more) => {
             let n = more + 1;

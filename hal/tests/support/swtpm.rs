@@ -1,0 +1,139 @@
+//! A software TPM for one test: on loopback, its state in a temporary directory, killed when the test ends.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use boundkey_hal::tpm::{Config, Tcti};
+
+use super::process::{run, tool};
+
+pub(crate) struct Swtpm {
+    // An absolute path: with a relative one every command of swtpm fails.
+    state: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Swtpm {
+    /// A new TPM, started.
+    pub(crate) fn start() -> Self {
+        let state = tempfile::tempdir().expect("temporary directory");
+        // Another test may take the ports between looking and starting; then swtpm ends at once.
+        for _ in 0..20 {
+            let port = two_free_ports();
+            if let Some(child) = launch(state.path(), port) {
+                return Self { state, port, child };
+            }
+        }
+        panic!("swtpm does not start");
+    }
+
+    /// Where libtss2 finds it.
+    pub(crate) fn tcti(&self) -> String {
+        tcti(self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A store with the key files in `dir`.
+    pub(crate) fn config(&self, dir: &Path) -> Config {
+        Config::new(dir, Tcti::parse(&self.tcti()).expect("a TCTI"))
+    }
+
+    /// A power cut: no shutdown command, no saved state.
+    pub(crate) fn cut_power(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// Power is back: the same TPM, at the same place.
+    pub(crate) fn power_on(&mut self) {
+        // The ports may take a moment to come free.
+        for _ in 0..100 {
+            if let Some(child) = launch(self.state.path(), self.port) {
+                self.child = child;
+                return;
+            }
+            sleep(Duration::from_millis(20));
+        }
+        panic!("swtpm does not start again");
+    }
+
+    /// Makes it hang, or go on.
+    pub(crate) fn signal(&self, signal: &str) {
+        run(tool("kill", "procps").arg(signal).arg(self.child.id().to_string()));
+    }
+
+    /// One of tpm2-tools, to be run on it.
+    pub(crate) fn tool(&self, name: &str) -> Command {
+        let mut command = tool(name, "tpm2-tools");
+        command.env("TPM2TOOLS_TCTI", self.tcti()).env("TSS2_LOG", "all+none").current_dir(self.state.path());
+        command
+    }
+
+    /// Handles of all loaded objects and sessions.
+    pub(crate) fn loaded(&self) -> String {
+        ["handles-transient", "handles-loaded-session", "handles-saved-session"]
+            .map(|kind| run(self.tool("tpm2_getcap").arg(kind)))
+            .concat()
+    }
+
+    /// A variable property, such as the number of failed tries.
+    pub(crate) fn property(&self, name: &str) -> u32 {
+        let all = run(self.tool("tpm2_getcap").arg("properties-variable"));
+        let line = all.lines().find(|l| l.trim_start().starts_with(name)).unwrap_or_else(|| panic!("no {name} in {all}"));
+        let number = line.rsplit(' ').next().expect("a value");
+        u32::from_str_radix(number.trim_start_matches("0x"), 16).expect("a hexadecimal number")
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        // It may be dead already, by the test's doing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn tcti(port: u16) -> String {
+    format!("swtpm:host=127.0.0.1,port={port}")
+}
+
+/// Two ports in a row: libtss2 expects the control channel on the second.
+pub(crate) fn two_free_ports() -> u16 {
+    loop {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = first.local_addr().expect("address").port();
+        if port < u16::MAX && TcpListener::bind((Ipv4Addr::LOCALHOST, port + 1)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Starts swtpm and waits until it answers; `None` where it ends by itself.
+fn launch(state: &Path, port: u16) -> Option<Child> {
+    let mut child = tool("swtpm", "swtpm")
+        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
+        .arg(format!("dir={}", state.display()))
+        .args(["--server", &format!("type=tcp,port={port},bindaddr=127.0.0.1")])
+        .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start swtpm");
+    for _ in 0..500 {
+        if child.try_wait().expect("state of swtpm").is_some() {
+            return None;
+        }
+        if TcpStream::connect((Ipv4Addr::LOCALHOST, port + 1)).is_ok() {
+            return Some(child);
+        }
+        sleep(Duration::from_millis(10));
+    }
+    panic!("swtpm runs but does not listen");
+}

@@ -6,8 +6,6 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use boundkey_hal::tpm::{Config, Tcti};
-
 use super::process::{run, tool};
 
 pub(crate) struct Swtpm {
@@ -41,8 +39,9 @@ impl Swtpm {
     }
 
     /// A store with the key files in `dir`.
-    pub(crate) fn config(&self, dir: &Path) -> Config {
-        Config::new(dir, Tcti::parse(&self.tcti()).expect("a TCTI"))
+    #[cfg(feature = "tpm")]
+    pub(crate) fn config(&self, dir: &Path) -> boundkey_hal::tpm::Config {
+        boundkey_hal::tpm::Config::new(dir, boundkey_hal::tpm::Tcti::parse(&self.tcti()).expect("a TCTI"))
     }
 
     /// A power cut: no shutdown command, no saved state.

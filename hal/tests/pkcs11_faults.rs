@@ -1,5 +1,6 @@
 //! The PKCS#11 backend when modules, tokens and PINs misbehave: what it does, and how often it tries.
 #![cfg(feature = "pkcs11")]
+#![allow(clippy::result_large_err)] // see lib.rs
 
 mod conformance;
 mod support;

@@ -5,3 +5,5 @@
 pub(crate) mod faulty;
 pub(crate) mod process;
 pub(crate) mod softhsm;
+pub(crate) mod swtpm;
+pub(crate) mod tpm2_pkcs11;

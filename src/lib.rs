@@ -14,6 +14,7 @@
 #[cfg(feature = "auth")]
 pub mod auth;
 pub mod join;
+pub mod pem;
 #[cfg(feature = "agent")]
 pub mod state;
 pub mod time;

@@ -1,5 +1,12 @@
 //! The server program: decide and commit, CA, store, HTTP API, operator's API.
 
+pub mod api;
 pub mod audit;
+pub mod ca;
+pub mod data_dir;
+pub mod joins;
 pub mod resource;
+pub mod serve;
 pub mod store;
+mod throttle;
+pub mod tls;

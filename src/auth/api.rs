@@ -1,0 +1,103 @@
+//! The devices' API over HTTPS: four calls, all of them small, none of them trusted.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Extension, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::joins::{Joins, algorithms};
+use crate::join::message::{CA_PATH, CHALLENGE_PATH, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping};
+use crate::join::{PROBLEM_JSON, Problem, ProblemType};
+use crate::pem;
+
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The routes.
+pub fn router(joins: Arc<Joins>) -> Router {
+    Router::new()
+        .route(PING_PATH, get(ping))
+        .route(CA_PATH, get(ca))
+        .route(CHALLENGE_PATH, post(challenge))
+        .route(JOIN_PATH, post(join))
+        .fallback(async || -> Problem { ProblemType::UnsupportedVersion.into() })
+        .method_not_allowed_fallback(async || Problem::new(ProblemType::BadRequest, "no such method on this path"))
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
+        .with_state(joins)
+}
+
+async fn ping(State(joins): State<Arc<Joins>>) -> Json<Ping> {
+    let (cluster, version) = (joins.cluster.clone(), VERSION.to_owned());
+    Json(Ping { cluster, version, algorithms: algorithms(), time: joins.clock.now() })
+}
+
+async fn ca(State(joins): State<Arc<Joins>>) -> impl IntoResponse {
+    let pem = pem::certificate(joins.authority.certificate());
+    ([(header::CONTENT_TYPE, "application/pem-certificate-chain")], pem)
+}
+
+async fn challenge(State(joins): State<Arc<Joins>>, body: Result<Bytes, BytesRejection>) -> Response {
+    respond(body, move |request| joins.challenge(&request)).await
+}
+
+async fn join(
+    State(joins): State<Arc<Joins>>,
+    Extension(from): Extension<SocketAddr>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    respond(body, move |jws| joins.join(&jws, from)).await
+}
+
+/// Reads the request, answers it on a thread that may block, and writes the answer or the problem.
+async fn respond<Q, A>(
+    body: Result<Bytes, BytesRejection>,
+    answer: impl FnOnce(Q) -> Result<A, Problem> + Send + 'static,
+) -> Response
+where
+    Q: DeserializeOwned + Send + 'static,
+    A: Serialize + Send + 'static,
+{
+    let request = body.map_err(|e| Problem::new(ProblemType::BadRequest, e.to_string())).and_then(|bytes| {
+        serde_json::from_slice(&bytes).map_err(|e| Problem::new(ProblemType::BadRequest, format!("not the JSON expected: {e}")))
+    });
+    let answered = match request {
+        Ok(request) => tokio::task::spawn_blocking(move || answer(request)).await.unwrap_or_else(|e| {
+            log::error!("a request died: {e}");
+            Err(ProblemType::ServerError.into())
+        }),
+        Err(problem) => Err(problem),
+    };
+    match answered {
+        Ok(answer) => Json(answer).into_response(),
+        Err(problem) => problem.into_response(),
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        response
+    }
+}
+
+/// One connection's service: the router, knowing where the connection comes from.
+pub(super) async fn serve_request(
+    mut router: Router,
+    from: SocketAddr,
+    mut request: axum::http::Request<hyper::body::Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    use tower_service::Service as _;
+    request.extensions_mut().insert(from);
+    router.call(request.map(Body::new)).await
+}

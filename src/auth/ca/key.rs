@@ -1,0 +1,87 @@
+//! Keys in the shapes that rcgen asks for.
+
+use boundkey_hal::{Algorithm, KeyId, PublicKey};
+use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData, SignatureAlgorithm, SigningKey};
+
+use super::Authority;
+
+/// A public key to be certified.
+pub(super) struct Subject(pub(super) PublicKey);
+
+impl PublicKeyData for Subject {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        rcgen_algorithm(self.0.algorithm())
+    }
+}
+
+/// A key of the authority that signs certificates.
+pub(super) struct Issuer<'a> {
+    pub(super) authority: &'a Authority,
+    pub(super) id: &'a KeyId,
+    pub(super) key: &'a PublicKey,
+}
+
+impl PublicKeyData for Issuer<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.key.as_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        rcgen_algorithm(self.key.algorithm())
+    }
+}
+
+impl SigningKey for Issuer<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        // rcgen's error for foreign keys carries no cause: it is logged here, where it is known.
+        let signature = self.authority.sign(self.id, message).map_err(|e| {
+            log::error!("CA key {}: {e}", self.id);
+            rcgen::Error::RemoteKeyError
+        })?;
+        Ok(match self.key.algorithm() {
+            Algorithm::EcdsaP256 => ecdsa_der(signature.as_bytes()),
+            Algorithm::Ed25519 => signature.as_bytes().to_vec(),
+        })
+    }
+}
+
+fn rcgen_algorithm(algorithm: Algorithm) -> &'static SignatureAlgorithm {
+    match algorithm {
+        Algorithm::EcdsaP256 => &PKCS_ECDSA_P256_SHA256,
+        Algorithm::Ed25519 => &PKCS_ED25519,
+    }
+}
+
+/// `ECDSA-Sig-Value` (RFC 3279 section 2.2.3) of `R || S`. Both are at most 33 bytes long, so every length is one byte.
+fn ecdsa_der(signature: &[u8; 64]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(70);
+    for half in signature.chunks(32) {
+        let zeros = half.iter().take_while(|byte| **byte == 0).count().min(31);
+        let sign = usize::from(half[zeros] >= 0x80);
+        body.extend([2, u8::try_from(32 - zeros + sign).unwrap_or(33)]);
+        body.extend(std::iter::repeat_n(0, sign));
+        body.extend(&half[zeros..]);
+    }
+    let mut der = vec![0x30, u8::try_from(body.len()).unwrap_or(70)];
+    der.extend(body);
+    der
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_minimal_and_positive() {
+        let mut signature = [0; 64];
+        signature[0] = 0x80;
+        signature[63] = 1;
+        let der = ecdsa_der(&signature);
+        assert_eq!(der[..6], [0x30, 38, 2, 33, 0, 0x80]);
+        assert_eq!(der[37..], [2, 1, 1]);
+    }
+}

@@ -1,0 +1,73 @@
+//! Reading X.509 that a peer or the disk hands in.
+
+use boundkey_hal::{Algorithm, PublicKey};
+use x509_parser::prelude::*;
+
+use crate::join::base64url;
+use crate::time::Timestamp;
+
+/// The key that a PKCS#10 request (base64url of DER) proves to hold. Its names are not looked at.
+pub fn subject_key(csr: &str) -> Result<PublicKey, String> {
+    let der = base64url::decode(csr).map_err(|_| "a certificate request that is not base64url")?;
+    let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|e| format!("a certificate request that cannot be read: {e}"))?;
+    if !rest.is_empty() {
+        return Err("a certificate request with something behind it".into());
+    }
+    request.verify_signature().map_err(|_| "a certificate request whose signature does not verify")?;
+    public_key(&request.certification_request_info.subject_pki)
+}
+
+/// What an identity certificate says.
+pub(super) struct Identity {
+    pub(super) uri: String,
+    pub(super) not_after: Timestamp,
+    pub(super) key: PublicKey,
+}
+
+/// Opens a certificate that the holder of `ca` (DER) signed; its time is not judged here.
+pub(super) fn open_identity(der: &[u8], ca: &[u8]) -> Result<Identity, String> {
+    let certificate = parse(der)?;
+    let ca = parse(ca)?;
+    certificate.verify_signature(Some(ca.public_key())).map_err(|_| "the certificate is not signed by this cluster's CA")?;
+    let names = certificate.subject_alternative_name().map_err(|e| e.to_string())?;
+    let uri = names.iter().flat_map(|names| &names.value.general_names).find_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    });
+    let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(Identity {
+        uri: uri.ok_or("the certificate has no URI")?,
+        not_after: Timestamp::from_secs(end),
+        key: public_key(certificate.public_key())?,
+    })
+}
+
+/// Whether `der` is the CA certificate of `key`.
+pub(super) fn check_ca(der: &[u8], key: &PublicKey) -> Result<(), String> {
+    let certificate = parse(der)?;
+    if public_key(certificate.public_key())? == *key { Ok(()) } else { Err("it is not of the key in the key store".into()) }
+}
+
+/// Last moment of a certificate.
+pub(super) fn not_after(der: &[u8]) -> Result<Timestamp, String> {
+    let end = parse(der)?.validity().not_after.timestamp();
+    Ok(Timestamp::from_secs(u64::try_from(end).unwrap_or(0)))
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err("a certificate with something behind it".into()),
+        Err(e) => Err(format!("a certificate that cannot be read: {e}")),
+    }
+}
+
+fn public_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<PublicKey, String> {
+    let bytes = &spki.subject_public_key.data;
+    let found = match spki.parsed() {
+        Ok(x509_parser::public_key::PublicKey::EC(_)) => PublicKey::new(Algorithm::EcdsaP256, bytes),
+        _ if spki.algorithm.algorithm == oid_registry::OID_SIG_ED25519 => PublicKey::new(Algorithm::Ed25519, bytes),
+        _ => return Err("a key that is neither P-256 nor Ed25519".into()),
+    };
+    found.map_err(|e| e.0.into())
+}

@@ -1,0 +1,237 @@
+//! The data directory: what `boundkey-auth init` makes and `start` opens. Private files are 0600, the directory 0700.
+//!
+//! | name | what |
+//! | --- | --- |
+//! | `cluster.json` | cluster name and server names; written last, so that its presence means a whole `init` |
+//! | `keys/` | the authority's keys |
+//! | `challenge.key` | 32 bytes that seal challenges |
+//! | `ca.pem` | CA certificate |
+//! | `tls.pem` | TLS server's key and certificate |
+//! | `boundkey.db` | the store |
+//! | `operator.sock` | the operator's API, while the server runs |
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use boundkey_hal::durable;
+use boundkey_hal::file::FileStore;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::ca::{Authority, CaError, ServerIdentity, make_keys};
+use crate::pem;
+use super::store::{SqliteStore, StoreError};
+use crate::time::{NoRandomness, Random, Timestamp};
+
+/// The operator's socket in a data directory.
+pub const SOCKET: &str = "operator.sock";
+const CLUSTER: &str = "cluster.json";
+const KEYS: &str = "keys";
+const CHALLENGE_KEY: &str = "challenge.key";
+const CA: &str = "ca.pem";
+const TLS: &str = "tls.pem";
+const DATABASE: &str = "boundkey.db";
+const LOCK: &str = "lock";
+/// The layout that this version makes.
+const FORMAT: u32 = 1;
+
+/// A data directory.
+#[derive(Clone, Debug)]
+pub struct DataDir(PathBuf);
+
+/// What `cluster.json` holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    format: u32,
+    /// The cluster's name.
+    pub name: String,
+    /// Names and addresses under which devices reach the server.
+    pub server_names: Vec<String>,
+}
+
+/// Why the data directory cannot be made or used.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DataDirError {
+    /// The authority failed.
+    Ca(CaError),
+    /// `init` on what is a cluster already.
+    Exists(PathBuf),
+    /// Another server runs on it.
+    InUse(PathBuf),
+    /// The file system failed.
+    Io(PathBuf, io::Error),
+    /// A file is not what it should be.
+    Malformed(PathBuf, String),
+    /// `start` before `init`.
+    Missing(PathBuf),
+    /// No randomness for keys.
+    NoRandomness(NoRandomness),
+    /// The database failed.
+    Store(StoreError),
+}
+
+impl std::fmt::Display for DataDirError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ca(e) => e.fmt(f),
+            Self::Exists(dir) => write!(f, "{} holds a cluster already", dir.display()),
+            Self::InUse(dir) => write!(f, "{} is in use by another boundkey-auth", dir.display()),
+            Self::Io(path, e) => write!(f, "{}: {e}", path.display()),
+            Self::Malformed(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::Missing(dir) => write!(f, "{} holds no cluster", dir.display()),
+            Self::NoRandomness(e) => e.fmt(f),
+            Self::Store(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for DataDirError {}
+
+impl DataDirError {
+    /// What to do next.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Exists(_) => "choose another --data-dir; to begin anew, move this one away: devices joined to it will not know the new one",
+            Self::InUse(_) => "stop the other server first, or give this one another --data-dir",
+            Self::Missing(_) => "make it with `boundkey-auth init --data-dir DIR --cluster-name NAME`",
+            Self::Io(_, e) if e.kind() == io::ErrorKind::PermissionDenied => "run as the user that owns the data directory",
+            Self::Io(_, e) if e.kind() == io::ErrorKind::StorageFull => "make room on that file system and try again",
+            Self::Ca(_) | Self::Malformed(..) | Self::Store(_) => "restore the data directory from a backup; devices follow a restored server by themselves",
+            Self::Io(..) | Self::NoRandomness(_) => "mend the system's fault and try again",
+        }
+    }
+}
+
+impl From<CaError> for DataDirError {
+    fn from(e: CaError) -> Self {
+        Self::Ca(e)
+    }
+}
+
+impl From<StoreError> for DataDirError {
+    fn from(e: StoreError) -> Self {
+        Self::Store(e)
+    }
+}
+
+impl From<NoRandomness> for DataDirError {
+    fn from(e: NoRandomness) -> Self {
+        Self::NoRandomness(e)
+    }
+}
+
+impl DataDir {
+    /// The data directory at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Makes a cluster; returns its authority. One that was interrupted goes on where it stopped.
+    pub fn init(&self, cluster: &str, server_names: &[String], random: &dyn Random, now: Timestamp) -> Result<Authority, DataDirError> {
+        if self.path(CLUSTER).exists() {
+            return Err(DataDirError::Exists(self.0.clone()));
+        }
+        let keys_dir = self.path(KEYS);
+        durable::create_dir(&keys_dir).map_err(|e| DataDirError::Io(keys_dir.clone(), e))?;
+        let _lock = self.lock()?;
+        let mut keys = FileStore::new(&keys_dir);
+        make_keys(&mut keys).map_err(CaError::Key)?;
+        let authority = Authority::certify_itself(cluster, Box::new(keys), random, now)?;
+        self.write(CA, pem::certificate(authority.certificate()).as_bytes())?;
+        let mut secret = Zeroizing::new([0; 32]);
+        random.fill(&mut *secret)?;
+        self.write(CHALLENGE_KEY, &*secret)?;
+        self.write_server(&authority.issue_server(server_names, now, random)?)?;
+        let database = self.path(DATABASE);
+        match std::fs::remove_file(&database) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(DataDirError::Io(database, e)),
+            _ => {}
+        }
+        SqliteStore::create(&database)?;
+        let cluster = Cluster { format: FORMAT, name: cluster.into(), server_names: server_names.into() };
+        let json = serde_json::to_vec_pretty(&cluster).map_err(|e| DataDirError::Malformed(self.path(CLUSTER), e.to_string()))?;
+        self.write(CLUSTER, &json)?;
+        Ok(authority)
+    }
+
+    /// What the cluster is called and reached by.
+    pub fn cluster(&self) -> Result<Cluster, DataDirError> {
+        let path = self.path(CLUSTER);
+        let json = match std::fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(DataDirError::Missing(self.0.clone())),
+            other => other.map_err(|e| DataDirError::Io(path.clone(), e))?,
+        };
+        let cluster: Cluster = serde_json::from_slice(&json).map_err(|e| DataDirError::Malformed(path.clone(), e.to_string()))?;
+        if cluster.format != FORMAT {
+            let why = format!("format {} is of another version; this one knows {FORMAT}", cluster.format);
+            return Err(DataDirError::Malformed(path, why));
+        }
+        Ok(cluster)
+    }
+
+    /// The authority of `cluster`.
+    pub fn authority(&self, cluster: &Cluster) -> Result<Authority, DataDirError> {
+        let path = self.path(CA);
+        let certificate = CertificateDer::from_pem_file(&path).map_err(|e| DataDirError::Malformed(path, e.to_string()))?;
+        Ok(Authority::new(&cluster.name, Box::new(FileStore::new(self.path(KEYS))), certificate.to_vec())?)
+    }
+
+    /// The secret that seals challenges.
+    pub fn challenge_key(&self) -> Result<Zeroizing<[u8; 32]>, DataDirError> {
+        let path = self.path(CHALLENGE_KEY);
+        let bytes = Zeroizing::new(std::fs::read(&path).map_err(|e| DataDirError::Io(path.clone(), e))?);
+        let key = <[u8; 32]>::try_from(&bytes[..]).map_err(|_| DataDirError::Malformed(path, "not 32 bytes long".into()))?;
+        Ok(Zeroizing::new(key))
+    }
+
+    /// The TLS server's certificate and key.
+    pub fn server(&self) -> Result<ServerIdentity, DataDirError> {
+        let path = self.path(TLS);
+        let malformed = |e: rustls::pki_types::pem::Error| DataDirError::Malformed(path.clone(), e.to_string());
+        let certificate = CertificateDer::from_pem_file(&path).map_err(malformed)?;
+        let key = PrivateKeyDer::from_pem_file(&path).map_err(malformed)?;
+        Ok(ServerIdentity { certificate: certificate.to_vec(), key: key.secret_der().to_vec().into() })
+    }
+
+    /// Replaces the TLS server's certificate and key.
+    pub fn write_server(&self, server: &ServerIdentity) -> Result<(), DataDirError> {
+        let text = Zeroizing::new(pem::private_key(&server.key) + &pem::certificate(&server.certificate));
+        self.write(TLS, text.as_bytes())
+    }
+
+    /// The store.
+    pub fn store(&self) -> Result<SqliteStore, DataDirError> {
+        Ok(SqliteStore::open(&self.path(DATABASE))?)
+    }
+
+    /// Where the operator's socket is.
+    pub fn socket(&self) -> PathBuf {
+        self.path(SOCKET)
+    }
+
+    /// Keeps every other server away from this directory while the result lives.
+    pub fn lock(&self) -> Result<File, DataDirError> {
+        let path = self.path(LOCK);
+        let io_error = |e| DataDirError::Io(path.clone(), e);
+        let file = File::options().create(true).write(true).truncate(false).open(&path).map_err(io_error)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) => Err(DataDirError::InUse(self.0.clone())),
+            Err(std::fs::TryLockError::Error(e)) => Err(io_error(e)),
+        }
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
+        let path = self.path(name);
+        durable::replace(&path, content, durable::PRIVATE_FILE).map_err(|e| DataDirError::Io(path, e))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        Path::new(&self.0).join(name)
+    }
+}

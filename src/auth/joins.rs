@@ -1,0 +1,485 @@
+//! A join from the server's side: view, verify, decide, issue, commit.
+//!
+//! Nothing is answered before it is durable: token, instance and audit events are one transaction, which holds only if neither
+//! token nor policy changed since they were read. Certificates made for a commit that does not hold are never sent.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boundkey_hal::PublicKey;
+
+use super::audit::{Event, EventKind};
+use super::ca::{self, Authority, CaError, Issued, Profile};
+use super::resource::{
+    Authentication, BotInstance, InstanceSpec, InstanceStatus, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, Subject,
+    first_forbidden,
+};
+use super::store::{Change, Commit, IssuedRecord, JoinView, Store, StoreError};
+use super::throttle::Throttle;
+use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest, MAX_OUTPUTS};
+use crate::join::server::challenge::{self, Challenge, SealingKey};
+use crate::join::server::decision::{self, Fresh, Grant, Refusal};
+use crate::join::server::record::rotation_due;
+use crate::join::server::request::{self, Context, Holder, Verified};
+use crate::join::{Claims, Id, JoinKind, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
+use crate::time::{Clock, NoRandomness, Random, Timestamp};
+
+/// Lifetime of certificates where none is asked for.
+const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// Longest lifetime where no role says otherwise.
+const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+/// How long the record of an instance outlives its newest certificate.
+const INSTANCE_GRACE: Duration = Duration::from_secs(300);
+
+/// Everything a join needs, shared by all connections.
+pub struct Joins {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Names and addresses of this server.
+    pub server_names: Vec<String>,
+    /// The authority.
+    pub authority: Authority,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Seals challenges.
+    pub sealing: SealingKey,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub random: Arc<dyn Random>,
+    /// Bounds what strangers can make the audit log grow by.
+    pub throttle: Throttle,
+}
+
+impl Joins {
+    /// Answers a request for a challenge. Writes nothing.
+    pub fn challenge(&self, request: &ChallengeRequest) -> Result<ChallengeAnswer, Problem> {
+        let now = self.clock.now();
+        let view = self.view(&request.token, now)?;
+        let (spec, status) = (&view.token.resource.spec.bound_keypair, &view.token.resource.status.bound_keypair);
+        let rotate = rotation_due(spec, status, now);
+        let expires = now.plus(challenge::LIFETIME);
+        let sealed = Challenge { revision: view.token.revision, rotate, expires };
+        let key = status.bound_public_key.as_ref().or(spec.onboarding.initial_public_key.as_ref());
+        Ok(ChallengeAnswer {
+            challenge: self.sealing.seal(&request.token, sealed, &*self.random)?,
+            key: key.map(|key| Thumbprint::of(&key.0)),
+            incarnation: incarnation(&view)?,
+            rotate,
+            algorithms: algorithms(),
+            expires,
+            time: now,
+        })
+    }
+
+    /// Answers a join.
+    pub fn join(&self, jws: &Jws, from: SocketAddr) -> Result<JoinAnswer, Problem> {
+        let request = request::peek(jws)?;
+        let now = self.clock.now();
+        let view = self.view(&request.token, now)?;
+        let attempt = self.decide(jws, &view, now);
+        match attempt {
+            Ok(accepted) => self.accept(accepted, &view, now, from),
+            Err(refused) => Err(self.refuse(refused, &view, now, from)),
+        }
+    }
+
+    fn view(&self, token: &str, now: Timestamp) -> Result<JoinView, Problem> {
+        let view = self.store.join_view(token)?.filter(|view| !view.token.resource.metadata.expired(now));
+        view.ok_or_else(|| Problem::new(ProblemType::NotFound, "no such token, or it has expired"))
+    }
+
+    fn decide(&self, jws: &Jws, view: &JoinView, now: Timestamp) -> Result<Accepted, Refused> {
+        let token = &view.token.resource;
+        let (spec, status) = (&token.spec.bound_keypair, &token.status.bound_keypair);
+        let name = &token.metadata.name;
+        let challenge = self.sealing.open(name, &request::challenge_of(jws)?, now)?;
+        if challenge.revision != view.token.revision {
+            return Err(Problem::from(ProblemType::ChallengeStale).into());
+        }
+        let context = Context {
+            cluster: &self.cluster,
+            token: name,
+            spec,
+            status,
+            challenge,
+            join_state_keys: self.authority.join_state_keys(),
+            server_names: &self.server_names,
+            certificate: &|der| self.authority.identity(der),
+        };
+        let (request, verified) = request::verify(jws, &context)?;
+        let locks: Vec<_> = view.locks.iter().filter(|lock| lock.in_force(now)).map(|lock| lock.spec.message.clone()).collect();
+        let (ttl, ttl_warning) = allowed_ttl(request.ttl, view);
+        let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after: now.plus(ttl) };
+        let about = decision::Token { for_bot: token.is_for_bot(), spec, status };
+        let grant = decision::decide(about, &locks, &verified, fresh)
+            .map_err(|refusal| Refused { refusal, verified: Some(verified.clone()) })?;
+        let certified = self.certify(&request, &grant, view, now);
+        match certified {
+            Ok(certified) => Ok(Accepted { request, verified, grant, certified, ttl_warning }),
+            Err(problem) => Err(Refused { refusal: problem.into(), verified: Some(verified) }),
+        }
+    }
+
+    /// Roles, then certificates.
+    fn certify(&self, request: &JoinRequest, grant: &Grant, view: &JoinView, now: Timestamp) -> Result<Certified, Problem> {
+        let token = &view.token.resource;
+        let name = &token.metadata.name;
+        let bot_name = token.spec.bot_name.as_deref().unwrap_or(name);
+        if view.bot.is_none() {
+            let why = format!("bot {bot_name}, which the token is for, does not exist");
+            return Err(Problem::new(ProblemType::TokenUnusable, why));
+        }
+        if request.outputs.len() > MAX_OUTPUTS {
+            return Err(Problem::new(ProblemType::BadRequest, format!("more than {MAX_OUTPUTS} outputs")));
+        }
+        let instance = grant.step.instance.to_string();
+        let subject = Subject { bot: bot_name, token: name, instance: &instance };
+        let bad_csr = |why: String| Problem::new(ProblemType::BadRequest, why);
+        let holder = Holder {
+            cluster: self.cluster.clone(),
+            token: name.clone(),
+            incarnation: incarnation(view)?,
+            step: grant.step,
+        };
+        let key = ca::subject_key(&request.csr).map_err(bad_csr)?;
+        let identity = self.issue(&key, bot_name, &Profile::Identity(holder), (now, grant.not_after))?;
+        let mut outputs = Vec::with_capacity(request.outputs.len());
+        for wanted in &request.outputs {
+            let forbidden = first_forbidden(&view.roles, wanted, subject);
+            if let Some(name) = forbidden.or_else(|| wanted.uris.iter().find(|uri| ca::is_reserved(uri)).cloned()) {
+                return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed(&name, bot_name, view)));
+            }
+            if view.roles.is_empty() {
+                return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed("any output", bot_name, view)));
+            }
+            let key = ca::subject_key(&wanted.csr).map_err(bad_csr)?;
+            let own = wanted.ttl.map(|ttl| now.plus(allowed_ttl(Some(ttl), view).0));
+            // A replay ends when the answer that was lost would have ended.
+            let not_after = own.filter(|_| grant.kind != JoinKind::Replay).unwrap_or(grant.not_after);
+            let profile = Profile::Output {
+                dns_names: wanted.dns_names.clone(),
+                uris: wanted.uris.clone(),
+                ip_addresses: wanted.ip_addresses.clone(),
+            };
+            outputs.push(self.issue(&key, bot_name, &profile, (now, not_after))?);
+        }
+        Ok(Certified { identity, outputs })
+    }
+
+    fn issue(
+        &self,
+        key: &PublicKey,
+        common_name: &str,
+        profile: &Profile,
+        times: (Timestamp, Timestamp),
+    ) -> Result<Issued, Problem> {
+        self.authority.issue(key, common_name, profile, times, &*self.random).map_err(|e| match e {
+            CaError::Names(why) => Problem::new(ProblemType::BadRequest, why),
+            other => failed(&other),
+        })
+    }
+
+    fn accept(&self, accepted: Accepted, view: &JoinView, now: Timestamp, from: SocketAddr) -> Result<JoinAnswer, Problem> {
+        let Accepted { request, verified, grant, certified, ttl_warning } = accepted;
+        let name = &view.token.resource.metadata.name;
+        let inc = incarnation(view)?;
+        let claims = Claims {
+            iss: self.cluster.clone(),
+            sub: name.clone(),
+            inc,
+            step: grant.step,
+            jkt: Thumbprint::of(&grant.key),
+            iat_ms: grant.issued_at_ms,
+        };
+        let join_state = self.authority.sign_join_state(&claims).map_err(|e| failed(&e))?;
+        let recoveries = grant.status.recoveries(&view.token.resource.spec.bound_keypair);
+        let mut warnings: Vec<_> = ttl_warning.into_iter().collect();
+        if let Some(left @ 0..=1) = recoveries.remaining() {
+            warnings.push(format!(
+                "{} left: raise spec.bound_keypair.recovery.limit of token {name} before this device loses its certificate",
+                if left == 1 { "one recovery is" } else { "no recovery is" }
+            ));
+        }
+        let commit = self.commit_of(&request, &verified, &grant, &certified, view, now, from);
+        self.store.commit(commit)?;
+        let bundle = self.authority.certificate();
+        let known = request.bundle.is_some_and(|print| print == sha256(bundle));
+        Ok(JoinAnswer {
+            kind: grant.kind,
+            cluster: self.cluster.clone(),
+            incarnation: inc,
+            step: grant.step,
+            key: claims.jkt,
+            join_state,
+            recoveries,
+            identity: certified.identity.into(),
+            outputs: certified.outputs.into_iter().map(Into::into).collect(),
+            bundle: (!known).then(|| vec![base64url::encode(bundle)]),
+            warnings,
+            time: now,
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one place that puts all of a join together")]
+    fn commit_of(
+        &self,
+        request: &JoinRequest,
+        verified: &Verified,
+        grant: &Grant,
+        certified: &Certified,
+        view: &JoinView,
+        now: Timestamp,
+        from: SocketAddr,
+    ) -> Commit {
+        let mut token = view.token.resource.clone();
+        let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
+        token.status.bound_keypair = grant.status.clone();
+        let instance = grant.step.instance;
+        let ends = certified.outputs.iter().map(|issued| issued.not_after).max().unwrap_or_default().max(grant.not_after);
+        let issued = certified.outputs.iter().chain([&certified.identity]).map(|issued| IssuedRecord {
+            serial: issued.serial.clone(),
+            token: name.clone(),
+            bot: bot.clone(),
+            instance: instance.to_string(),
+            not_after: issued.not_after,
+        });
+        let event = |kind| Event {
+            token: Some(name.clone()),
+            bot: bot.clone(),
+            instance_id: Some(instance.to_string()),
+            remote_addr: Some(from.to_string()),
+            ..Event::new(now, kind)
+        };
+        let main = match grant.kind {
+            JoinKind::First => EventKind::JoinFirst,
+            JoinKind::Recovery => EventKind::JoinRecovery,
+            JoinKind::Renewal => EventKind::JoinRenewal,
+            JoinKind::Replay => EventKind::JoinReplay,
+        };
+        let mode = view.token.resource.spec.bound_keypair.recovery.mode;
+        let mut joined = event(main)
+            .with("generation", grant.step.generation)
+            .with("recovery_count", grant.status.recovery_count)
+            .with("recovery_mode", mode_name(mode))
+            .with("public_key", grant.status.bound_public_key.as_ref().map(ToString::to_string));
+        if let Some(why) = &verified.certificate_ignored {
+            joined = joined.with("certificate_ignored", why.as_str());
+        }
+        let mut events = vec![];
+        if let Some(from) = grant.rolled_forward_from {
+            let from = from.map(|step| format!("recovery sequence {}, generation {}", step.recovery, step.generation));
+            events.push(event(EventKind::JoinRolledForward).with("from", from.unwrap_or_else(|| "not bound".into())));
+        }
+        events.push(joined);
+        if let Some(old) = grant.rotated_from {
+            let new = Thumbprint::of(&grant.key).to_string();
+            events.push(event(EventKind::KeyRotated).with("previous_key", old.to_string()).with("new_key", new));
+        }
+        if let Some(used) = grant.exemption {
+            events.push(event(EventKind::ExemptionUsed).with("ended", used.ended));
+        }
+        let bound = view.instance.as_ref().filter(|stored| stored.resource.metadata.name == instance.to_string());
+        let previous = view.token.resource.status.bound_keypair.step().map(|step| step.instance);
+        let mut record = bound.map_or_else(
+            || BotInstance {
+                metadata: Metadata::named(instance.to_string()),
+                spec: InstanceSpec {
+                    bot_name: bot.clone().unwrap_or_default(),
+                    token: name.clone(),
+                    previous_instance: previous.filter(|id| *id != instance && mode != RecoveryMode::Insecure),
+                },
+                status: InstanceStatus::default(),
+            },
+            |stored| stored.resource.clone(),
+        );
+        record.metadata.expires = record.metadata.expires.max(Some(ends.plus(INSTANCE_GRACE)));
+        let authentication = Authentication {
+            time: now,
+            kind: grant.kind,
+            generation: grant.step.generation,
+            remote_addr: Some(from.to_string()),
+        };
+        record.status.note(authentication, request.heartbeat.clone());
+        Commit {
+            policy: Some(view.policy),
+            changes: vec![
+                Change { key: Key::new(Kind::Token, &name), expected: Some(view.token.revision), to: Some(Resource::Token(token)) },
+                Change {
+                    key: Key::new(Kind::BotInstance, instance.to_string()),
+                    expected: bound.map(|stored| stored.revision),
+                    to: Some(Resource::BotInstance(record)),
+                },
+            ],
+            issued: issued.collect(),
+            events,
+        }
+    }
+
+    /// Writes down a refusal, and the lock that it calls for; returns what the device is told.
+    fn refuse(&self, refused: Refused, view: &JoinView, now: Timestamp, from: SocketAddr) -> Problem {
+        let Refused { refusal: Refusal { problem, lock }, verified } = refused;
+        // Stale challenges and failures of our own tell nothing about the device; it tries again.
+        if matches!(problem.kind, ProblemType::ChallengeStale | ProblemType::ServerError) {
+            return problem;
+        }
+        let token = &view.token.resource;
+        let mut event = Event {
+            token: Some(token.metadata.name.clone()),
+            bot: token.spec.bot_name.clone(),
+            instance_id: token.status.bound_keypair.step().map(|step| step.instance.to_string()),
+            success: false,
+            reason: Some(problem.detail.clone()),
+            remote_addr: Some(from.to_string()),
+            ..Event::new(now, EventKind::JoinRefused)
+        }
+        .with("problem", problem.kind.name())
+        .with("recovery_count", token.status.bound_keypair.recovery_count)
+        .with("recovery_mode", mode_name(token.spec.bound_keypair.recovery.mode));
+        if let Some(verified) = &verified {
+            event = event.with("key", Thumbprint::of(&verified.key).to_string());
+        }
+        let mut commit = Commit::default();
+        if let Some(why) = lock {
+            match self.lock(&why, view, now) {
+                Ok((change, created)) => {
+                    commit.policy = Some(view.policy);
+                    // The token too, so that a join that runs beside this one does not hold.
+                    let key = Key::new(Kind::Token, &token.metadata.name);
+                    let same = Some(Resource::Token(token.clone()));
+                    commit.changes = vec![Change { key, expected: Some(view.token.revision), to: same }, change];
+                    commit.events.push(Event { remote_addr: Some(from.to_string()), ..created });
+                }
+                Err(e) => return failed(&e),
+            }
+        } else if let Some(unwritten) = self.throttle.admit(verified.is_some() && !is_of_stranger(problem.kind), now) {
+            if unwritten > 0 {
+                event = event.with("refusals_not_written", unwritten);
+            }
+        } else {
+            return problem;
+        }
+        commit.events.insert(0, event);
+        match self.store.commit(commit) {
+            Ok(()) => problem,
+            Err(e) => e.into(),
+        }
+    }
+
+    /// The lock for two holders of one key.
+    fn lock(&self, why: &str, view: &JoinView, now: Timestamp) -> Result<(Change, Event), NoRandomness> {
+        let token = &view.token.resource;
+        let name = &token.metadata.name;
+        let bot = token.spec.bot_name.as_deref().unwrap_or("none");
+        let id = Id::random(&*self.random)?.to_string();
+        let message = format!("token {name} of bot {bot} is locked: two holders of one key, it may be stolen ({why})");
+        let lock = Lock {
+            metadata: Metadata::named(&id),
+            spec: LockSpec { target: LockTarget::Token(name.clone()), message: message.clone(), expires: None, automatic: true },
+        };
+        let event = Event {
+            token: Some(name.clone()),
+            bot: token.spec.bot_name.clone(),
+            reason: Some(message),
+            ..Event::new(now, EventKind::LockCreated)
+        }
+        .with("lock", id.clone())
+        .with("automatic", true);
+        Ok((Change { key: Key::new(Kind::Lock, id), expected: None, to: Some(Resource::Lock(lock)) }, event))
+    }
+}
+
+/// A join that only has to be committed.
+struct Accepted {
+    request: JoinRequest,
+    verified: Verified,
+    grant: Grant,
+    certified: Certified,
+    ttl_warning: Option<String>,
+}
+
+struct Certified {
+    identity: Issued,
+    outputs: Vec<Issued>,
+}
+
+/// A refusal, with what the request proved before it was refused.
+struct Refused {
+    refusal: Refusal,
+    verified: Option<Verified>,
+}
+
+impl<T: Into<Problem>> From<T> for Refused {
+    fn from(problem: T) -> Self {
+        Self { refusal: problem.into().into(), verified: None }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(e: StoreError) -> Self {
+        match e {
+            StoreError::Conflict(_) => ProblemType::ChallengeStale.into(),
+            StoreError::Failed(_) => failed(&e),
+        }
+    }
+}
+
+impl From<NoRandomness> for Problem {
+    fn from(e: NoRandomness) -> Self {
+        failed(&e)
+    }
+}
+
+/// Whether a refusal came before any key of the token was proven.
+fn is_of_stranger(kind: ProblemType) -> bool {
+    matches!(kind, ProblemType::KeyNotProven | ProblemType::RegistrationRefused | ProblemType::TokenUnusable)
+}
+
+/// A failure of our own: the cause goes to the log, not to the peer.
+fn failed(cause: &impl std::fmt::Display) -> Problem {
+    log::error!("{cause}");
+    ProblemType::ServerError.into()
+}
+
+fn incarnation(view: &JoinView) -> Result<Id, Problem> {
+    let known = view.token.resource.status.bound_keypair.incarnation;
+    known.ok_or_else(|| Problem::new(ProblemType::TokenUnusable, "the token has no incarnation: reset it"))
+}
+
+/// Algorithms for bound keys, the preferred one first.
+pub fn algorithms() -> Vec<String> {
+    use boundkey_hal::Algorithm::{EcdsaP256, Ed25519};
+    [Ed25519, EcdsaP256].map(|algorithm| algorithm.jws_name().to_owned()).into()
+}
+
+/// What lifetime the bot gets of what it asks for, and a warning where that is less.
+fn allowed_ttl(wanted: Option<u64>, view: &JoinView) -> (Duration, Option<String>) {
+    let wanted = wanted.map_or(DEFAULT_TTL, Duration::from_secs);
+    let longest = view.roles.iter().filter_map(|role| role.spec.max_ttl).max().unwrap_or(MAX_TTL);
+    if wanted <= longest {
+        return (wanted, None);
+    }
+    let text = humantime::format_duration;
+    (longest, Some(format!("lifetime shortened from {} to {}, the longest allowed", text(wanted), text(longest))))
+}
+
+fn not_allowed(name: &str, bot: &str, view: &JoinView) -> String {
+    let roles: Vec<_> = view.roles.iter().map(|role| role.metadata.name.as_str()).collect();
+    if roles.is_empty() {
+        return format!("{name} is not allowed: bot {bot} has no role");
+    }
+    format!("{name} is not allowed by role {} of bot {bot}", roles.join(", "))
+}
+
+fn mode_name(mode: RecoveryMode) -> &'static str {
+    match mode {
+        RecoveryMode::Standard => "standard",
+        RecoveryMode::Relaxed => "relaxed",
+        RecoveryMode::Insecure => "insecure",
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    base64url::encode(ring::digest::digest(&ring::digest::SHA256, bytes))
+}

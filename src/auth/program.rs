@@ -1,0 +1,266 @@
+//! `boundkey-auth`: the command line, `init`, and `start` from lock to drain.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boundkey_hal::durable;
+use clap::builder::PathBufValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::data_dir::{Cluster, DataDir, DataDirError};
+use super::joins::Joins;
+use super::operator::{self, Operator};
+use super::resource::check_name;
+use super::store::Store;
+use super::throttle::Throttle;
+use super::{api, serve, tls};
+use crate::join::server::challenge::SealingKey;
+use crate::logging::{self, Format};
+use crate::time::{Clock as _, System};
+
+/// How often the server looks after itself: its certificate, ended exemptions, records that have ended.
+const UPKEEP: Duration = Duration::from_secs(60);
+/// How long audit events are kept.
+const KEEP_EVENTS: Duration = Duration::from_secs(400 * 86_400);
+
+/// The command line.
+pub fn command() -> Command {
+    let data_dir = Arg::new("data-dir")
+        .long("data-dir")
+        .value_name("DIR")
+        .env("BOUNDKEY_DATA_DIR")
+        .value_parser(PathBufValueParser::new())
+        .required(true)
+        .help("Directory of keys and database");
+    let init = Command::new("init")
+        .about("Make a cluster: its keys, certificates and database")
+        .arg(data_dir.clone())
+        .arg(Arg::new("cluster-name").long("cluster-name").value_name("NAME").required(true).help("Name of the cluster"))
+        .arg(
+            Arg::new("name")
+                .long("name")
+                .value_name("HOST_OR_IP")
+                .action(ArgAction::Append)
+                .help("Name or address under which devices reach the server; may be repeated [default: localhost, 127.0.0.1, ::1]"),
+        )
+        .arg(
+            Arg::new("format").long("format").value_parser(["text", "json"]).default_value("text").help("How to print what was made"),
+        );
+    let start = Command::new("start")
+        .about("Serve devices over TLS, and operators on a Unix socket in the data directory")
+        .arg(data_dir)
+        .arg(
+            Arg::new("listen")
+                .long("listen")
+                .value_name("ADDR:PORT")
+                .default_value("[::]:3025")
+                .value_parser(value_parser!(SocketAddr))
+                .help("Where to listen; port 0 picks a free one"),
+        )
+        .arg(
+            Arg::new("addr-file")
+                .long("addr-file")
+                .value_name("FILE")
+                .value_parser(PathBufValueParser::new())
+                .help("Write the address listened on to this file, once the server is ready"),
+        )
+        .arg(
+            Arg::new("log-format").long("log-format").value_parser(["text", "json"]).default_value("text").help("Form of log lines"),
+        )
+        .arg(
+            Arg::new("log-level")
+                .long("log-level")
+                .env("BOUNDKEY_LOG")
+                .value_parser(["error", "warn", "info", "debug"])
+                .default_value("info")
+                .help("How much to log"),
+        );
+    Command::new("boundkey-auth")
+        .about("The auth endpoint of boundkey: trusts the keys of devices and issues short-lived certificates")
+        .version(api::VERSION)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(init)
+        .subcommand(start)
+}
+
+/// Runs the program; failures are on stderr, as what failed and what to do next.
+pub fn main() -> ExitCode {
+    let matches = command().get_matches();
+    let done = match matches.subcommand() {
+        Some(("init", matches)) => init(matches),
+        Some(("start", matches)) => start(matches),
+        _ => unreachable!("clap asks for a subcommand"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { what, advice, code }) => {
+            eprintln!("error: {what}\n  {advice}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// What went wrong, what to do, and the exit code: 1, or 2 for wrong usage.
+struct Failure {
+    what: String,
+    advice: String,
+    code: u8,
+}
+
+impl From<DataDirError> for Failure {
+    fn from(e: DataDirError) -> Self {
+        Self { advice: e.advice().into(), what: e.to_string(), code: 1 }
+    }
+}
+
+fn failure(what: impl Into<String>, advice: impl Into<String>) -> Failure {
+    Failure { what: what.into(), advice: advice.into(), code: 1 }
+}
+
+fn data_dir(matches: &ArgMatches) -> Result<DataDir, Failure> {
+    let dir = matches.get_one::<PathBuf>("data-dir").ok_or_else(|| failure("no data directory", "give --data-dir DIR"))?;
+    Ok(DataDir::new(dir))
+}
+
+fn init(matches: &ArgMatches) -> Result<(), Failure> {
+    let given = |name| matches.get_many::<String>(name).into_iter().flatten().cloned().collect::<Vec<_>>();
+    let cluster = given("cluster-name").concat();
+    check_name(&cluster).map_err(|why| Failure { code: 2, ..failure(why, "choose another --cluster-name") })?;
+    let mut names = given("name");
+    if names.is_empty() {
+        names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+    }
+    let authority = data_dir(matches)?.init(&cluster, &names, &System, System.now())?;
+    let pin = authority.pin();
+    let text = if given("format") == ["json"] {
+        serde_json::json!({ "cluster": cluster, "server_names": names, "ca_pin": pin }).to_string()
+    } else {
+        format!("cluster {cluster} made; the server is {}\nCA pin, for ca_pins in the configuration of devices:\n{pin}", names.join(", "))
+    };
+    writeln!(std::io::stdout(), "{text}").map_err(|e| failure(format!("stdout: {e}"), "the cluster was made all the same"))
+}
+
+fn start(matches: &ArgMatches) -> Result<(), Failure> {
+    let text = |name| matches.get_one::<String>(name).map_or("", String::as_str);
+    let format = if text("log-format") == "json" { Format::Json } else { Format::Text };
+    let level = text("log-level").parse().unwrap_or(log::LevelFilter::Info);
+    logging::init(format, level, &System);
+    let dir = data_dir(matches)?;
+    let cluster = dir.cluster()?;
+    let _lock = dir.lock()?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| failure(format!("runtime: {e}"), "free some memory and threads"))?;
+    let listen = *matches.get_one::<SocketAddr>("listen").ok_or_else(|| failure("no address", "give --listen ADDR:PORT"))?;
+    let addr_file = matches.get_one::<PathBuf>("addr-file").map(PathBuf::as_path);
+    runtime.block_on(run(&dir, cluster, listen, addr_file))
+}
+
+async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Option<&Path>) -> Result<(), Failure> {
+    let authority = dir.authority(&cluster)?;
+    let store: Arc<dyn Store> = Arc::new(dir.store()?);
+    let joins = Arc::new(Joins {
+        cluster: cluster.name,
+        server_names: cluster.server_names,
+        authority,
+        store: store.clone(),
+        sealing: SealingKey::new(&*dir.challenge_key()?),
+        clock: Arc::new(System),
+        random: Arc::new(System),
+        throttle: Throttle::default(),
+    });
+    let tls_failed = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
+    let certificate = tls::CurrentCertificate::new(&dir.server()?, joins.authority.certificate()).map_err(tls_failed)?;
+    let certificate = Arc::new(certificate);
+    let tls_config = tls::config(certificate.clone()).map_err(tls_failed)?;
+    let operator = Arc::new(Operator::new(store, Arc::new(System), Arc::new(System)));
+    upkeep(dir, &joins, &certificate, &operator).await?;
+
+    let (stop, stopped) = watch::channel(false);
+    let until_stopped = || {
+        let mut stopped = stopped.clone();
+        async move {
+            // An error means that the sender is gone: stop as well.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }
+    };
+    let busy = |e| failure(format!("{listen}: {e}"), "choose another --listen address, or stop what listens there");
+    let listener = TcpListener::bind(listen).await.map_err(busy)?;
+    let address = listener.local_addr().map_err(busy)?;
+    let socket = dir.socket();
+    let operator_listener = bind_socket(&socket)?;
+    let operators = tokio::spawn(operator::serve(operator.clone(), operator_listener, until_stopped()));
+    if let Some(file) = addr_file {
+        let unwritable = |e| failure(format!("{}: {e}", file.display()), "choose another --addr-file");
+        durable::replace(file, format!("{address}\n").as_bytes(), 0o644).map_err(unwritable)?;
+    }
+    log::info!("cluster {} listens on {address}; operators on {}", joins.cluster, socket.display());
+
+    let devices = tokio::spawn(serve::serve(listener, tls_config.into(), api::router(joins.clone()), until_stopped()));
+    let no_signals = |e| failure(format!("signals: {e}"), "report this with the system's version");
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut every = tokio::time::interval(UPKEEP);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = every.tick() => if let Err(Failure { what, .. }) = upkeep(dir, &joins, &certificate, &operator).await {
+                log::error!("{what}");
+            },
+        }
+    }
+    log::info!("stopping");
+    let _ = stop.send(true); // receivers that are gone have stopped already
+    for task in [devices, operators] {
+        match task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => log::error!("{e}"),
+            Err(e) => log::error!("{e}"),
+        }
+    }
+    std::fs::remove_file(&socket).map_err(|e| failure(format!("{}: {e}", socket.display()), "remove it by hand"))
+}
+
+/// Renews the server's certificate, ends exemptions and forgets what has ended.
+async fn upkeep(
+    dir: &DataDir,
+    joins: &Arc<Joins>,
+    certificate: &tls::CurrentCertificate,
+    operator: &Arc<Operator>,
+) -> Result<(), Failure> {
+    let now = joins.clock.now();
+    if dir.server()?.is_old(now) {
+        let server = joins.authority.issue_server(&joins.server_names, now, &*joins.random).map_err(DataDirError::from)?;
+        dir.write_server(&server)?;
+        let unusable = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
+        certificate.replace(&server, joins.authority.certificate()).map_err(unusable)?;
+        log::info!("renewed the TLS server's certificate");
+    }
+    let (joins, operator) = (joins.clone(), operator.clone());
+    let swept = tokio::task::spawn_blocking(move || {
+        operator.end_exemptions(now)?;
+        joins.store.sweep(now, KEEP_EVENTS)
+    });
+    match swept.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) => Err(DataDirError::from(e).into()),
+        Err(e) => Err(failure(e.to_string(), "report this")),
+    }
+}
+
+/// The operator's socket. One left behind by a killed server is replaced: the directory's lock says that nobody uses it.
+fn bind_socket(path: &Path) -> Result<UnixListener, Failure> {
+    let unusable = |e| failure(format!("{}: {e}", path.display()), "choose a data directory on a local file system, with a shorter path");
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unusable(e)),
+        _ => {}
+    }
+    UnixListener::bind(path).map_err(unusable)
+}

@@ -1,7 +1,7 @@
 //! A device on the bus between libtss2 and a software TPM: it listens, and it can answer itself, alter and cut answers.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     Answer(u32),
     /// Flips the lowest bit of the byte this far from the end.
     Flip(usize),
+    /// Flips the lowest bit of this byte.
+    FlipAt(usize),
     /// Takes this many bytes from the end, and closes the line.
     Truncate(usize),
 }
@@ -67,9 +69,9 @@ impl TpmProxy {
             let _ = relay_commands(client, tpm, &state);
         });
         serve(control, behind + 1, |client, tpm| {
-            let (mut from, mut to) = (client.try_clone().expect("clone"), tpm.try_clone().expect("clone"));
-            thread::spawn(move || io::copy(&mut from, &mut to));
-            let _ = io::copy(&mut { tpm }, &mut { client });
+            let (from, to) = (client.try_clone().expect("clone"), tpm.try_clone().expect("clone"));
+            thread::spawn(move || relay_until_closed(from, to));
+            relay_until_closed(tpm, client);
         });
         Self { port, shared }
     }
@@ -125,6 +127,12 @@ fn serve(listener: TcpListener, behind: u16, relay: impl Fn(TcpStream, TcpStream
     });
 }
 
+/// Either end closing closes both: swtpm serves one control connection at a time.
+fn relay_until_closed(mut from: TcpStream, mut to: TcpStream) {
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
 fn relay_commands(mut client: TcpStream, mut tpm: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
     loop {
         let command = message(&mut client)?;
@@ -150,6 +158,7 @@ fn relay_commands(mut client: TcpStream, mut tpm: TcpStream, shared: &Mutex<Shar
                 let at = answer.len().checked_sub(from_end + 1).expect("an answer as long as that");
                 answer[at] ^= 1;
             }
+            Some(Fault::FlipAt(at)) => answer[at] ^= 1,
             Some(Fault::Truncate(bytes)) => {
                 client.write_all(&answer[..answer.len() - bytes])?;
                 return Ok(());

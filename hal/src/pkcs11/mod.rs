@@ -14,7 +14,8 @@
 //! - A wrong PIN is tried once per call and never again by itself; where a token says that one more locks it, none is tried.
 //! - Other failures lead to a fresh start of the module within the call, a token that is not there to a few: one that came back
 //!   is found again.
-//! - Several programs can share a token, and several agents too, each with its own [`Config::prefix`].
+//! - Several programs can share a token, and several agents too, each with its own [`Config::prefix`]. Ours take turns.
+//! - Nothing here has a time limit: a token that hangs in a call hangs the caller.
 //!
 //! Read top-down: this file, then `object` (key pairs), `token` (finding and logging in), `module` (loading, errors).
 

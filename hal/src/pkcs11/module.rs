@@ -4,19 +4,19 @@
 //! and is used by one thread at a time, so that a login, which is the process's too, always belongs to one call.
 
 use core::fmt;
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use std::vec::Vec;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error as Cause, RvError};
 
 use crate::{Error, ErrorKind};
 
-static MODULES: Mutex<Vec<Arc<Mutex<Module>>>> = Mutex::new(Vec::new());
+static MODULES: Mutex<BTreeMap<PathBuf, Arc<Mutex<Module>>>> = Mutex::new(BTreeMap::new());
 
 /// Milliseconds before each fresh start. SoftHSM2, for one, hides a token for the moment in which another process logs in to it.
 const PAUSES_MS: [u64; 4] = [0, 20, 80, 240];
@@ -110,13 +110,8 @@ fn shared(path: &Path) -> Result<Arc<Mutex<Module>>, Error> {
             _ => unreachable(format_args!("the PKCS#11 module {name} cannot be read: {e}")),
         }
     })?;
-    let mut modules = lock(&MODULES);
-    if let Some(known) = modules.iter().find(|m| lock(m).path == path) {
-        return Ok(known.clone());
-    }
-    let module = Arc::new(Mutex::new(Module { path, library: None, started: false, ours: false }));
-    modules.push(module.clone());
-    Ok(module)
+    let new = || Arc::new(Mutex::new(Module { path: path.clone(), library: None, started: false, ours: false }));
+    Ok(lock(&MODULES).entry(path.clone()).or_insert_with(new).clone())
 }
 
 /// A panic elsewhere leaves no state that the next start would not put right.

@@ -124,7 +124,11 @@ fn confirm(session: &Session, made: ObjectHandle, name: &str, algorithm: Algorit
         .get_attributes(made, &[AttributeType::Sensitive, AttributeType::Extractable])
         .map_err(|e| failed(format_args!("look at the new key {name}"), &e))?;
     if !kept.contains(&Attribute::Sensitive(true)) || !kept.contains(&Attribute::Extractable(false)) {
-        return Err(Error::new(ErrorKind::Unsupported, "the token lets private keys out, so it is not used").into());
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the token does not promise to keep private keys inside, so it is not used",
+        )
+        .into());
     }
     let pair = find(session, name)?;
     if pair.public_key.algorithm() != algorithm {

@@ -39,12 +39,16 @@ impl Tpm2Pkcs11 {
         Self { swtpm, bus, resource_manager }
     }
 
-    /// What a reboot looks like to a program that outlives it: the TPM and its resource manager are new.
-    pub(crate) fn restart(&mut self) {
+    /// Takes TPM and resource manager away.
+    pub(crate) fn down(&mut self) {
         stop(&mut self.resource_manager);
         // In order, as at a reboot: after a sudden cut, the TPM counts a failed try.
         run(self.swtpm.tool("tpm2_shutdown").arg("--clear"));
         self.swtpm.cut_power();
+    }
+
+    /// Brings both back.
+    pub(crate) fn up(&mut self) {
         self.swtpm.power_on();
         self.resource_manager = resource_manager(&self.swtpm);
     }

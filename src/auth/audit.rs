@@ -133,7 +133,7 @@ pub struct EventFilter {
     /// Those of one token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// At most so many, the newest ones.
+    /// At most so many, the oldest ones: to be read on after the last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
 }

@@ -32,9 +32,9 @@ pub struct LockSpec {
     pub automatic: bool,
 }
 
-/// Whom a lock stops.
+/// Whom a lock stops. Written as a map of one field, `token: gateway-0042`, in YAML too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "TargetFields", into = "TargetFields")]
 pub enum LockTarget {
     /// Every instance of a bot.
     Bot(String),
@@ -42,6 +42,41 @@ pub enum LockTarget {
     BotInstance(String),
     /// Everyone who joins with a token.
     Token(String),
+}
+
+/// The wire form of a target: exactly one of them.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetFields {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bot: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bot_instance: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+}
+
+impl TryFrom<TargetFields> for LockTarget {
+    type Error = &'static str;
+
+    fn try_from(fields: TargetFields) -> Result<Self, Self::Error> {
+        match fields {
+            TargetFields { bot: Some(name), bot_instance: None, token: None } => Ok(Self::Bot(name)),
+            TargetFields { bot: None, bot_instance: Some(name), token: None } => Ok(Self::BotInstance(name)),
+            TargetFields { bot: None, bot_instance: None, token: Some(name) } => Ok(Self::Token(name)),
+            _ => Err("target: exactly one of bot, bot_instance, token"),
+        }
+    }
+}
+
+impl From<LockTarget> for TargetFields {
+    fn from(target: LockTarget) -> Self {
+        match target {
+            LockTarget::Bot(name) => Self { bot: Some(name), ..Self::default() },
+            LockTarget::BotInstance(name) => Self { bot_instance: Some(name), ..Self::default() },
+            LockTarget::Token(name) => Self { token: Some(name), ..Self::default() },
+        }
+    }
 }
 
 impl LockTarget {

@@ -1,4 +1,0 @@
-//! SQLite.
-/// The store.
-#[derive(Debug)]
-pub struct SqliteStore;

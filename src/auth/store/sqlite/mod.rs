@@ -1,0 +1,112 @@
+//! The store in one SQLite file: for one auth endpoint.
+//!
+//! ```text
+//!  commit() ──▶ queue ──▶ one writer thread: BEGIN · SAVEPOINT per commit · COMMIT ──▶ answers, once durable
+//!  get(), list(), join_view(), events() ──▶ a pool of readers, each on a snapshot of its own
+//! ```
+//!
+//! Resources are JSON documents beside the few columns that they are looked up by: another database needs no more.
+
+mod read;
+mod schema;
+mod write;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{Commit, Event, EventFilter, JoinView, Key, Kind, Resource, Store, StoreError, Stored};
+use crate::time::Timestamp;
+use read::Readers;
+use write::Writer;
+
+/// How long to wait for another program that holds the file.
+const BUSY: Duration = Duration::from_secs(5);
+/// Statements kept prepared per connection: more than there are.
+const STATEMENTS: usize = 32;
+
+/// The store in one SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    // Before the writer in the order of dropping: the last connection to close folds the log into the file.
+    readers: Readers,
+    writer: Writer,
+}
+
+impl SqliteStore {
+    /// Makes the file, readable by its owner alone, and opens it. Refuses an existing one.
+    pub fn create(path: &Path) -> Result<Self, StoreError> {
+        let cannot = |e| StoreError::Failed(format!("cannot create {}: {e}", path.display()));
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(cannot)?;
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        file.sync_all().and_then(|()| std::fs::File::open(directory)?.sync_all()).map_err(cannot)?;
+        schema::create(&mut connect(path)?)?;
+        Self::open(path)
+    }
+
+    /// Opens the file, and brings it to the schema of this version. Refuses that of a newer one.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Failed(format!("there is no {}", path.display())));
+        }
+        let mut connection = connect(path)?;
+        schema::migrate(&mut connection)?;
+        let writer = Writer::start(connection)?;
+        Ok(Self { readers: Readers::open(|| connect(path))?, writer })
+    }
+}
+
+/// A connection with our settings. Opens without a look at the file: damage shows at the first statement.
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    Ok(connection)
+}
+
+impl Store for SqliteStore {
+    fn get(&self, key: &Key) -> Result<Option<Stored<Resource>>, StoreError> {
+        self.readers.with(|snapshot| read::get(snapshot, key))
+    }
+
+    fn list(&self, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError> {
+        self.readers.with(|snapshot| read::list(snapshot, kind))
+    }
+
+    fn join_view(&self, token: &str) -> Result<Option<JoinView>, StoreError> {
+        self.readers.with(|snapshot| read::join_view(snapshot, token))
+    }
+
+    fn commit(&self, commit: Commit) -> Result<(), StoreError> {
+        self.writer.commit(commit)
+    }
+
+    fn events(&self, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError> {
+        self.readers.with(|snapshot| read::events(snapshot, filter))
+    }
+
+    fn sweep(&self, now: Timestamp, keep_events: Duration) -> Result<(), StoreError> {
+        self.writer.sweep(now, keep_events)
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode as Code;
+        let what = match error.sqlite_error_code() {
+            Some(Code::DatabaseCorrupt | Code::NotADatabase) => "the file is damaged; restore it from a backup",
+            Some(Code::DiskFull) => "the disk is full",
+            Some(Code::CannotOpen | Code::PermissionDenied | Code::ReadOnly) => "the file cannot be opened for writing",
+            Some(Code::DatabaseBusy | Code::DatabaseLocked) => "another program holds the file",
+            Some(Code::SystemIoFailure) => "the disk failed",
+            _ => return Self::Failed(error.to_string()),
+        };
+        Self::Failed(format!("{what} ({error})"))
+    }
+}

@@ -1,0 +1,173 @@
+//! Reading: a pool of connections, and each question answered from one snapshot.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params};
+use serde::de::DeserializeOwned;
+
+use super::write::subject;
+use crate::auth::audit::{Event, EventFilter};
+use crate::auth::resource::{Bot, BotInstance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::auth::store::{JoinView, StoreError, Stored};
+use crate::time::Timestamp;
+
+/// Readers at once; more wait. Two per core of a small server.
+const READERS: usize = 4;
+
+/// The pool.
+#[derive(Debug)]
+pub(super) struct Readers {
+    idle: Mutex<Vec<Connection>>,
+    freed: Condvar,
+}
+
+impl Readers {
+    pub(super) fn open(connect: impl Fn() -> Result<Connection, StoreError>) -> Result<Self, StoreError> {
+        let reader = |_| {
+            let connection = connect()?;
+            connection.pragma_update(None, "query_only", true)?;
+            Ok(connection)
+        };
+        let idle = (0..READERS).map(reader).collect::<Result<_, StoreError>>()?;
+        Ok(Self { idle: Mutex::new(idle), freed: Condvar::new() })
+    }
+
+    /// Runs `question` on one snapshot of the database.
+    pub(super) fn with<T>(&self, question: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut lease = self.lease();
+        let snapshot = lease.connection()?.transaction()?;
+        question(&snapshot)
+    }
+
+    fn lease(&self) -> Lease<'_> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(connection) = idle.pop() {
+                return Lease { pool: self, connection: Some(connection) };
+            }
+            idle = self.freed.wait(idle).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A connection on loan; it goes back by itself, also when the question panics.
+struct Lease<'a> {
+    pool: &'a Readers,
+    connection: Option<Connection>,
+}
+
+impl Lease<'_> {
+    fn connection(&mut self) -> Result<&mut Connection, StoreError> {
+        self.connection.as_mut().ok_or_else(|| StoreError::Failed("a reader without a connection".into()))
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).extend(self.connection.take());
+        self.pool.freed.notify_one();
+    }
+}
+
+pub(super) fn get(snapshot: &Transaction<'_>, key: &Key) -> Result<Option<Stored<Resource>>, StoreError> {
+    let found = raw(snapshot, key.kind, &key.name)?;
+    found.map(|(revision, document)| Ok(Stored { resource: resource(key, &document)?, revision })).transpose()
+}
+
+pub(super) fn list(snapshot: &Transaction<'_>, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError> {
+    let mut query = snapshot.prepare_cached("SELECT name, revision, document FROM resource WHERE kind = ? ORDER BY name")?;
+    let mut rows = query.query([kind.name()])?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let key = Key::new(kind, column::<String>(row, 0)?);
+        all.push(Stored { resource: resource(&key, &column::<String>(row, 2)?)?, revision: column(row, 1)? });
+    }
+    Ok(all)
+}
+
+pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str) -> Result<Option<JoinView>, StoreError> {
+    let Some(token) = typed::<Token>(snapshot, Kind::Token, token)? else {
+        return Ok(None);
+    };
+    let mut locks = locks_on(snapshot, &LockTarget::Token(token.resource.metadata.name.clone()))?;
+    let (mut bot, mut roles, mut instance) = (None, Vec::new(), None);
+    if let Some(name) = &token.resource.spec.bot_name {
+        bot = typed::<Bot>(snapshot, Kind::Bot, name)?.map(|stored| stored.resource);
+        locks.extend(locks_on(snapshot, &LockTarget::Bot(name.clone()))?);
+    }
+    for name in bot.iter().flat_map(|bot| &bot.spec.roles) {
+        roles.extend(typed::<Role>(snapshot, Kind::Role, name)?.map(|stored| stored.resource));
+    }
+    if let Some(id) = token.resource.status.bound_keypair.bound_bot_instance_id {
+        instance = typed::<BotInstance>(snapshot, Kind::BotInstance, &id.to_string())?;
+        locks.extend(locks_on(snapshot, &LockTarget::BotInstance(id.to_string()))?);
+    }
+    let policy = snapshot.prepare_cached("SELECT policy FROM meta")?.query_row([], |row| row.get(0))?;
+    Ok(Some(JoinView { token, bot, roles, locks, instance, policy }))
+}
+
+fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {
+    let mut query = snapshot.prepare_cached("SELECT name, document FROM resource WHERE subject = ? AND kind = 'lock'")?;
+    let mut rows = query.query([subject(target)])?;
+    let mut locks = Vec::new();
+    while let Some(row) = rows.next()? {
+        let key = Key::new(Kind::Lock, column::<String>(row, 0)?);
+        locks.push(parse(&key, &column::<String>(row, 1)?)?);
+    }
+    Ok(locks)
+}
+
+pub(super) fn events(snapshot: &Transaction<'_>, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError> {
+    let mut query = snapshot.prepare_cached(
+        "SELECT number, document FROM event
+         WHERE number > :after AND (:since IS NULL OR time >= :since) AND (:token IS NULL OR token = :token)
+         ORDER BY number LIMIT :limit",
+    )?;
+    let mut rows = query.query(named_params! {
+        ":after": filter.after,
+        ":since": filter.since.map(Timestamp::millis),
+        ":token": filter.token,
+        // A negative limit is none.
+        ":limit": filter.limit.map_or(-1, i64::from),
+    })?;
+    let mut events = Vec::new();
+    while let Some(row) = rows.next()? {
+        let number = column(row, 0)?;
+        let event = serde_json::from_str(&column::<String>(row, 1)?);
+        events.push((number, event.map_err(|e| StoreError::Failed(format!("event {number} is damaged: {e}")))?));
+    }
+    Ok(events)
+}
+
+fn typed<T: DeserializeOwned>(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<Stored<T>>, StoreError> {
+    let found = raw(snapshot, kind, name)?;
+    found.map(|(revision, document)| Ok(Stored { resource: parse(&Key::new(kind, name), &document)?, revision })).transpose()
+}
+
+fn raw(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<(u64, String)>, StoreError> {
+    let mut query = snapshot.prepare_cached("SELECT revision, document FROM resource WHERE kind = ? AND name = ?")?;
+    Ok(query.query_row([kind.name(), name], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+}
+
+fn resource(key: &Key, document: &str) -> Result<Resource, StoreError> {
+    Ok(match key.kind {
+        Kind::Bot => Resource::Bot(parse(key, document)?),
+        Kind::BotInstance => Resource::BotInstance(parse(key, document)?),
+        Kind::Lock => Resource::Lock(parse(key, document)?),
+        Kind::Role => Resource::Role(parse(key, document)?),
+        Kind::Token => Resource::Token(parse(key, document)?),
+    })
+}
+
+fn parse<T: DeserializeOwned>(key: &Key, document: &str) -> Result<T, StoreError> {
+    serde_json::from_str(document).map_err(|e| damaged(key, e))
+}
+
+fn damaged(key: &Key, why: impl std::fmt::Display) -> StoreError {
+    StoreError::Failed(format!("{key} is damaged: {why}"))
+}
+
+fn column<T: FromSql>(row: &Row<'_>, index: usize) -> Result<T, StoreError> {
+    Ok(row.get(index)?)
+}

@@ -1,0 +1,88 @@
+//! What stands in the file, and how a file of an earlier version gets there.
+//!
+//! `PRAGMA user_version` counts the migrations done, `PRAGMA application_id` tells our files from others.
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use crate::auth::store::StoreError;
+
+/// `bkey`.
+const APPLICATION: i64 = 0x626b_6579;
+
+/// Each brings the schema one version on. Released ones never change.
+const MIGRATIONS: [&str; 1] = ["
+    -- The counters: both only rise, and a revision given once is never given again.
+    CREATE TABLE meta (
+        id       INTEGER PRIMARY KEY CHECK (id = 1),
+        revision INTEGER NOT NULL,
+        policy   INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO meta VALUES (1, 0, 0);
+
+    CREATE TABLE resource (
+        kind     TEXT NOT NULL,
+        name     TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        subject  TEXT,      -- 'kind/name' that a lock stops, or whose token an instance joined with
+        expires  INTEGER,   -- milliseconds since 1970
+        document TEXT NOT NULL,
+        PRIMARY KEY (kind, name)
+    ) STRICT;
+    CREATE INDEX resource_subject ON resource (subject) WHERE subject IS NOT NULL;
+    CREATE INDEX resource_expires ON resource (kind, expires) WHERE expires IS NOT NULL;
+
+    CREATE TABLE issued (
+        serial    TEXT PRIMARY KEY,
+        token     TEXT NOT NULL,
+        bot       TEXT,
+        instance  TEXT NOT NULL,
+        not_after INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX issued_not_after ON issued (not_after);
+
+    -- AUTOINCREMENT: a number swept away does not come back, so 'all after N' misses nothing.
+    CREATE TABLE event (
+        number   INTEGER PRIMARY KEY AUTOINCREMENT,
+        time     INTEGER NOT NULL,
+        token    TEXT,
+        document TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX event_time ON event (time);
+    CREATE INDEX event_token ON event (token) WHERE token IS NOT NULL;
+    "];
+
+/// Makes an empty file ours.
+pub(super) fn create(connection: &mut Connection) -> Result<(), StoreError> {
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    run_from(&transaction, 0)?;
+    Ok(transaction.commit()?)
+}
+
+/// Brings a file of an earlier version to this one; refuses a foreign file and one of a newer version.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    // The write lock first: two programs that start at once must not both migrate.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let application: i64 = transaction.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    if application != APPLICATION {
+        return Err(StoreError::Failed(
+            "the file is not a database of boundkey's, or its making was cut off: remove it and make it anew".into(),
+        ));
+    }
+    let version: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > MIGRATIONS.len() {
+        let ours = MIGRATIONS.len();
+        let why = format!("the file is of schema {version}, made by a newer boundkey-auth; this one knows schema {ours}");
+        return Err(StoreError::Failed(why));
+    }
+    run_from(&transaction, version)?;
+    Ok(transaction.commit()?)
+}
+
+fn run_from(transaction: &Transaction<'_>, version: usize) -> Result<(), StoreError> {
+    for migration in &MIGRATIONS[version..] {
+        transaction.execute_batch(migration)?;
+    }
+    Ok(transaction.pragma_update(None, "user_version", MIGRATIONS.len())?)
+}

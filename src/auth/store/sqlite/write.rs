@@ -1,0 +1,259 @@
+//! Writing: one thread, which commits together whatever waits.
+//!
+//! A sync of the disk costs the same for one commit as for a hundred. Each stands on a savepoint of its own, so a conflict undoes
+//! that one alone; nobody is answered before the transaction is durable.
+
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+
+use crate::auth::audit::Event;
+use crate::auth::resource::{Kind, LockTarget, Resource};
+use crate::auth::store::{Change, Commit, IssuedRecord, StoreError};
+use crate::time::Timestamp;
+
+/// Most commits in one transaction: bounds the wait of the first.
+const MAX_GROUP: usize = 128;
+
+/// The handle of the writer thread.
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// Taken on drop: its end ends the thread.
+    queue: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Job {
+    work: Work,
+    answer: SyncSender<Result<(), StoreError>>,
+}
+
+enum Work {
+    Commit(Box<Commit>),
+    Sweep { now: Timestamp, events_before: Timestamp },
+}
+
+impl Writer {
+    pub(super) fn start(connection: Connection) -> Result<Self, StoreError> {
+        let (queue, jobs) = channel();
+        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || {
+            let _said = SayWhenDead;
+            run(connection, &jobs);
+        });
+        let thread = thread.map_err(|e| StoreError::Failed(format!("cannot start the writer thread: {e}")))?;
+        Ok(Self { queue: Some(queue), thread: Some(thread) })
+    }
+
+    pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
+        self.ask(Work::Commit(Box::new(commit)))
+    }
+
+    pub(super) fn sweep(&self, now: Timestamp, keep_events: Duration) -> Result<(), StoreError> {
+        self.ask(Work::Sweep { now, events_before: now.minus(keep_events) })
+    }
+
+    fn ask(&self, work: Work) -> Result<(), StoreError> {
+        let dead = || StoreError::Failed("the writer thread has died; restart boundkey-auth, its log says more".into());
+        let (answer, answered) = sync_channel(1);
+        let queue = self.queue.as_ref().ok_or_else(dead)?;
+        queue.send(Job { work, answer }).map_err(|_| dead())?;
+        answered.recv().map_err(|_| dead())?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // It has said so itself if it died.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Logs the death of the thread that holds it.
+struct SayWhenDead;
+
+impl Drop for SayWhenDead {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("database: the writer thread has died; nothing can be written until a restart");
+        }
+    }
+}
+
+fn run(mut connection: Connection, jobs: &Receiver<Job>) {
+    while let Ok(first) = jobs.recv() {
+        let mut group = vec![first];
+        while group.len() < MAX_GROUP {
+            let Ok(next) = jobs.try_recv() else { break };
+            group.push(next);
+        }
+        let results = commit_group(&mut connection, &group);
+        for (job, result) in group.into_iter().zip(results) {
+            // Who asked may have gone; the commit stands all the same.
+            let _ = job.answer.send(result);
+        }
+    }
+}
+
+/// One result per job, all of them true on disk.
+fn commit_group(connection: &mut Connection, group: &[Job]) -> Vec<Result<(), StoreError>> {
+    match try_group(connection, group) {
+        Ok(results) => results,
+        Err(error) => {
+            let why = match error {
+                StoreError::Conflict(why) | StoreError::Failed(why) => why,
+            };
+            group.iter().map(|_| Err(StoreError::Failed(why.clone()))).collect()
+        }
+    }
+}
+
+/// `Err`: the transaction as a whole failed, and nothing of it was written.
+fn try_group(connection: &mut Connection, group: &[Job]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut counters = Counters::read(&transaction)?;
+    let mut results = Vec::with_capacity(group.len());
+    for job in group {
+        let savepoint = transaction.savepoint()?;
+        let before = counters;
+        let result = job.work.apply(&savepoint, &mut counters);
+        results.push(match result {
+            Ok(()) => Ok(savepoint.commit()?),
+            // A full or failing disk ends the whole transaction, not this savepoint alone.
+            Err(error) if savepoint.is_autocommit() => return Err(error),
+            Err(error) => {
+                savepoint.finish()?;
+                counters = before;
+                Err(error)
+            }
+        });
+    }
+    counters.write(&transaction)?;
+    transaction.commit()?;
+    Ok(results)
+}
+
+/// The counters of the whole store.
+#[derive(Clone, Copy)]
+struct Counters {
+    revision: u64,
+    policy: u64,
+}
+
+impl Counters {
+    fn read(transaction: &Transaction<'_>) -> Result<Self, StoreError> {
+        let mut query = transaction.prepare_cached("SELECT revision, policy FROM meta")?;
+        Ok(query.query_row([], |row| Ok(Self { revision: row.get(0)?, policy: row.get(1)? }))?)
+    }
+
+    fn write(self, transaction: &Transaction<'_>) -> Result<(), StoreError> {
+        transaction.prepare_cached("UPDATE meta SET revision = ?, policy = ?")?.execute([self.revision, self.policy])?;
+        Ok(())
+    }
+}
+
+impl Work {
+    fn apply(&self, connection: &Connection, counters: &mut Counters) -> Result<(), StoreError> {
+        match self {
+            Self::Commit(commit) => apply(connection, counters, commit),
+            Self::Sweep { now, events_before } => sweep(connection, *now, *events_before),
+        }
+    }
+}
+
+fn apply(connection: &Connection, counters: &mut Counters, commit: &Commit) -> Result<(), StoreError> {
+    if commit.policy.is_some_and(|decided_under| decided_under != counters.policy) {
+        return Err(StoreError::Conflict("a bot, role or lock".into()));
+    }
+    commit.changes.iter().try_for_each(|change| apply_change(connection, counters, change))?;
+    commit.issued.iter().try_for_each(|issued| insert_issued(connection, issued))?;
+    commit.events.iter().try_for_each(|event| insert_event(connection, event))
+}
+
+fn apply_change(connection: &Connection, counters: &mut Counters, change: &Change) -> Result<(), StoreError> {
+    let Change { key, expected, to } = change;
+    let mut query = connection.prepare_cached("SELECT revision FROM resource WHERE kind = ? AND name = ?")?;
+    let current: Option<u64> = query.query_row([key.kind.name(), &key.name], |row| row.get(0)).optional()?;
+    if current != *expected {
+        return Err(StoreError::Conflict(key.to_string()));
+    }
+    counters.revision += 1;
+    if matches!(key.kind, Kind::Bot | Kind::Lock | Kind::Role) {
+        counters.policy += 1;
+    }
+    let Some(resource) = to else {
+        connection.prepare_cached("DELETE FROM resource WHERE kind = ? AND name = ?")?.execute([key.kind.name(), &key.name])?;
+        return Ok(());
+    };
+    let document = document(resource).map_err(|e| StoreError::Failed(format!("{key} cannot be stored: {e}")))?;
+    let expires = resource.metadata().expires.map(Timestamp::millis);
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO resource (kind, name, revision, subject, expires, document) VALUES (?, ?, ?, ?, ?, ?)",
+        )?
+        .execute(params![key.kind.name(), key.name, counters.revision, subject_of(resource), expires, document])?;
+    Ok(())
+}
+
+/// Without `kind` and `version`: the one is a column, the other follows from the schema's version.
+fn document(resource: &Resource) -> serde_json::Result<String> {
+    match resource {
+        Resource::Bot(r) => serde_json::to_string(r),
+        Resource::BotInstance(r) => serde_json::to_string(r),
+        Resource::Lock(r) => serde_json::to_string(r),
+        Resource::Role(r) => serde_json::to_string(r),
+        Resource::Token(r) => serde_json::to_string(r),
+    }
+}
+
+fn subject_of(resource: &Resource) -> Option<String> {
+    match resource {
+        Resource::Lock(lock) => Some(subject(&lock.spec.target)),
+        Resource::BotInstance(instance) => Some(format!("token/{}", instance.spec.token)),
+        Resource::Bot(_) | Resource::Role(_) | Resource::Token(_) => None,
+    }
+}
+
+/// What a lock stops, as its column has it.
+pub(super) fn subject(target: &LockTarget) -> String {
+    let kind = match target {
+        LockTarget::Bot(_) => Kind::Bot,
+        LockTarget::BotInstance(_) => Kind::BotInstance,
+        LockTarget::Token(_) => Kind::Token,
+    };
+    format!("{kind}/{}", target.name())
+}
+
+fn insert_issued(connection: &Connection, issued: &IssuedRecord) -> Result<(), StoreError> {
+    let IssuedRecord { serial, token, bot, instance, not_after } = issued;
+    connection
+        .prepare_cached("INSERT INTO issued (serial, token, bot, instance, not_after) VALUES (?, ?, ?, ?, ?)")?
+        .execute(params![serial, token, bot, instance, not_after.millis()])?;
+    Ok(())
+}
+
+fn insert_event(connection: &Connection, event: &Event) -> Result<(), StoreError> {
+    let document = serde_json::to_string(event).map_err(|e| StoreError::Failed(format!("an event cannot be stored: {e}")))?;
+    connection.prepare_cached("INSERT INTO event (time, token, document) VALUES (?, ?, ?)")?.execute(params![
+        event.time.millis(),
+        event.token,
+        document
+    ])?;
+    Ok(())
+}
+
+fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> Result<(), StoreError> {
+    let sweeps = [
+        ("DELETE FROM resource WHERE kind = 'bot_instance' AND expires <= ?", now),
+        ("DELETE FROM issued WHERE not_after < ?", now),
+        ("DELETE FROM event WHERE time < ?", events_before),
+    ];
+    for (statement, limit) in sweeps {
+        connection.prepare_cached(statement)?.execute([limit.millis()])?;
+    }
+    Ok(())
+}

@@ -11,6 +11,8 @@
 //! Time, randomness, transport and storage are handed in from `main`, so that tests run the real code on simulated ones.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "agent")]
+pub mod agent;
 #[cfg(feature = "auth")]
 pub mod auth;
 pub mod join;

@@ -1,0 +1,209 @@
+//! `keystore`: where the bound key lives.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+use super::error::Refusal;
+use super::value::AbsolutePath;
+use super::yaml::{from_fields, from_text};
+
+from_fields!(KeystoreOptions => Keystore);
+from_text!(KeystoreKind);
+
+/// Where the bound key lives. Kinds that this build has no backend for are refused, never replaced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Keystore {
+    /// Files in the storage directory.
+    #[default]
+    File,
+    /// A token behind a PKCS#11 module.
+    #[cfg(feature = "pkcs11")]
+    Pkcs11(boundkey_hal::pkcs11::Config),
+    /// A TPM 2.0; its wrapped keys are files in the storage directory.
+    #[cfg(feature = "tpm")]
+    Tpm {
+        /// The way to the TPM; `None`: what the environment or the kernel offers ([`boundkey_hal::tpm::Tcti::configured`]).
+        tcti: Option<boundkey_hal::tpm::Tcti>,
+        /// Where the keys' auth value is.
+        auth: Option<boundkey_hal::tpm::AuthSource>,
+    },
+}
+
+impl Keystore {
+    /// The kind, as in the configuration: `file`, `pkcs11`, `tpm`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::File => "file",
+            #[cfg(feature = "pkcs11")]
+            Self::Pkcs11(_) => "pkcs11",
+            #[cfg(feature = "tpm")]
+            Self::Tpm { .. } => "tpm",
+        }
+    }
+}
+
+/// A kind of key store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeystoreKind {
+    /// `file`
+    File,
+    /// `pkcs11`
+    Pkcs11,
+    /// `tpm`
+    Tpm,
+}
+
+impl FromStr for KeystoreKind {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        match text {
+            "file" => Ok(Self::File),
+            "pkcs11" => Ok(Self::Pkcs11),
+            "tpm" => Ok(Self::Tpm),
+            _ => Err(Refusal::new(format!("{text:?} is not a type of key store"), "write type: file, tpm or pkcs11")),
+        }
+    }
+}
+
+/// The fields of `keystore`, or a command line's options of the same names; [`Keystore::try_from`] checks them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeystoreOptions {
+    /// Kind of key store.
+    #[serde(rename = "type")]
+    pub kind: Option<KeystoreKind>,
+    /// tpm: the way to it, such as `device:/dev/tpmrm0`.
+    pub tcti: Option<String>,
+    /// tpm: file with the keys' auth value.
+    pub auth_path: Option<KeystorePath>,
+    /// tpm: systemd credential with the keys' auth value.
+    pub auth_credential: Option<String>,
+    /// pkcs11: URI (RFC 7512) of the token, with `module-path`.
+    pub uri: Option<String>,
+    /// pkcs11, without `uri`: the module.
+    pub module: Option<KeystorePath>,
+    /// pkcs11, without `uri`: label of the token.
+    pub token: Option<String>,
+    /// pkcs11, without `uri`: serial number of the token.
+    pub serial: Option<String>,
+    /// pkcs11: file with the PIN.
+    pub pin_path: Option<KeystorePath>,
+    /// pkcs11: systemd credential with the PIN.
+    pub pin_credential: Option<String>,
+}
+
+/// An absolute path in [`KeystoreOptions`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeystorePath(PathBuf);
+
+impl FromStr for KeystorePath {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        text.parse::<AbsolutePath>().map(|path| Self(path.0))
+    }
+}
+
+from_text!(KeystorePath);
+
+impl TryFrom<KeystoreOptions> for Keystore {
+    type Error = Refusal;
+
+    fn try_from(options: KeystoreOptions) -> Result<Self, Refusal> {
+        let kind = options.kind.ok_or_else(|| Refusal::new("missing field `type`", "write type: file, tpm or pkcs11"))?;
+        for (field, given, owner) in options.owners() {
+            if given && owner != kind {
+                let what = format!("`{field}` does not go with this type of key store");
+                return Err(Refusal::new(what, "remove the field, or correct `type`"));
+            }
+        }
+        match kind {
+            KeystoreKind::File => Ok(Self::File),
+            KeystoreKind::Pkcs11 => options.pkcs11(),
+            KeystoreKind::Tpm => options.tpm(),
+        }
+    }
+}
+
+impl KeystoreOptions {
+    /// Each optional field, whether it is given, and the kind it belongs to.
+    fn owners(&self) -> [(&'static str, bool, KeystoreKind); 9] {
+        use KeystoreKind::{Pkcs11, Tpm};
+        [
+            ("tcti", self.tcti.is_some(), Tpm),
+            ("auth_path", self.auth_path.is_some(), Tpm),
+            ("auth_credential", self.auth_credential.is_some(), Tpm),
+            ("uri", self.uri.is_some(), Pkcs11),
+            ("module", self.module.is_some(), Pkcs11),
+            ("token", self.token.is_some(), Pkcs11),
+            ("serial", self.serial.is_some(), Pkcs11),
+            ("pin_path", self.pin_path.is_some(), Pkcs11),
+            ("pin_credential", self.pin_credential.is_some(), Pkcs11),
+        ]
+    }
+
+    #[cfg(feature = "tpm")]
+    fn tpm(self) -> Result<Keystore, Refusal> {
+        use boundkey_hal::tpm::{AuthSource, Tcti};
+        let invalid = |e: boundkey_hal::Error| Refusal::new(e.to_string(), "write tcti: \"device:/dev/tpmrm0\"");
+        let tcti = self.tcti.as_deref().map(Tcti::parse).transpose().map_err(invalid)?;
+        let auth = match (self.auth_path, self.auth_credential) {
+            (Some(_), Some(_)) => return Err(both("auth_path", "auth_credential")),
+            (Some(path), None) => Some(AuthSource::File(path.0)),
+            (None, credential) => credential.map(AuthSource::Credential),
+        };
+        Ok(Keystore::Tpm { tcti, auth })
+    }
+
+    #[cfg(not(feature = "tpm"))]
+    #[allow(clippy::unused_self, reason = "as the one with the feature")]
+    fn tpm(self) -> Result<Keystore, Refusal> {
+        Err(Refusal::new("this boundkey is built without TPM support", "install a boundkey built with the cargo feature `tpm`"))
+    }
+
+    #[cfg(feature = "pkcs11")]
+    fn pkcs11(self) -> Result<Keystore, Refusal> {
+        use boundkey_hal::pkcs11::{Config, PinSource, Pkcs11Store, TokenMatch};
+        let advice = "write uri: \"pkcs11:token=LABEL?module-path=/PATH\", or module and token";
+        let invalid = |e: boundkey_hal::Error| Refusal::new(e.to_string(), advice);
+        let mut config = match (self.uri, self.module) {
+            (Some(_), Some(_)) => return Err(both("uri", "module")),
+            (Some(_), None) if self.token.is_some() => return Err(both("uri", "token")),
+            (Some(_), None) if self.serial.is_some() => return Err(both("uri", "serial")),
+            (Some(uri), None) => Config::from_uri(&uri).map_err(invalid)?,
+            (None, Some(module)) => {
+                Config::new(module.0, TokenMatch { label: self.token, serial: self.serial, ..TokenMatch::default() })
+            }
+            (None, None) => return Err(Refusal::new("no PKCS#11 module is named", advice)),
+        };
+        let pin = match (self.pin_path, self.pin_credential) {
+            (Some(_), Some(_)) => return Err(both("pin_path", "pin_credential")),
+            (Some(path), None) => Some(PinSource::File(path.0)),
+            (None, credential) => credential.map(PinSource::Credential),
+        };
+        match (pin, &config.pin) {
+            (Some(_), Some(_)) => return Err(both("pin-source in the URI", "a PIN beside it")),
+            (Some(pin), None) => config.pin = Some(pin),
+            (None, _) => {}
+        }
+        Pkcs11Store::new(config.clone()).map_err(invalid)?;
+        Ok(Keystore::Pkcs11(config))
+    }
+
+    #[cfg(not(feature = "pkcs11"))]
+    #[allow(clippy::unused_self, reason = "as the one with the feature")]
+    fn pkcs11(self) -> Result<Keystore, Refusal> {
+        Err(Refusal::new(
+            "this boundkey is built without PKCS#11 support",
+            "install a boundkey built with the cargo feature `pkcs11`",
+        ))
+    }
+}
+
+#[cfg(any(feature = "pkcs11", feature = "tpm"))]
+fn both(one: &str, other: &str) -> Refusal {
+    Refusal::new(format!("`{one}` and `{other}` say the same twice"), "keep one of them")
+}

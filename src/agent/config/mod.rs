@@ -1,0 +1,274 @@
+//! The configuration file of the agent, `/etc/boundkey.yaml`: read once, checked whole, before anything else happens.
+//!
+//! What the types here hold has been checked; nothing downstream checks it again. An error names file, line and field and
+//! says what to write instead. Files that the configuration points to are read when they are needed, not here.
+
+mod error;
+mod keystore;
+mod onboarding;
+mod output;
+mod value;
+mod yaml;
+
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+pub use error::{ConfigError, Refusal};
+pub use keystore::{Keystore, KeystoreKind, KeystoreOptions, KeystorePath};
+pub use onboarding::{Onboarding, SecretSource, TokenSource};
+pub use output::{Account, Destination, Lifetime, Output, Reload};
+pub use value::{AuthServer, CaPin, DEFAULT_PORT, Mode, Secret};
+
+use crate::agent::logging::{Format, Level};
+use output::{DestinationType, Outputs};
+use value::{AbsolutePath, Span, Version};
+use yaml::{from_fields, from_text};
+
+/// Where the configuration is unless a command line says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/boundkey.yaml";
+/// Where the device keeps its state unless configured.
+pub const DEFAULT_STORAGE: &str = "/var/lib/boundkey";
+/// Lifetime of certificates unless configured.
+pub const DEFAULT_CREDENTIAL_TTL: Duration = Duration::from_secs(60 * 60);
+/// Time between renewals unless configured.
+pub const DEFAULT_RENEWAL_INTERVAL: Duration = Duration::from_secs(20 * 60);
+
+/// Variable with the registration secret, for configurations that have none.
+const SECRET_VARIABLE: &str = "BOUNDKEY_REGISTRATION_SECRET";
+/// Variable with a static key.
+const STATIC_KEY_VARIABLE: &str = "BOUNDKEY_STATIC_KEY";
+const NO_STATIC_KEYS: &str = "remove it: the device then makes a key of its own";
+/// Largest file read here, in bytes.
+const MAX_FILE: u64 = 64 * 1024;
+
+from_fields!(Fields => FileContent, LogFields => LogConfig, StorageFields => Storage);
+from_text!(Format, Level);
+
+/// A configuration that was read and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// The auth endpoint.
+    pub auth_server: AuthServer,
+    /// How the auth endpoint proves that it is the right one.
+    pub trust: Trust,
+    /// With what to join.
+    pub onboarding: Onboarding,
+    /// Where the bound key lives.
+    pub keystore: Keystore,
+    /// Directory of the device's state.
+    pub storage: PathBuf,
+    /// How long certificates are to hold.
+    pub credential_ttl: Duration,
+    /// Time between renewals.
+    pub renewal_interval: Duration,
+    /// How to log.
+    pub log: LogConfig,
+    /// Certificates for programs on the device.
+    pub outputs: Vec<Output>,
+    /// What a person should know, one sentence each; to be logged. See [`Config::daemon_warnings`] too.
+    pub warnings: Vec<String>,
+}
+
+/// How the auth endpoint proves that it is the right one. There is no third way: without it, anyone could be it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// A file with CA certificates in PEM, read when needed.
+    File(PathBuf),
+    /// Its CA has one of these keys; at least one.
+    Pins(Vec<CaPin>),
+}
+
+/// How to log; a command line and `BOUNDKEY_LOG` go before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Text or JSON.
+    pub format: Format,
+    /// The least important records that are written.
+    pub level: Option<Level>,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`. `env` looks up environment variables.
+    pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let text = read_text("the configuration", path)?;
+        let file: FileContent = yaml_serde::from_str(&text).map_err(|e| ConfigError::at(path, &e))?;
+        if env(STATIC_KEY_VARIABLE).is_some_and(|key| !key.is_empty()) {
+            return Err(ConfigError::new(format!("static keys ({STATIC_KEY_VARIABLE}) are not supported yet"), NO_STATIC_KEYS));
+        }
+        let mut config = Self {
+            path: path.to_path_buf(),
+            auth_server: file.auth_server,
+            trust: file.trust,
+            onboarding: file.onboarding,
+            keystore: file.keystore,
+            storage: file.storage,
+            credential_ttl: file.credential_ttl,
+            renewal_interval: file.renewal_interval,
+            log: file.log,
+            outputs: file.outputs,
+            warnings: Vec::new(),
+        };
+        config.warn_of_exposure();
+        config.take_secret_of_environment(env(SECRET_VARIABLE).map(Zeroizing::new));
+        Ok(config)
+    }
+
+    /// What a person should know of a daemon with this configuration; a single join has no interval to be too long.
+    pub fn daemon_warnings(&self) -> Vec<String> {
+        let own = Lifetime { credential_ttl: self.credential_ttl, renewal_interval: self.renewal_interval };
+        let all = std::iter::once(("the identity", own)).chain(self.outputs.iter().filter_map(|o| Some((&*o.name, o.lifetime?))));
+        all.filter(|(_, l)| l.credential_ttl <= l.renewal_interval)
+            .map(|(name, l)| {
+                format!(
+                    "{name}: certificates hold for {} and are renewed every {}, so they expire in between; make credential_ttl \
+                     three times renewal_interval",
+                    humantime::format_duration(l.credential_ttl),
+                    humantime::format_duration(l.renewal_interval)
+                )
+            })
+            .collect()
+    }
+
+    fn warn_of_exposure(&mut self) {
+        // A file that was replaced since it was read is the next start's matter.
+        let readers = std::fs::metadata(&self.path).map_or(0, |m| m.permissions().mode() & 0o044);
+        if readers != 0 && matches!(self.onboarding.registration_secret, Some(SecretSource::Value(_))) {
+            let path = self.path.display();
+            self.warnings.push(format!(
+                "{path} has a registration secret in it and others can read it; run chmod 600 {path}, or use registration_secret_path"
+            ));
+        }
+        for output in self.outputs.iter().filter(|o| o.destination.mode.0 & 0o006 != 0) {
+            self.warnings.push(format!(
+                "{}: its mode gives the private key to every user of the device; use 0640 and a group",
+                output.name
+            ));
+        }
+    }
+
+    fn take_secret_of_environment(&mut self, value: Option<Zeroizing<String>>) {
+        // An empty variable is how a unit file unsets one.
+        let Some(secret) = value.and_then(|v| v.parse::<Secret>().ok()) else { return };
+        if self.onboarding.registration_secret.is_some() {
+            self.warnings.push(format!("{SECRET_VARIABLE} is not used: {} names a registration secret", self.path.display()));
+        } else {
+            self.onboarding.registration_secret = Some(SecretSource::Value(secret));
+        }
+    }
+}
+
+/// The text of a small file, wiped when dropped: it may hold a secret.
+fn read_text(what: &str, path: &Path) -> Result<Zeroizing<String>, ConfigError> {
+    let mut text = Zeroizing::new(String::new());
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+    match read {
+        Err(e) => Err(ConfigError::unreadable(what, path, &e)),
+        Ok(n) if n as u64 > MAX_FILE => {
+            Err(ConfigError::new(format!("{what} {} is larger than 64 KiB", path.display()), "see that it is the right file"))
+        }
+        Ok(_) => Ok(text),
+    }
+}
+
+/// The fields of the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    #[serde(rename = "version")]
+    _version: Version,
+    auth_server: AuthServer,
+    ca_pins: Option<Vec<CaPin>>,
+    ca_file: Option<AbsolutePath>,
+    onboarding: Onboarding,
+    keystore: Option<Keystore>,
+    storage: Option<Storage>,
+    credential_ttl: Option<Span>,
+    renewal_interval: Option<Span>,
+    log: Option<LogConfig>,
+    outputs: Option<Outputs>,
+}
+
+/// The same, checked.
+struct FileContent {
+    auth_server: AuthServer,
+    trust: Trust,
+    onboarding: Onboarding,
+    keystore: Keystore,
+    storage: PathBuf,
+    credential_ttl: Duration,
+    renewal_interval: Duration,
+    log: LogConfig,
+    outputs: Vec<Output>,
+}
+
+impl TryFrom<Fields> for FileContent {
+    type Error = Refusal;
+
+    fn try_from(fields: Fields) -> Result<Self, Refusal> {
+        let how_to_trust = "write the pin that `boundkey-auth init` printed: ca_pins: [\"sha256:...\"]";
+        let trust = match (fields.ca_pins, fields.ca_file) {
+            (Some(_), Some(_)) => return Err(Refusal::new("`ca_pins` and `ca_file` are both set", "keep one of them")),
+            (Some(pins), None) if pins.is_empty() => return Err(Refusal::new("`ca_pins` is empty", how_to_trust)),
+            (Some(pins), None) => Trust::Pins(pins),
+            (None, Some(file)) => Trust::File(file.0),
+            (None, None) => return Err(Refusal::new("neither `ca_pins` nor `ca_file` is set", how_to_trust)),
+        };
+        let storage = fields.storage.map_or_else(|| PathBuf::from(DEFAULT_STORAGE), |s| s.0);
+        let outputs = fields.outputs.map_or_else(Vec::new, |o| o.0);
+        if let Some(output) = outputs.iter().find(|o| o.destination.path.starts_with(&storage)) {
+            let what = format!("the output {} would write into the storage directory", output.name);
+            return Err(Refusal::new(what, "give it a directory elsewhere, such as under /run/boundkey"));
+        }
+        Ok(Self {
+            auth_server: fields.auth_server,
+            trust,
+            onboarding: fields.onboarding,
+            keystore: fields.keystore.unwrap_or_default(),
+            storage,
+            credential_ttl: fields.credential_ttl.map_or(DEFAULT_CREDENTIAL_TTL, |s| s.0),
+            renewal_interval: fields.renewal_interval.map_or(DEFAULT_RENEWAL_INTERVAL, |s| s.0),
+            log: fields.log.unwrap_or_default(),
+            outputs,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogFields {
+    format: Option<Format>,
+    level: Option<Level>,
+}
+
+impl TryFrom<LogFields> for LogConfig {
+    type Error = Refusal;
+
+    fn try_from(fields: LogFields) -> Result<Self, Refusal> {
+        Ok(Self { format: fields.format.unwrap_or_default(), level: fields.level })
+    }
+}
+
+struct Storage(PathBuf);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StorageFields {
+    #[serde(rename = "type")]
+    _type: DestinationType,
+    path: AbsolutePath,
+}
+
+impl TryFrom<StorageFields> for Storage {
+    type Error = Refusal;
+
+    fn try_from(fields: StorageFields) -> Result<Self, Refusal> {
+        Ok(Self(fields.path.0))
+    }
+}

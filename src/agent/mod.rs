@@ -1,0 +1,4 @@
+//! The device program.
+
+pub mod config;
+pub mod logging;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use boundkey::auth::audit::{Event, EventFilter, EventKind};
 use boundkey::auth::resource::{Bot, BotSpec, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
 use boundkey::auth::store::{Change, Commit, IssuedRecord, SqliteStore, Store, StoreError, Stored};
+use boundkey::join::server::record::Exemption;
 use boundkey::time::Timestamp;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -98,6 +99,7 @@ fn conformance(store: &dyn Store) {
     revisions_are_never_used_twice(store);
     policy_rises_with_bots_roles_and_locks(store);
     a_join_view_has_all_that_a_decision_needs(store);
+    ended_exemptions_are_found(store);
     events_are_filtered(store);
     concurrent_commits_do_not_mix(store);
     a_sweep_takes_what_has_ended(store);
@@ -202,6 +204,21 @@ fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
     assert_eq!(Some(view.token.revision), revision(store, &Key::new(Kind::Token, "view")));
 }
 
+fn ended_exemptions_are_found(store: &dyn Store) {
+    for (name, ends) in [("x1", 10), ("x2", 20), ("x3", 30)] {
+        let Resource::Token(mut token) = token(name, "b", None) else { unreachable!() };
+        let exemption = Exemption { recoveries: 1, waive_join_state: true, expires: at(ends), reason: None };
+        token.status.bound_keypair.exemption = Some(exemption);
+        put(store, Resource::Token(token));
+    }
+    let ended = |now| store.ended_exemptions(at(now)).unwrap().into_iter().map(|t| t.resource.metadata.name).collect::<Vec<_>>();
+    assert_eq!(ended(9), [""; 0]);
+    assert_eq!(ended(20), ["x1", "x2"]);
+    put(store, token("x1", "b", None));
+    assert_eq!(ended(20), ["x2"]);
+    put(store, token("x2", "b", None));
+}
+
 fn events_are_filtered(store: &dyn Store) {
     let told = [event(10, "e"), event(20, "other"), event(30, "e"), event(40, "e")];
     for event in &told {
@@ -216,6 +233,8 @@ fn events_are_filtered(store: &dyn Store) {
     assert_eq!(times(of_e.clone()), [10, 30, 40]);
     assert_eq!(times(EventFilter { since: Some(at(30)), ..of_e.clone() }), [30, 40]);
     assert_eq!(times(EventFilter { limit: Some(2), ..of_e.clone() }), [10, 30], "the oldest, to read on after them");
+    assert_eq!(times(EventFilter { since: Some(at(31)), ..EventFilter::default() }), [40]);
+    assert_eq!(times(EventFilter { since: Some(at(41)), ..EventFilter::default() }), [0; 0]);
     let (first, _) = store.events(&of_e).unwrap()[0].clone();
     assert_eq!(times(EventFilter { after: first, ..EventFilter::default() }), [20, 30, 40]);
     assert_eq!(store.events(&of_e).unwrap()[0].1, told[0]);

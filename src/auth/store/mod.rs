@@ -111,6 +111,9 @@ pub trait Store: Send + Sync {
     /// What a join with `token` is decided on; `None` without such a token.
     fn join_view(&self, token: &str) -> Result<Option<JoinView>, StoreError>;
 
+    /// Tokens whose exemption ended before or at `now`, unused.
+    fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError>;
+
     /// Writes all of `commit`, durably, or nothing.
     fn commit(&self, commit: Commit) -> Result<(), StoreError>;
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Commit, Event, EventFilter, JoinView, Key, Kind, Resource, Store, StoreError, Stored};
+use super::{Commit, Event, EventFilter, JoinView, Key, Kind, Resource, Store, StoreError, Stored, Token};
 use crate::time::Timestamp;
 use read::Readers;
 use write::Writer;
@@ -81,6 +81,10 @@ impl Store for SqliteStore {
 
     fn join_view(&self, token: &str) -> Result<Option<JoinView>, StoreError> {
         self.readers.with(|snapshot| read::join_view(snapshot, token))
+    }
+
+    fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError> {
+        self.readers.with(|snapshot| read::ended_exemptions(snapshot, now))
     }
 
     fn commit(&self, commit: Commit) -> Result<(), StoreError> {

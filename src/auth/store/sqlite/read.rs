@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use rusqlite::types::FromSql;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use serde::de::DeserializeOwned;
 
 use super::write::subject;
@@ -118,19 +118,36 @@ fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>
     Ok(locks)
 }
 
+pub(super) fn ended_exemptions(snapshot: &Transaction<'_>, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError> {
+    let mut query = snapshot
+        .prepare_cached("SELECT name, revision, document FROM resource WHERE kind = 'token' AND ends <= ? ORDER BY name")?;
+    let mut rows = query.query([now.millis()])?;
+    let mut ended = Vec::new();
+    while let Some(row) = rows.next()? {
+        let key = Key::new(Kind::Token, column::<String>(row, 0)?);
+        ended.push(Stored { resource: parse(&key, &column::<String>(row, 2)?)?, revision: column(row, 1)? });
+    }
+    Ok(ended)
+}
+
 pub(super) fn events(snapshot: &Transaction<'_>, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError> {
-    let mut query = snapshot.prepare_cached(
-        "SELECT number, document FROM event
-         WHERE number > :after AND (:since IS NULL OR time >= :since) AND (:token IS NULL OR token = :token)
-         ORDER BY number LIMIT :limit",
-    )?;
-    let mut rows = query.query(named_params! {
-        ":after": filter.after,
-        ":since": filter.since.map(Timestamp::millis),
-        ":token": filter.token,
-        // A negative limit is none.
-        ":limit": filter.limit.map_or(-1, i64::from),
-    })?;
+    let since = filter.since.unwrap_or_default().millis();
+    let mut after = filter.after;
+    if since > 0 {
+        // By the index on time; else each question of a follower would read the log from its start.
+        let mut query = snapshot.prepare_cached("SELECT min(number) FROM event WHERE time >= ?")?;
+        match query.query_row([since], |row| row.get::<_, Option<u64>>(0))? {
+            Some(first) => after = after.max(first.saturating_sub(1)),
+            None => return Ok(Vec::new()),
+        }
+    }
+    let of_token = if filter.token.is_some() { "token = ?4" } else { "?4 IS NULL" };
+    let mut query = snapshot.prepare_cached(&format!(
+        "SELECT number, document FROM event WHERE number > ?1 AND time >= ?2 AND {of_token} ORDER BY number LIMIT ?3"
+    ))?;
+    // A negative limit is none.
+    let limit = filter.limit.map_or(-1, i64::from);
+    let mut rows = query.query(params![after, since, limit, filter.token])?;
     let mut events = Vec::new();
     while let Some(row) = rows.next()? {
         let number = column(row, 0)?;

@@ -24,12 +24,12 @@ const MIGRATIONS: [&str; 1] = ["
         name     TEXT NOT NULL,
         revision INTEGER NOT NULL,
         subject  TEXT,      -- 'kind/name' that a lock stops, or whose token an instance joined with
-        expires  INTEGER,   -- milliseconds since 1970
+        ends     INTEGER,   -- when an instance, or the exemption of a token, ends: milliseconds since 1970
         document TEXT NOT NULL,
         PRIMARY KEY (kind, name)
     ) STRICT;
     CREATE INDEX resource_subject ON resource (subject) WHERE subject IS NOT NULL;
-    CREATE INDEX resource_expires ON resource (kind, expires) WHERE expires IS NOT NULL;
+    CREATE INDEX resource_ends ON resource (kind, ends) WHERE ends IS NOT NULL;
 
     CREATE TABLE issued (
         serial    TEXT PRIMARY KEY,

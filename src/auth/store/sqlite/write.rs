@@ -190,12 +190,11 @@ fn apply_change(connection: &Connection, counters: &mut Counters, change: &Chang
         return Ok(());
     };
     let document = document(resource).map_err(|e| StoreError::Failed(format!("{key} cannot be stored: {e}")))?;
-    let expires = resource.metadata().expires.map(Timestamp::millis);
     connection
         .prepare_cached(
-            "INSERT OR REPLACE INTO resource (kind, name, revision, subject, expires, document) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO resource (kind, name, revision, subject, ends, document) VALUES (?, ?, ?, ?, ?, ?)",
         )?
-        .execute(params![key.kind.name(), key.name, counters.revision, subject_of(resource), expires, document])?;
+        .execute(params![key.kind.name(), key.name, counters.revision, subject_of(resource), ends(resource), document])?;
     Ok(())
 }
 
@@ -216,6 +215,15 @@ fn subject_of(resource: &Resource) -> Option<String> {
         Resource::BotInstance(instance) => Some(format!("token/{}", instance.spec.token)),
         Resource::Bot(_) | Resource::Role(_) | Resource::Token(_) => None,
     }
+}
+
+fn ends(resource: &Resource) -> Option<u64> {
+    let end = match resource {
+        Resource::BotInstance(instance) => instance.metadata.expires,
+        Resource::Token(token) => token.status.bound_keypair.exemption.as_ref().map(|exemption| exemption.expires),
+        Resource::Bot(_) | Resource::Lock(_) | Resource::Role(_) => None,
+    };
+    end.map(Timestamp::millis)
 }
 
 /// What a lock stops, as its column has it.
@@ -248,7 +256,7 @@ fn insert_event(connection: &Connection, event: &Event) -> Result<(), StoreError
 
 fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> Result<(), StoreError> {
     let sweeps = [
-        ("DELETE FROM resource WHERE kind = 'bot_instance' AND expires <= ?", now),
+        ("DELETE FROM resource WHERE kind = 'bot_instance' AND ends <= ?", now),
         ("DELETE FROM issued WHERE not_after < ?", now),
         ("DELETE FROM event WHERE time < ?", events_before),
     ];

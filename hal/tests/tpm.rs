@@ -283,20 +283,30 @@ fn an_evicted_storage_key_is_derived_again() {
 }
 
 #[test]
-fn the_owners_password_is_not_needed_once_there_is_a_storage_key() {
+fn with_an_owners_password_the_storage_key_is_used_as_it_is() {
     let (tpm, dir) = setup();
-    let mut config = tpm.config(dir.path());
-    run(tpm.tool("tpm2_changeauth").args(["-c", "owner", "owner-password"]));
-    let error = TpmStore::new(config.clone()).generate(&id("device"), Algorithm::EcdsaP256).expect_err("no storage key");
-    assert!(error.kind() == ErrorKind::Denied && error.to_string().contains("owner password"), "{error}");
-    run(tpm.tool("tpm2_changeauth").args(["-c", "owner", "-p", "owner-password"]));
-    TpmStore::new(config.clone()).generate(&id("first"), Algorithm::EcdsaP256).expect("generate");
+    let mut config = Config { derive_storage_key: false, ..tpm.config(dir.path()) };
+    assert_kind(TpmStore::new(config.clone()).generate(&id("device"), Algorithm::EcdsaP256), ErrorKind::Denied);
+    TpmStore::new(tpm.config(dir.path())).generate(&id("first"), Algorithm::EcdsaP256).expect("generate");
     run(tpm.tool("tpm2_changeauth").args(["-c", "owner", "owner-password"]));
     config.storage_key = Some(TpmStore::new(config.clone()).storage_key_name().expect("name"));
     config.auth = Some(auth_file(dir.path()).0);
-    let mut store = TpmStore::new(config);
-    let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
-    assert_signs(&mut store, &id("device"), &public);
+    a_key_works(&config);
+    // By default that is no way out: whoever sits on the bus could give the same answer.
+    config.derive_storage_key = true;
+    let error = TpmStore::new(config.clone()).generate(&id("device"), Algorithm::EcdsaP256).expect_err("refused");
+    assert!(error.kind() == ErrorKind::Denied && error.to_string().contains("owner password"), "{error}");
+    let error = Counter::new(config, counter::DEFAULT_INDEX).expect("an index").define().expect_err("refused");
+    assert!(error.kind() == ErrorKind::Denied && error.to_string().contains("owner password"), "{error}");
+    assert_eq!(tpm.loaded(), "");
+}
+
+/// A key is made, signs, and goes.
+fn a_key_works(config: &Config) {
+    let mut store = TpmStore::new(config.clone());
+    let public = store.generate(&id("in-use"), Algorithm::EcdsaP256).expect("generate");
+    assert_signs(&mut store, &id("in-use"), &public);
+    store.delete(&id("in-use")).expect("delete");
 }
 
 #[test]
@@ -477,9 +487,11 @@ fn a_counter_only_goes_up() {
     assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("0x180b0cd"), "{error}");
     assert!(counter.define().expect("define") > first + 1);
     assert_eq!(tpm.loaded(), "");
-    // Once there is a storage key, the owner's password is not needed.
+    // Counting needs no owner's password.
     TpmStore::new(tpm.config(dir.path())).generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
     run(tpm.tool("tpm2_changeauth").args(["-c", "owner", "owner-password"]));
+    let config = Config { derive_storage_key: false, ..tpm.config(dir.path()) };
+    let counter = Counter::new(config, counter::DEFAULT_INDEX).expect("an index");
     let value = counter.read().expect("read");
     assert_eq!(counter.increment().expect("increment"), value + 1);
 }

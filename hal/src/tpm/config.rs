@@ -26,6 +26,9 @@ pub struct Config {
     pub auth: Option<AuthSource>,
     /// The storage key this device was enrolled with. Another one is an error; see [`super::TpmStore::storage_key_name`].
     pub storage_key: Option<Name>,
+    /// Whether sessions are salted to the storage key as it is derived anew from the owner seed. That needs an empty owner password.
+    /// `false` is for TPMs that have one, and a storage key at 0x81000001; it then rests on that key's public half being read unaltered.
+    pub derive_storage_key: bool,
     /// Whether the storage key may be made persistent at 0x81000001 where nothing is there yet.
     pub persist_storage_key: bool,
     /// How long one conversation with the TPM may take, waits for a busy TPM included.
@@ -35,7 +38,15 @@ pub struct Config {
 impl Config {
     /// Key files in `dir`, the TPM behind `tcti`, defaults for the rest.
     pub fn new(dir: impl Into<PathBuf>, tcti: Tcti) -> Self {
-        Self { dir: dir.into(), tcti, auth: None, storage_key: None, persist_storage_key: true, time_limit: DEFAULT_TIME_LIMIT }
+        Self {
+            dir: dir.into(),
+            tcti,
+            auth: None,
+            storage_key: None,
+            derive_storage_key: true,
+            persist_storage_key: true,
+            time_limit: DEFAULT_TIME_LIMIT,
+        }
     }
 }
 

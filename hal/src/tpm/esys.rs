@@ -42,6 +42,7 @@ const LOADED_SESSIONS: u32 = 0x0200_0000;
 pub(super) struct Esys {
     context: Context,
     pinned: Option<Name>,
+    derives: bool,
     persist: bool,
 }
 
@@ -58,24 +59,28 @@ impl Esys {
     pub(super) fn open(config: &Config) -> Result<Self, Fault> {
         fault::check_node(&config.tcti)?;
         let context = Context::new(TctiNameConf::from_str(&config.tcti.to_string())?)?;
-        Ok(Self { context, pinned: config.storage_key, persist: config.persist_storage_key })
+        Ok(Self { context, pinned: config.storage_key, derives: config.derive_storage_key, persist: config.persist_storage_key })
     }
 
-    /// The storage key to trust: derived from the owner seed, or, where the owner's password forbids that, the persistent one.
+    /// The storage key to trust. No way round a refused derivation: that answer could be put in as well.
     fn storage_key(&mut self) -> Result<StorageKey, Fault> {
-        let key = match self.derive() {
-            Err(fault) if fault.is_refusal() => match self.persistent()? {
-                Some(key) => key,
-                None => {
-                    return Err(Fault::told(
-                        ErrorKind::Denied,
-                        "the TPM's owner password is set and no storage key at 0x81000001: make one (tpm2_createprimary, tpm2_evictcontrol)",
-                    ));
-                }
-            },
-            derived => derived?,
+        let key = if self.derives {
+            self.derive()?
+        } else {
+            self.persistent()?.ok_or_else(|| {
+                Fault::told(
+                    ErrorKind::Denied,
+                    "no storage key at 0x81000001: have the TPM's owner make one (tpm2_createprimary, tpm2_evictcontrol)",
+                )
+            })?
         };
-        self.check(key)
+        match self.pinned {
+            Some(pinned) if pinned != key.name => Err(Fault::told(
+                ErrorKind::Corrupt,
+                "the storage key has another Name than at enrolment: TPM cleared, another TPM or a device on the bus; re-enrol if that was you",
+            )),
+            _ => Ok(key),
+        }
     }
 
     /// The storage key to use where nothing depends on it: see the module's text.
@@ -86,21 +91,12 @@ impl Esys {
         }
     }
 
-    fn check(&self, key: StorageKey) -> Result<StorageKey, Fault> {
-        match self.pinned {
-            Some(pinned) if pinned != key.name => Err(Fault::told(
-                ErrorKind::Corrupt,
-                "the storage key has another Name than at enrolment: TPM cleared, another TPM or a device on the bus; re-enrol if that was you",
-            )),
-            _ => Ok(key),
-        }
-    }
-
     fn derive(&mut self) -> Result<StorageKey, Fault> {
         let template = Public::unmarshall(&public_area::storage_template())?;
         let made = self.context.execute_with_session(Some(AuthSession::Password), |c| {
             c.create_primary(Hierarchy::Owner, template, None, None, None, None)
-        })?;
+        });
+        let made = made.map_err(owner_refused)?;
         Ok(StorageKey { handle: made.key_handle, name: Name::of(&made.out_public.marshall()?), place: OWNER })
     }
 
@@ -265,7 +261,7 @@ impl Tpm for Esys {
         let made = self.context.execute_with_session(Some(session), |c| c.nv_define_space(Provision::Owner, None, public));
         match made.map_err(Fault::from) {
             Ok(_) | Err(Fault::Code(fault::NV_DEFINED)) => Ok(()),
-            Err(fault) => Err(fault),
+            Err(fault) => Err(owner_refused(fault)),
         }
     }
 
@@ -330,6 +326,18 @@ fn found(object: tss_esapi::Result<ObjectHandle>) -> Result<Option<ObjectHandle>
         Err(Fault::Code(fault::NO_SUCH_HANDLE)) => Ok(None),
         Err(fault) => Err(fault),
     }
+}
+
+/// Says of a refusal that it is the owner's, not one of a key's auth value.
+fn owner_refused(fault: impl Into<Fault>) -> Fault {
+    let fault = fault.into();
+    if fault.is_refusal() {
+        return Fault::told(
+            ErrorKind::Denied,
+            "the TPM's owner password is set or its owner hierarchy off: clear that, or use the storage key at 0x81000001 as it is",
+        );
+    }
+    fault
 }
 
 /// The ticket for a digest that the TPM did not compute, which an unrestricted key signs.

@@ -9,7 +9,7 @@
 //! - A file is useless without its TPM, and `tpm2-openssl` loads it as it stands.
 //! - Keys are not under dictionary-attack protection (noDA): with it, a few power cuts after signing lock the whole TPM.
 //! - All that is said to the TPM crosses a bus. Sessions are salted to the storage key, whose Name a caller pins in
-//!   [`Config::storage_key`] from [`TpmStore::storage_key_name`] at enrolment. [`esys`] tells what that is good for.
+//!   [`Config::storage_key`] from [`TpmStore::storage_key_name`] at enrolment. What that is good for stands in `esys.rs`.
 //!
 //! # For programs
 //! libtss2 writes to stderr of its own accord unless `TSS2_LOG=all+none` is in the environment. A program cannot set that

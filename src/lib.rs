@@ -16,6 +16,7 @@ pub mod agent;
 #[cfg(feature = "auth")]
 pub mod auth;
 pub mod join;
+pub mod logging;
 pub mod pem;
 #[cfg(feature = "agent")]
 pub mod state;

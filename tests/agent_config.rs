@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use boundkey::agent::config::{Account, Config, ConfigError, Keystore, Mode, Reload, SecretSource, TokenSource, Trust};
-use boundkey::agent::logging::{Format, Level};
+use boundkey::logging::{Format, Level};
 use log::LevelFilter;
 
 const PIN: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";

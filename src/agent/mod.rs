@@ -1,4 +1,18 @@
-//! The device program.
+//! The device program: config, transport, one join from end to end, the renewal loop, outputs.
+//!
+//! `run` is `boundkey start`; `join` is one join; [`device`] is what stands on disk.
 
+mod backoff;
+pub mod clock;
 pub mod config;
-pub mod logging;
+pub mod device;
+pub mod error;
+mod identity;
+// pub mod join;
+pub mod keypair;
+mod report;
+// pub mod run;
+pub mod status;
+pub mod tls;
+pub mod transport;
+mod wait;

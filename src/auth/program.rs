@@ -22,7 +22,7 @@ use super::store::Store;
 use super::throttle::Throttle;
 use super::{api, serve, tls};
 use crate::join::server::challenge::SealingKey;
-use crate::logging::{self, Format};
+use crate::logging::{self, Format, Level};
 use crate::time::{Clock as _, System};
 
 /// How often the server looks after itself: its certificate, ended exemptions, records that have ended.
@@ -151,8 +151,8 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
 fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let text = |name| matches.get_one::<String>(name).map_or("", String::as_str);
     let format = if text("log-format") == "json" { Format::Json } else { Format::Text };
-    let level = text("log-level").parse().unwrap_or(log::LevelFilter::Info);
-    logging::init(format, level, &System);
+    let level = text("log-level").parse::<Level>().map_err(|e| Failure { code: 2, ..failure(e.what, e.advice) })?;
+    logging::install(format, level, &|name| std::env::var(name).ok(), Box::new(System));
     let dir = data_dir(matches)?;
     let cluster = dir.cluster()?;
     let _lock = dir.lock()?;

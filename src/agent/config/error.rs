@@ -72,11 +72,6 @@ impl Refusal {
     pub(in crate::agent) fn new(what: impl Into<String>, advice: &'static str) -> Self {
         Self { what: what.into(), advice }
     }
-
-    /// The refusal of a value that is not in the file, but in `place`.
-    pub fn of(&self, place: &str) -> ConfigError {
-        ConfigError::new(format!("{place}: {}", self.what), self.advice)
-    }
 }
 
 impl Display for Refusal {

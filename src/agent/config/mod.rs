@@ -24,7 +24,7 @@ pub use onboarding::{Onboarding, SecretSource, TokenSource};
 pub use output::{Account, Destination, Lifetime, Output, Reload};
 pub use value::{AuthServer, CaPin, DEFAULT_PORT, Mode, Secret};
 
-use crate::agent::logging::{Format, Level};
+use crate::logging::{Format, Level};
 use output::{DestinationType, Outputs};
 use value::{AbsolutePath, Span, Version};
 use yaml::{from_fields, from_text};

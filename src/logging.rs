@@ -1,4 +1,4 @@
-//! The agent's log: text or JSON on stderr, or the journal's own form where systemd reads stderr.
+//! The programs' log: text or JSON on stderr, or the journal's own form where systemd reads stderr.
 //!
 //! | form | a record |
 //! | --- | --- |
@@ -18,11 +18,27 @@ use std::str::FromStr;
 use log::{LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 
-use crate::agent::config::{ConfigError, Refusal};
 use crate::time::{Clock, Timestamp};
 
 /// Variable with the level; a command line goes before it, and it before the configuration.
 pub const LEVEL_VARIABLE: &str = "BOUNDKEY_LOG";
+
+/// A word that is no format or level. `Display` is what is wrong and, on a second line, what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownWord {
+    /// What is wrong.
+    pub what: String,
+    /// What to write instead.
+    pub advice: &'static str,
+}
+
+impl std::fmt::Display for UnknownWord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}\n{}", self.what, self.advice)
+    }
+}
+
+impl std::error::Error for UnknownWord {}
 
 /// How records are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,13 +51,13 @@ pub enum Format {
 }
 
 impl FromStr for Format {
-    type Err = Refusal;
+    type Err = UnknownWord;
 
-    fn from_str(text: &str) -> Result<Self, Refusal> {
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
         match text {
             "json" => Ok(Self::Json),
             "text" => Ok(Self::Text),
-            _ => Err(Refusal::new(format!("{text:?} is not a log format"), "write text or json")),
+            _ => Err(UnknownWord { what: format!("{text:?} is not a log format"), advice: "write text or json" }),
         }
     }
 }
@@ -57,13 +73,12 @@ impl Default for Level {
 }
 
 impl FromStr for Level {
-    type Err = Refusal;
+    type Err = UnknownWord;
 
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        let level = text
-            .parse()
-            .map_err(|_| Refusal::new(format!("{text:?} is not a log level"), "write error, warn, info, debug, trace or off"))?;
-        Ok(Self(level))
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+        let unknown =
+            |_| UnknownWord { what: format!("{text:?} is not a log level"), advice: "write error, warn, info, debug, trace or off" };
+        text.parse().map(Self).map_err(unknown)
     }
 }
 
@@ -73,12 +88,12 @@ impl Level {
         command_line: Option<Self>,
         env: &dyn Fn(&str) -> Option<String>,
         configured: Option<Self>,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, UnknownWord> {
         if let Some(level) = command_line {
             return Ok(level);
         }
         match env(LEVEL_VARIABLE).filter(|text| !text.is_empty()) {
-            Some(text) => text.parse().map_err(|e: Refusal| e.of(LEVEL_VARIABLE)),
+            Some(text) => text.parse().map_err(|e: UnknownWord| UnknownWord { what: format!("{LEVEL_VARIABLE}: {}", e.what), ..e }),
             None => Ok(configured.unwrap_or_default()),
         }
     }
@@ -233,7 +248,7 @@ mod tests {
         assert_eq!(Level::choose(None, &debug, level("warn")), Ok(Level(LevelFilter::Debug)));
         assert_eq!(Level::choose(level("off"), &debug, level("warn")), Ok(Level(LevelFilter::Off)));
         let error = Level::choose(None, &|_| Some("loud".into()), None).expect_err("no such level");
-        assert_eq!(error.to_string(), "BOUNDKEY_LOG: \"loud\" is not a log level");
+        assert_eq!(error.what, "BOUNDKEY_LOG: \"loud\" is not a log level");
     }
 
     #[test]

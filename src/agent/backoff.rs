@@ -1,0 +1,75 @@
+//! When to try again: capped exponential backoff with full jitter, so that a fleet that lost its server does not come back as one.
+
+use std::time::Duration;
+
+use crate::time::{NoRandomness, Random};
+
+const FIRST: Duration = Duration::from_secs(1);
+
+/// Counts failures in a row.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// A success: the next failure is the first again.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// How long to wait after one more failure: anywhere up to 1, 2, 4 ... seconds, at most up to `cap`.
+    pub fn next(&mut self, cap: Duration, random: &dyn Random) -> Result<Duration, NoRandomness> {
+        let bound = FIRST.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(cap);
+        self.failures = (self.failures + 1).min(31);
+        // Not sooner than a tenth: full jitter may come out as zero, and a server that refuses is not to be asked at once.
+        Ok((bound / 10).max(fraction(random)?.mul(bound)))
+    }
+}
+
+/// `interval` less up to a tenth.
+pub fn jittered(interval: Duration, random: &dyn Random) -> Result<Duration, NoRandomness> {
+    Ok(interval.saturating_sub(fraction(random)?.mul(interval / 10)))
+}
+
+/// A number in `0..1`, in 2^-16 steps.
+struct Fraction(u16);
+
+impl Fraction {
+    fn mul(&self, duration: Duration) -> Duration {
+        duration / (1 << 16) * u32::from(self.0)
+    }
+}
+
+fn fraction(random: &dyn Random) -> Result<Fraction, NoRandomness> {
+    let mut bytes = [0; 2];
+    random.fill(&mut bytes)?;
+    Ok(Fraction(u16::from_le_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::System;
+
+    #[test]
+    fn grows_to_its_cap_and_never_beyond() {
+        let mut backoff = Backoff::default();
+        let cap = Duration::from_secs(60);
+        for failure in 0..100_u32 {
+            let bound = Duration::from_secs(1 << failure.min(6)).min(cap);
+            let wait = backoff.next(cap, &System).unwrap();
+            assert!(wait <= bound && wait >= bound / 10, "{wait:?} after {failure}");
+        }
+        backoff.reset();
+        assert!(backoff.next(cap, &System).unwrap() <= FIRST);
+    }
+
+    #[test]
+    fn renewals_spread_over_a_tenth() {
+        let interval = Duration::from_secs(1200);
+        let all: Vec<_> = (0..200).map(|_| jittered(interval, &System).unwrap()).collect();
+        assert!(all.iter().all(|d| *d <= interval && *d >= interval * 9 / 10));
+        assert!(all.iter().max().unwrap().saturating_sub(*all.iter().min().unwrap()) > interval / 50);
+    }
+}

@@ -1,0 +1,110 @@
+//! The device as its parts stand on disk: storage directory, memory, key store. One agent at a time.
+
+use std::fs::File;
+use std::path::Path;
+
+use boundkey_hal::file::FileStore;
+use boundkey_hal::{Algorithm, KeyId, KeyStore, PublicKey};
+
+use super::config::Keystore;
+use super::error::AgentError;
+use crate::join::Thumbprint;
+use crate::join::device::{KnownKey, Memory};
+use crate::state::{DirStorage, StateFile};
+
+const LOCK_FILE: &str = "lock";
+
+/// A device's storage directory and key store, held by this process alone.
+pub struct Device {
+    /// What it remembers.
+    pub state: StateFile<DirStorage>,
+    /// Its keys.
+    pub keys: Box<dyn KeyStore>,
+    /// Held while the device is.
+    _lock: File,
+}
+
+impl Device {
+    /// Opens the storage directory `dir`, making it if missing, and the key store.
+    pub fn open(dir: &Path, keystore: &Keystore) -> Result<Self, AgentError> {
+        let failed = |e| AgentError::Storage(dir.display().to_string(), e);
+        let storage = DirStorage::create(dir).map_err(failed)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE)).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(AgentError::StorageInUse(dir.display().to_string())),
+            Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        let state = StateFile::open(storage)?;
+        if let Some(why) = state.damaged() {
+            log::warn!("one of the two slots of the state file is {why}; the other one holds, nothing is lost");
+        }
+        let mut device = Self { state, keys: open_keystore(keystore, dir)?, _lock: lock };
+        device.adopt_keys()?;
+        Ok(device)
+    }
+
+    /// Takes up keys that the store has and a lost state file does not name: without it they are all that is left of the device.
+    fn adopt_keys(&mut self) -> Result<(), AgentError> {
+        if self.state.exists() {
+            return Ok(());
+        }
+        let mut found = Vec::new();
+        self.keys.list(&mut |id| found.extend(number(id.as_str()).map(|n| (n, id.clone()))))?;
+        found.sort();
+        let mut memory = Memory::default();
+        for (_, id) in found {
+            let key = known(&id, &self.keys.public_key(&id)?);
+            log::warn!("there is no state file, but the key store has key {id} ({}): taken up", key.thumbprint);
+            memory.add_key(key);
+        }
+        if !memory.keys.is_empty() {
+            self.remember(&memory)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down what the device is to remember.
+    pub fn remember(&mut self, memory: &Memory) -> Result<(), AgentError> {
+        self.state.store(memory).map_err(|e| AgentError::Storage(crate::state::STATE_FILE.into(), e))
+    }
+
+    /// Makes the next key, durable in its store, and names it in `memory`, which the caller writes down. A key of that name whose
+    /// making was interrupted before it was written down never left the device, and is taken up.
+    pub fn make_key(&mut self, memory: &mut Memory, algorithm: Algorithm) -> Result<PublicKey, AgentError> {
+        let name = memory.next_key_id();
+        let id: KeyId = name.parse().map_err(|e| AgentError::Other(format!("key name {name}: {e}")))?;
+        let public = match self.keys.generate(&id, algorithm) {
+            Err(e) if e.kind() == boundkey_hal::ErrorKind::Exists => self.keys.public_key(&id)?,
+            made => made?,
+        };
+        for old in memory.add_key(known(&id, &public)) {
+            log::info!("forgetting key {}: more than {} keys", old.id, crate::join::device::MAX_KEYS);
+            if let Err(e) = old.id.parse().map_err(|e| format!("{e}")).and_then(|id| self.keys.delete(&id).map_err(|e| e.to_string())) {
+                log::warn!("key {} could not be deleted: {e}", old.id);
+            }
+        }
+        Ok(public)
+    }
+}
+
+/// The name of a key and what is remembered of it.
+fn known(id: &KeyId, public: &PublicKey) -> KnownKey {
+    KnownKey { id: id.to_string(), thumbprint: Thumbprint::of(public), algorithm: public.algorithm().into(), bound: false }
+}
+
+/// The number in `bound-N`.
+fn number(id: &str) -> Option<u32> {
+    id.strip_prefix("bound-")?.parse().ok()
+}
+
+/// The key store that the configuration asks for, and no other.
+pub fn open_keystore(keystore: &Keystore, dir: &Path) -> Result<Box<dyn KeyStore>, AgentError> {
+    Ok(match keystore {
+        Keystore::File => Box::new(FileStore::new(dir)),
+        #[cfg(feature = "pkcs11")]
+        Keystore::Pkcs11(config) => Box::new(boundkey_hal::pkcs11::Pkcs11Store::new(config.clone())),
+        #[cfg(feature = "tpm")]
+        Keystore::Tpm { .. } => super::tpm::open(keystore, dir)?,
+    })
+}

@@ -1,0 +1,215 @@
+//! What can go wrong with a join, in words for a person, and as the exit codes that scripts branch on.
+
+use boundkey_hal::{Error as KeyError, ErrorKind};
+
+use super::config::ConfigError;
+use super::transport::TransportError;
+use crate::join::device::answer::AnswerError;
+use crate::join::device::challenge::GiveUp;
+use crate::join::{Problem, ProblemType};
+use crate::state::LoadError;
+use crate::time::{NoRandomness, Timestamp};
+
+/// Why the agent did not do what it was to do. `Display` is what failed, [`AgentError::advice`] what to do next.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// An answer that cannot be used.
+    Answer(AnswerError),
+    /// Command line or configuration.
+    Config(ConfigError),
+    /// The server asks for what this device cannot do.
+    GaveUp(GiveUp),
+    /// The key store.
+    Key(KeyError),
+    /// Something of our own.
+    Other(String),
+    /// An output could not be written; the join itself succeeded.
+    Output(String, String),
+    /// The server's certificate had expired at that time, by the server's own clock.
+    ServerExpired(Timestamp),
+    /// The device's memory.
+    State(LoadError),
+    /// The storage directory.
+    Storage(String, std::io::Error),
+    /// Another agent runs on the storage directory.
+    StorageInUse(String),
+    /// No usable answer from the server.
+    Transport(TransportError),
+}
+
+impl std::fmt::Display for AgentError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Answer(e) => e.fmt(f),
+            Self::Config(e) => e.fmt(f),
+            Self::GaveUp(GiveUp::UnknownKey(key)) => write!(f, "the server asks for proof of key {key}, which this device does not have"),
+            Self::GaveUp(GiveUp::NoCommonAlgorithm(theirs)) => {
+                write!(f, "the key store makes none of the key types that the server takes ({})", theirs.join(", "))
+            }
+            Self::Key(e) => write!(f, "key store: {e}"),
+            Self::Other(what) | Self::Output(what, _) => f.write_str(what),
+            Self::ServerExpired(end) => write!(f, "the server's certificate expired at {end}, and the server's own clock is past it"),
+            Self::State(e) => e.fmt(f),
+            Self::Storage(what, e) => write!(f, "storage: {what}: {e}"),
+            Self::StorageInUse(dir) => write!(f, "storage: {dir} is in use by another boundkey"),
+            Self::Transport(TransportError::Refused(problem)) => write!(f, "the server refused: {problem}"),
+            Self::Transport(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for AgentError {}
+
+macro_rules! from {
+    ($($variant:ident($error:ty)),*) => {
+        $(impl From<$error> for AgentError {
+            fn from(e: $error) -> Self {
+                Self::$variant(e)
+            }
+        })*
+    };
+}
+
+from!(Answer(AnswerError), Config(ConfigError), GaveUp(GiveUp), Key(KeyError), State(LoadError), Transport(TransportError));
+
+impl From<NoRandomness> for AgentError {
+    fn from(e: NoRandomness) -> Self {
+        Self::Other(e.to_string())
+    }
+}
+
+impl AgentError {
+    /// The exit code of `--oneshot`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::ServerExpired(_) => 3,
+            Self::Transport(TransportError::Refused(problem)) => match problem.kind {
+                ProblemType::Locked | ProblemType::JoinStateMismatch => 4,
+                ProblemType::NoRecoveriesLeft => 5,
+                ProblemType::RegistrationRefused | ProblemType::KeyNotProven => 6,
+                _ => 1,
+            },
+            Self::Transport(_) => 3,
+            Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) => 7,
+            Self::State(_) | Self::Storage(..) | Self::StorageInUse(_) => 8,
+            Self::GaveUp(GiveUp::UnknownKey(_)) => 6,
+            Self::Answer(_) | Self::Other(_) | Self::Output(..) => 1,
+        }
+    }
+
+    /// A stable word for scripts: the problem's type where the server refused, else where it failed.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Answer(_) => "answer",
+            Self::Config(_) => "config",
+            Self::GaveUp(GiveUp::UnknownKey(_)) => "unknown-key",
+            Self::Key(_) | Self::GaveUp(_) => "keystore",
+            Self::Other(_) => "other",
+            Self::Output(..) => "output",
+            Self::ServerExpired(_) => "server-expired",
+            Self::State(_) | Self::Storage(..) | Self::StorageInUse(_) => "storage",
+            Self::Transport(e) => match e {
+                TransportError::Refused(problem) => problem.kind.name(),
+                TransportError::CertificateExpired(_) => "server-expired",
+                TransportError::CertificateName(_) | TransportError::NotTrusted(_) => "not-trusted",
+                TransportError::NotBoundkey(_) => "not-boundkey",
+                _ => "unreachable",
+            },
+        }
+    }
+
+    /// What to do next.
+    pub fn advice(&self) -> String {
+        match self {
+            Self::Answer(_) => "nothing was stored; upgrade the agent or the server, so that both are of the same version".into(),
+            Self::Config(e) => e.advice().into(),
+            Self::GaveUp(GiveUp::UnknownKey(_)) => {
+                "check that onboarding.token is this device's own token; if its key was lost, run `boundkeyctl reset token/NAME` and register it again".into()
+            }
+            Self::GaveUp(_) => "choose another keystore type".into(),
+            Self::Key(e) => key_advice(e.kind()).into(),
+            Self::Other(_) => "try again; if it stays, report it with the log".into(),
+            Self::Output(_, advice) => advice.clone(),
+            Self::ServerExpired(_) | Self::Transport(TransportError::CertificateExpired(_)) => {
+                "look at the server: it renews its certificate by itself while it runs; if this device's clock is ahead, set it".into()
+            }
+            Self::State(LoadError::Newer(_)) => "install the newer version of boundkey again".into(),
+            Self::State(LoadError::Io(e)) | Self::Storage(_, e) => storage_advice(e).into(),
+            Self::State(LoadError::Unusable(_)) => {
+                "nothing was overwritten; move the file `state` away and run `boundkeyctl exempt token/NAME`: the device then rejoins with its key".into()
+            }
+            Self::StorageInUse(_) => "stop the other agent, or give this one a storage.path of its own".into(),
+            Self::Transport(e) => transport_advice(e).into(),
+        }
+    }
+}
+
+fn key_advice(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Busy | ErrorKind::Unreachable => "see that the device or library is there and not in use, then try again",
+        ErrorKind::Corrupt => "nothing was overwritten; restore the key, or run `boundkeyctl reset token/NAME` and register the device anew",
+        ErrorKind::Denied => "let the user that boundkey runs as use it: file mode, group (tss for a TPM), PIN",
+        ErrorKind::Exists => "use that key, or delete it first",
+        ErrorKind::Locked => "wait until the lockout ends, or have the token's owner lift it; do not try again before",
+        ErrorKind::NotFound => "restore the key, or run `boundkeyctl reset token/NAME` and register the device anew",
+        ErrorKind::Unsupported => "choose another keystore type or algorithm",
+        _ => "mend the key store's fault and try again",
+    }
+}
+
+fn storage_advice(e: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind as Io;
+    match e.kind() {
+        Io::PermissionDenied => "let the user that boundkey runs as read and write storage.path",
+        Io::StorageFull | Io::QuotaExceeded => "make room on the file system of storage.path; nothing was lost",
+        Io::ReadOnlyFilesystem => "mount the file system of storage.path writable, or choose another storage.path",
+        Io::NotFound => "create the directory, or correct storage.path",
+        _ => "check the medium of storage.path (dmesg tells of I/O errors)",
+    }
+}
+
+fn transport_advice(e: &TransportError) -> &'static str {
+    match e {
+        TransportError::AnswerTooLong | TransportError::NotBoundkey(_) => {
+            "check auth_server; if a proxy or another version of boundkey-auth answers there, mend that"
+        }
+        TransportError::CertificateExpired(_) => "look at the server's certificate, and at this device's clock",
+        TransportError::CertificateName(_) => "use a name that was given to `boundkey-auth init --name`, or correct auth_server",
+        TransportError::CutShort => "nothing was lost: the next try gets the same answer; if it stays, look at what is between device and server",
+        TransportError::NotTrusted(_) => "compare ca_pins (or ca_file) with what `boundkey-auth init` printed; do not go on if they differ",
+        TransportError::Refused(problem) => refusal_advice(problem),
+        TransportError::TimedOut | TransportError::Tls(_) | TransportError::Unreachable(_) => {
+            "check the network, auth_server and that boundkey-auth runs; the daemon keeps trying"
+        }
+    }
+}
+
+fn refusal_advice(problem: &Problem) -> &'static str {
+    match problem.kind {
+        ProblemType::BadRequest => "correct the configuration, or upgrade the agent or the server",
+        ProblemType::ChallengeExpired | ProblemType::ChallengeStale | ProblemType::ServerError => {
+            "try again; if it stays, look at the log of boundkey-auth"
+        }
+        ProblemType::FirstJoinWithCredentials => "the token is not bound; `boundkeyctl get token/NAME` shows its state",
+        ProblemType::JoinStateMismatch | ProblemType::Locked => {
+            "find out whether the key was copied; then, to let this device back in, run `boundkeyctl exempt token/NAME`"
+        }
+        ProblemType::JoinStateRequired => "this device lost its join state; run `boundkeyctl exempt token/NAME` to let it back in",
+        ProblemType::KeyNotProven => "check that onboarding.token is this device's own token, and that its key is the registered one",
+        ProblemType::KeyReused => "restart the agent: it makes another key",
+        ProblemType::NameNotAllowed => "allow it in a role of the bot (`boundkeyctl edit role/NAME`), or correct outputs",
+        ProblemType::NoRecoveriesLeft => {
+            "raise recovery.limit of the token, or run `boundkeyctl exempt token/NAME`; the device needs nothing"
+        }
+        ProblemType::NotFound => "check onboarding.token, or create the token with `boundkeyctl create`",
+        ProblemType::RegistrationRefused => {
+            "check the registration secret and the token's must_register_before; `boundkeyctl get token/NAME --with-secrets` shows both"
+        }
+        ProblemType::RotationRequired => "upgrade the agent",
+        ProblemType::TokenUnusable => "have an operator mend the token",
+        ProblemType::UnsupportedVersion => "upgrade the agent or the server, so that both speak the same API version",
+        _ => "upgrade the agent: this refusal is newer than it",
+    }
+}

@@ -1,0 +1,74 @@
+//! The identity on disk: the key of the last join's certificate, the certificate, and the trust bundle, in one PEM file that is
+//! replaced whole. It renews; nothing else of the device depends on it.
+
+use boundkey_hal::file::PrivateKey;
+use boundkey_hal::{Error as KeyError, Signature};
+use ring::digest::{SHA256, digest};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
+
+use super::error::AgentError;
+use crate::join::device::Memory;
+use crate::pem;
+use crate::state::Storage;
+
+/// Name of the file in the storage.
+pub const IDENTITY_FILE: &str = "identity.pem";
+
+/// An identity certificate with its key.
+pub struct StoredIdentity {
+    key: PrivateKey,
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The trust bundle that came with it, DER each.
+    pub bundle: Vec<Vec<u8>>,
+}
+
+impl StoredIdentity {
+    /// Reads the file. `None` where there is none, or where its content cannot be used, which is logged: the device then recovers.
+    ///
+    /// # Errors
+    /// [`AgentError::Storage`] where the medium does not let it be read: that is not the same as there being none.
+    pub fn load(storage: &dyn Storage) -> Result<Option<Self>, AgentError> {
+        let read = storage.read(IDENTITY_FILE).map_err(|e| AgentError::Storage(IDENTITY_FILE.into(), e))?;
+        let Some(bytes) = read.map(Zeroizing::new) else {
+            return Ok(None);
+        };
+        let parsed = Self::parse(&bytes);
+        if parsed.is_none() {
+            log::warn!("{IDENTITY_FILE} is damaged and is not used");
+        }
+        Ok(parsed)
+    }
+
+    /// Replaces the file.
+    pub fn store(storage: &mut dyn Storage, key: &[u8], certificate: &[u8], bundle: &[Vec<u8>]) -> Result<(), AgentError> {
+        let mut text = Zeroizing::new(pem::private_key(key));
+        for der in std::iter::once(certificate).chain(bundle.iter().map(Vec::as_slice)) {
+            text.push_str(&pem::certificate(der));
+        }
+        storage.replace(IDENTITY_FILE, text.as_bytes()).map_err(|e| AgentError::Storage(IDENTITY_FILE.into(), e))
+    }
+
+    /// Whether this is the certificate that `memory` speaks of. A power cut between the two leaves a newer certificate, which is
+    /// not needed: the server answers again.
+    pub fn belongs_to(&self, memory: &Memory) -> bool {
+        let print = digest(&SHA256, &self.certificate);
+        memory.certificate.as_ref().is_some_and(|known| known.fingerprint == print.as_ref())
+    }
+
+    /// Signs with the identity's key.
+    pub fn sign(&self, message: &[u8]) -> Result<Signature, KeyError> {
+        self.key.sign(message)
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let key = PrivateKeyDer::from_pem_slice(bytes).ok()?;
+        let key_pem = Zeroizing::new(pem::private_key(key.secret_der()));
+        let mut certificates = CertificateDer::pem_slice_iter(bytes).map(|der| der.ok().map(|der| der.to_vec()));
+        let certificate = certificates.next()??;
+        let bundle = certificates.collect::<Option<_>>()?;
+        Some(Self { key: PrivateKey::from_pem(&key_pem).ok()?, certificate, bundle })
+    }
+}

@@ -1,0 +1,175 @@
+//! One join from end to end: the states of [`crate::join::device`] with what must be durable between them.
+//!
+//! ```text
+//!  challenge ─▶ new key, attempt ──▶ request ─▶ identity ──▶ memory ──▶ outputs
+//!               durable before it leaves        durable, in this order
+//! ```
+//! A power cut before the request leaves nothing to undo; one after it, or a lost answer, is made good by the next join, which
+//! repeats the attempt.
+
+use std::sync::Arc;
+
+use boundkey_hal::ErrorKind;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use ring::digest::{SHA256, digest};
+use zeroize::Zeroizing;
+
+use super::clock::DeviceClock;
+use super::config::Config;
+use super::device::Device;
+use super::error::AgentError;
+use super::identity::StoredIdentity;
+use super::outputs;
+use super::transport::{Transport, TransportError};
+use crate::join::device::Start;
+use crate::join::device::answer::Issued;
+use crate::join::device::request::{Identity, Parts};
+use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
+use crate::join::{Id, ProblemType, base64url};
+use crate::time::Random;
+
+/// How often a join is begun anew at once, when the token changed in between.
+const STALE_TRIES: u32 = 3;
+
+/// What a join needs beside the device.
+pub struct Joiner<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// The way to the server.
+    pub transport: &'a mut dyn Transport,
+    /// Device time.
+    pub clock: &'a Arc<DeviceClock>,
+    /// Randomness.
+    pub random: &'a dyn Random,
+    /// The whole URL of the join call.
+    pub url: String,
+}
+
+/// What a join brought.
+pub struct Joined {
+    /// The server's answer.
+    pub answer: JoinAnswer,
+    /// The outputs, each with what was issued for it; to be installed.
+    pub outputs: Vec<outputs::Fresh>,
+    /// The trust bundle, DER each.
+    pub bundle: Vec<Vec<u8>>,
+}
+
+impl Joiner<'_> {
+    /// Joins: first, renewal or recovery, as the server sees it.
+    pub fn join(&mut self, device: &mut Device) -> Result<Joined, AgentError> {
+        let token = self.config.onboarding.token.read()?;
+        let mut tries = 0;
+        loop {
+            match self.try_join(device, &token) {
+                Err(AgentError::Transport(TransportError::Refused(problem)))
+                    if problem.kind == ProblemType::ChallengeStale && tries < STALE_TRIES =>
+                {
+                    log::debug!("the token changed meanwhile; joining anew");
+                    tries += 1;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn try_join(&mut self, device: &mut Device, token: &str) -> Result<Joined, AgentError> {
+        let mut memory = device.state.memory().for_token(token);
+        let challenge = self.ask_challenge(&memory, token)?;
+        let offered = device.keys.capabilities()?.algorithms;
+        let needed = Start::new(&memory, token).challenged(challenge.clone())?.new_key(&offered)?;
+        if let Some(algorithm) = needed {
+            device.make_key(&mut memory, algorithm)?;
+        }
+        let attempt = match memory.attempt {
+            Some(attempt) => attempt,
+            None => Id::random(self.random)?,
+        };
+        memory.attempt = Some(attempt);
+        device.remember(&memory)?;
+
+        let identity = StoredIdentity::load(device.state.storage())?;
+        let bundle = identity.as_ref().map(|identity| identity.bundle.clone()).unwrap_or_default();
+        let identity = identity.filter(|identity| identity.belongs_to(&memory));
+        let secret = self.config.onboarding.registration_secret.as_ref();
+        let challenged = Start::new(&memory, token).challenged(challenge)?;
+        let secret = secret.filter(|_| challenged.is_registration()).map(|secret| secret.read()).transpose()?;
+        let (key, csr) = fresh_key()?;
+        let fresh = outputs::prepare(&self.config.outputs)?;
+        let sign = |message: &[u8]| match &identity {
+            Some(identity) => identity.sign(message),
+            None => Err(boundkey_hal::Error::new(ErrorKind::NotFound, "no identity")),
+        };
+        let parts = Parts {
+            url: &self.url,
+            attempt,
+            csr,
+            ttl: Some(self.config.credential_ttl.as_secs()),
+            outputs: fresh.iter().map(|output| output.request.clone()).collect(),
+            bundle: bundle.first().filter(|_| bundle.len() == 1).map(|der| base64url::encode(digest(&SHA256, der))),
+            heartbeat: self.heartbeat(),
+            secret: secret.as_ref().map(|secret| secret.expose()),
+            identity: identity.as_ref().map(|identity| Identity { certificate: &identity.certificate, sign: &sign }),
+        };
+        let prepared = challenged.prepare(&mut *device.keys, parts)?;
+        let body = serde_json::to_vec(prepared.request()).map_err(|e| AgentError::Other(e.to_string()))?;
+        let answer = self.transport.post(JOIN_PATH, &body)?;
+        let answer: JoinAnswer = parse(&answer)?;
+        let Issued { memory, certificate, answer } = prepared.answered(answer)?;
+
+        let bundle = match &answer.bundle {
+            Some(bundle) => decode_all(bundle)?,
+            None => bundle,
+        };
+        let fresh = outputs::attach(fresh, &answer)?;
+        StoredIdentity::store(device.state.storage(), &key, &certificate, &bundle)?;
+        device.remember(&memory)?;
+        self.clock.raise(answer.time);
+        Ok(Joined { answer, outputs: fresh, bundle })
+    }
+
+    fn ask_challenge(&mut self, memory: &crate::join::device::Memory, token: &str) -> Result<ChallengeAnswer, AgentError> {
+        let request = Start::new(memory, token).request();
+        let body = serde_json::to_vec(&request).map_err(|e| AgentError::Other(e.to_string()))?;
+        let challenge: ChallengeAnswer = parse(&self.transport.post(CHALLENGE_PATH, &body)?)?;
+        if let Some(end) = self.transport.doubt() {
+            if challenge.time > end {
+                return Err(AgentError::ServerExpired(end));
+            }
+            log::warn!("this device's clock is ahead: the server says that it is {}", challenge.time);
+        } else if self.clock.is_behind() {
+            log::info!("this device's clock is behind: going by the last time known, and the server's, {}", challenge.time);
+        }
+        self.clock.raise(challenge.time);
+        Ok(challenge)
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        Heartbeat {
+            version: env!("CARGO_PKG_VERSION").into(),
+            hostname: hostname.unwrap_or_default(),
+            architecture: std::env::consts::ARCH.into(),
+            keystore: self.config.keystore.kind().into(),
+        }
+    }
+}
+
+/// A fresh P-256 key, PKCS#8 DER, and a certificate request for it without names, base64url of DER.
+pub(super) fn fresh_key() -> Result<(Zeroizing<Vec<u8>>, String), AgentError> {
+    let failed = |e: rcgen::Error| AgentError::Other(format!("certificate request: {e}"));
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let request = params.serialize_request(&key).map_err(failed)?;
+    Ok((Zeroizing::new(key.serialize_der()), base64url::encode(request.der())))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T, AgentError> {
+    serde_json::from_slice(answer).map_err(|e| TransportError::NotBoundkey(format!("an answer that cannot be read: {e}")).into())
+}
+
+fn decode_all(bundle: &[String]) -> Result<Vec<Vec<u8>>, AgentError> {
+    let decoded = bundle.iter().map(|der| base64url::decode(der)).collect::<Result<_, _>>();
+    decoded.map_err(|_| TransportError::NotBoundkey("a trust bundle that is not base64url".into()).into())
+}

@@ -1,0 +1,100 @@
+//! What the running agent leaves for `boundkey status`: next renewal and last error, in `status.json`.
+//!
+//! Nothing depends on it, so it is not synced; and it is written only when it changed, to spare flash.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::AgentError;
+use crate::time::Timestamp;
+
+const REPORT_FILE: &str = "status.json";
+
+/// What is left for `boundkey status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// When the daemon will renew next.
+    #[serde(default)]
+    pub next_renewal: Option<Timestamp>,
+    /// The last error, if nothing succeeded since.
+    #[serde(default)]
+    pub last_error: Option<LastError>,
+    /// What the server had to say at the last join, one sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// An error as reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// [`AgentError::kind`].
+    pub r#type: String,
+    /// What failed.
+    pub message: String,
+    /// What to do next.
+    pub advice: String,
+    /// When it was seen first.
+    pub at: Timestamp,
+}
+
+impl LastError {
+    /// `e`, seen at `at`.
+    pub fn new(e: &AgentError, at: Timestamp) -> Self {
+        Self { r#type: e.kind().into(), message: e.to_string(), advice: e.advice(), at }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.r#type == other.r#type && self.message == other.message
+    }
+}
+
+/// The file, and what it holds.
+pub struct Reporter {
+    path: PathBuf,
+    report: Report,
+}
+
+impl Reporter {
+    /// The report in storage directory `dir`. One that cannot be read is an empty one: it is only a report.
+    pub fn open(dir: &Path) -> Self {
+        let path = dir.join(REPORT_FILE);
+        let report = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+        Self { path, report }
+    }
+
+    /// What it holds.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Notes a success.
+    pub fn succeeded(&mut self, next_renewal: Option<Timestamp>, warnings: Vec<String>) {
+        self.put(Report { next_renewal, last_error: None, warnings });
+    }
+
+    /// Notes an error; the same error again keeps its first time.
+    pub fn failed(&mut self, e: &AgentError, at: Timestamp) {
+        let error = LastError::new(e, at);
+        if self.report.last_error.as_ref().is_some_and(|last| last.is_same(&error)) {
+            return;
+        }
+        self.put(Report { last_error: Some(error), next_renewal: None, ..self.report.clone() });
+    }
+
+    fn put(&mut self, report: Report) {
+        if report == self.report {
+            return;
+        }
+        self.report = report;
+        if let Err(e) = self.write() {
+            log::debug!("{}: {e}", self.path.display());
+        }
+    }
+
+    fn write(&self) -> std::io::Result<()> {
+        let staged = self.path.with_extension("new");
+        std::fs::write(&staged, serde_json::to_vec(&self.report)?)?;
+        std::fs::rename(staged, &self.path)
+    }
+}

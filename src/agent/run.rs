@@ -1,0 +1,220 @@
+//! `boundkey start`: one join, or a daemon that renews until it is told to end.
+//!
+//! The daemon never gives up: refused, offline or without its TPM it tries again with backoff, for the other side may change its
+//! mind. It ends only by a signal, or for what no retry mends: its configuration, or another agent on the same storage.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::backoff::{Backoff, jittered};
+use super::clock::{DeviceClock, since_boot};
+use super::config::{Config, ConfigError, Trust as TrustConfig};
+use super::device::Device;
+use super::error::AgentError;
+use super::join::{Joined, Joiner};
+use super::outputs::{self, Reloads};
+use super::report::Reporter;
+use super::systemd::Notifier;
+use super::tls::{Roots, Trust};
+use super::transport::Https;
+use super::wait::{Waiter, Wake};
+use crate::join::JoinKind;
+use crate::join::message::JOIN_PATH;
+use crate::time::{Clock, Random};
+
+/// Longest backoff while there is no certificate that holds.
+const CAP_WITHOUT_CERTIFICATE: Duration = Duration::from_secs(60);
+/// Longest backoff while there is one.
+const CAP_WITH_CERTIFICATE: Duration = Duration::from_secs(300);
+
+/// A running agent.
+pub struct Agent {
+    config: Config,
+    clock: Arc<DeviceClock>,
+    random: Arc<dyn Random>,
+    https: Https,
+    device: Device,
+    reporter: Reporter,
+    reloads: Reloads,
+}
+
+impl Agent {
+    /// Opens what the configuration names.
+    pub fn open(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<Self, AgentError> {
+        let device = Device::open(&config.storage, &config.keystore)?;
+        let clock = Arc::new(DeviceClock::new(system.clone(), device.state.memory().last_known_time));
+        let trust = Trust::new(roots(config)?, clock.clone());
+        let https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
+        let reporter = Reporter::open(&config.storage);
+        let reloads = Reloads::new(&config.outputs);
+        Ok(Self { config: config.clone(), clock, random: random.clone(), https, device, reporter, reloads })
+    }
+
+    /// Joins once and installs the outputs. Returns how long to wait before the next renewal.
+    fn join(&mut self) -> Result<(Joined, Duration), AgentError> {
+        let url = self.https.url(JOIN_PATH);
+        let (config, clock, random) = (&self.config, &self.clock, &*self.random);
+        let joined = Joiner { config, transport: &mut self.https, clock, random, url }.join(&mut self.device)?;
+        let answer = &joined.answer;
+        let what = match answer.kind {
+            JoinKind::First => "joined for the first time",
+            JoinKind::Recovery => "recovered",
+            JoinKind::Renewal => "renewed",
+            JoinKind::Replay => "took up the answer that was lost",
+        };
+        let (step, end) = (answer.step, answer.identity.not_after);
+        log::info!("{what}: instance {}, generation {}, certificate until {end}", step.instance, step.generation);
+        for warning in &answer.warnings {
+            log::warn!("the server says: {warning}");
+        }
+        let wait = interval(&self.config, answer.identity.not_after.since(answer.time));
+        Ok((joined, wait))
+    }
+
+    fn install(&mut self, joined: &Joined) -> Result<(), AgentError> {
+        outputs::install(&joined.outputs, &joined.bundle, &mut self.reloads)
+    }
+
+    fn note_failure(&mut self, e: &AgentError) {
+        log::error!("{e}\n  {}", e.advice());
+        self.reporter.failed(e, self.clock.now());
+    }
+
+    fn has_certificate(&self) -> bool {
+        let now = self.clock.now();
+        self.device.state.memory().certificate.as_ref().is_some_and(|certificate| certificate.not_after > now)
+    }
+}
+
+/// One join. Outputs are installed and what uses them is reloaded, else it is an error.
+pub fn oneshot(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<(), AgentError> {
+    let mut agent = Agent::open(config, system, random)?;
+    let done = agent.join().and_then(|(joined, _)| {
+        let installed = agent.install(&joined).and_then(|()| agent.reloads.run_all());
+        agent.reporter.succeeded(None, joined.answer.warnings);
+        installed
+    });
+    if let Err(e) = &done {
+        agent.reporter.failed(e, agent.clock.now());
+    }
+    done
+}
+
+/// Renews until SIGTERM or SIGINT.
+pub fn daemon(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<(), AgentError> {
+    let failed = |e: nix::errno::Errno| AgentError::Other(format!("waiting: {e}"));
+    let mut waiter = Waiter::new().map_err(failed)?;
+    let mut notifier = Notifier::from_env();
+    notifier.ready("starting");
+    let mut agent = None;
+    let mut backoff = Backoff::default();
+    loop {
+        notifier.watchdog();
+        let wait = turn(&mut agent, config, system, random, &mut backoff, &mut notifier)?;
+        match wait_for(wait, &mut waiter, agent.as_mut(), &mut notifier).map_err(failed)? {
+            Wake::Stop => break,
+            Wake::Renew => log::info!("told to renew"),
+            Wake::Time => {}
+        }
+    }
+    notifier.stopping();
+    log::info!("stopped");
+    Ok(())
+}
+
+/// One turn of the daemon: open if need be, join, install. Returns how long to wait. Fails only for what no retry mends.
+fn turn(
+    agent: &mut Option<Agent>,
+    config: &Config,
+    system: &Arc<dyn Clock>,
+    random: &Arc<dyn Random>,
+    backoff: &mut Backoff,
+    notifier: &mut Notifier,
+) -> Result<Duration, AgentError> {
+    let opened = match agent {
+        Some(agent) => Ok(agent),
+        None => Agent::open(config, system, random).map(|opened| agent.insert(opened)),
+    };
+    let agent = match opened {
+        Ok(agent) => agent,
+        Err(e @ (AgentError::Config(_) | AgentError::StorageInUse(_))) => return Err(e),
+        Err(e) => {
+            log::error!("{e}\n  {}", e.advice());
+            notifier.status(&e.to_string());
+            return Ok(backoff.next(CAP_WITHOUT_CERTIFICATE, &**random)?);
+        }
+    };
+    let done = agent.join().and_then(|(joined, wait)| {
+        agent.install(&joined)?;
+        Ok((joined, wait))
+    });
+    match done {
+        Ok((joined, wait)) => {
+            backoff.reset();
+            let wait = jittered(wait, &**random)?;
+            let next = agent.clock.now().plus(wait);
+            agent.reporter.succeeded(Some(next), joined.answer.warnings);
+            notifier.status(&format!("certificate until {}; next renewal {next}", joined.answer.identity.not_after));
+            Ok(wait)
+        }
+        Err(e) => {
+            agent.note_failure(&e);
+            notifier.status(&e.to_string());
+            let cap = if agent.has_certificate() { CAP_WITH_CERTIFICATE.min(config.renewal_interval) } else { CAP_WITHOUT_CERTIFICATE };
+            let wait = backoff.next(cap, &**random)?;
+            log::info!("trying again in {}", humantime::format_duration(Duration::from_secs(wait.as_secs().max(1))));
+            Ok(wait)
+        }
+    }
+}
+
+/// Waits out `wait`, keeping the watchdog quiet and repeating reloads that failed.
+fn wait_for(
+    wait: Duration,
+    waiter: &mut Waiter,
+    mut agent: Option<&mut Agent>,
+    notifier: &mut Notifier,
+) -> Result<Wake, nix::errno::Errno> {
+    let end = since_boot() + wait;
+    loop {
+        notifier.watchdog();
+        let mut until = end;
+        if let Some(agent) = agent.as_mut() {
+            if let Some(due) = agent.reloads.run_due(since_boot()) {
+                until = until.min(due);
+            }
+        }
+        if let Some(period) = notifier.watchdog_period() {
+            until = until.min(since_boot() + period);
+        }
+        match waiter.until(until)? {
+            Wake::Time if since_boot() < end => {}
+            wake => return Ok(wake),
+        }
+    }
+}
+
+/// Time between joins: the shortest interval asked for, but before a third of the certificate's life is left.
+fn interval(config: &Config, lifetime: Duration) -> Duration {
+    let outputs = config.outputs.iter().filter_map(|output| Some(output.lifetime?.renewal_interval));
+    outputs.chain([config.renewal_interval, lifetime * 2 / 3]).min().unwrap_or(config.renewal_interval)
+}
+
+fn roots(config: &Config) -> Result<Roots, AgentError> {
+    let path = match &config.trust {
+        TrustConfig::Pins(pins) => return Ok(Roots::Pins(pins.iter().map(|pin| pin.0).collect())),
+        TrustConfig::File(path) => path,
+    };
+    let unusable = |why: String| {
+        ConfigError::new(format!("ca_file {}: {why}", path.display()), "give a PEM file with the CA certificate, or use ca_pins")
+    };
+    let pem = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
+    let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|e| unusable(e.to_string()))?;
+    if certificates.is_empty() {
+        return Err(unusable("it holds no certificate".into()).into());
+    }
+    Ok(Roots::Certificates(certificates))
+}

@@ -1,0 +1,183 @@
+//! Trust in the auth endpoint: a CA whose key is pinned, or one given as a file.
+//!
+//! Certificates are judged by device time, with two allowances for clocks that are wrong, both only for certificates that the
+//! trusted CA signed:
+//! - not yet valid: the CA's own word that it is at least that late. The certificate's first moment counts as the time.
+//! - expired: perhaps the system's clock is ahead. If the certificate held at the last time known for sure, the connection is made,
+//!   and [`Trust::doubt`] keeps the end of the certificate: the caller must end the exchange if the server's own clock is past it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ring::digest::{SHA256, digest};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring as provider};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme, version::TLS13};
+
+use super::clock::DeviceClock;
+use crate::time::{Clock as _, Timestamp};
+
+/// Whom to trust as the auth endpoint.
+#[derive(Clone, Debug)]
+pub enum Roots {
+    /// SHA-256 of the SubjectPublicKeyInfo of a CA that the server sends along.
+    Pins(Vec<[u8; 32]>),
+    /// CA certificates, DER.
+    Certificates(Vec<CertificateDer<'static>>),
+}
+
+/// Judges the server's certificate.
+pub struct Trust {
+    roots: Roots,
+    clock: Arc<DeviceClock>,
+    provider: Arc<CryptoProvider>,
+    doubt: Mutex<Option<Timestamp>>,
+}
+
+/// No certificate that the server sent has the pinned key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinMismatch;
+
+impl std::fmt::Display for PinMismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the server has another CA than the pinned one")
+    }
+}
+
+impl std::error::Error for PinMismatch {}
+
+impl Trust {
+    /// Trust in `roots`, judged by `clock`.
+    pub fn new(roots: Roots, clock: Arc<DeviceClock>) -> Arc<Self> {
+        let provider = Arc::new(provider::default_provider());
+        Arc::new(Self { roots, clock, provider, doubt: Mutex::new(None) })
+    }
+
+    /// TLS 1.3 with this trust.
+    pub fn client_config(self: &Arc<Self>) -> Result<Arc<ClientConfig>, Error> {
+        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(self.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// End of the certificate of the last handshake, if by the system's clock it had expired.
+    pub fn doubt(&self) -> Option<Timestamp> {
+        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_doubt(&self, doubt: Option<Timestamp>) {
+        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = doubt;
+    }
+
+    /// The trusted certificates among the given ones and the configured ones.
+    fn trusted(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Result<RootCertStore, Error> {
+        let mut store = RootCertStore::empty();
+        match &self.roots {
+            Roots::Certificates(certificates) => {
+                store.add_parsable_certificates(certificates.iter().cloned());
+            }
+            Roots::Pins(pins) => {
+                for certificate in others.iter().chain([leaf]) {
+                    let mut one = RootCertStore::empty();
+                    one.add(certificate.clone().into_owned())?;
+                    if one.roots.iter().any(|root| pins.contains(&pin(&root.subject_public_key_info))) {
+                        store.extend(one.roots);
+                    }
+                }
+                if store.is_empty() {
+                    return Err(CertificateError::Other(OtherError(Arc::new(PinMismatch))).into());
+                }
+            }
+        }
+        Ok(store)
+    }
+}
+
+/// SHA-256 of a SubjectPublicKeyInfo, given without its outer tag and length.
+fn pin(contents: &[u8]) -> [u8; 32] {
+    let length = contents.len();
+    // DER lengths (X.690 section 8.1.3): one byte up to 127, else the count of bytes first.
+    let mut der = match length {
+        0..0x80 => vec![0x30, length as u8],
+        0x80..0x100 => vec![0x30, 0x81, length as u8],
+        _ => vec![0x30, 0x82, (length >> 8) as u8, length as u8],
+    };
+    der.extend(contents);
+    let mut pin = [0; 32];
+    pin.copy_from_slice(digest(&SHA256, &der).as_ref());
+    pin
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trust").field("roots", &self.roots).finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for Trust {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        _system: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let roots = Arc::new(self.trusted(leaf, others)?);
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
+            .build()
+            .map_err(|e| Error::General(e.to_string()))?;
+        let at = |time: Timestamp| {
+            let time = UnixTime::since_unix_epoch(Duration::from_secs(time.secs()));
+            verifier.verify_server_cert(leaf, others, name, ocsp, time)
+        };
+        self.set_doubt(None);
+        let mut time = self.clock.now();
+        // The chain is two certificates long, and either may begin later than the clock says.
+        for _ in 0..2 {
+            match at(time) {
+                Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
+                    time = time.max(Timestamp::from_secs(not_before.as_secs()));
+                }
+                Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, time: at_time })) => {
+                    let known = at(self.clock.floor());
+                    if known.is_err() {
+                        return Err(CertificateError::ExpiredContext { not_after, time: at_time }.into());
+                    }
+                    self.set_doubt(Some(Timestamp::from_secs(not_after.as_secs())));
+                    return known;
+                }
+                judged => return judged,
+            }
+        }
+        at(time)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not offered".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

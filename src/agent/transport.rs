@@ -1,0 +1,239 @@
+//! Requests to the auth endpoint: HTTPS through ureq, with our own trust. Bounded in size and time.
+
+use std::io::{self, Read as _, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig, ClientConnection, StreamOwned};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, TcpConnector, Transport as Socket,
+    TransportAdapter,
+};
+
+use super::tls::{PinMismatch, Trust};
+use crate::join::message::MAX_ANSWER;
+use crate::join::{PROBLEM_JSON, Problem};
+use crate::time::Timestamp;
+
+/// Time to connect.
+const CONNECT: Duration = Duration::from_secs(15);
+/// Time for one request and its answer.
+const REQUEST: Duration = Duration::from_secs(45);
+
+/// Carries requests to the auth endpoint and answers back.
+pub trait Transport {
+    /// Posts JSON to a path; returns the answer's body.
+    fn post(&mut self, path: &str, body: &[u8]) -> Result<Vec<u8>, TransportError>;
+
+    /// End of the server's certificate, if the system's clock says that it has passed; see [`Trust::doubt`].
+    fn doubt(&self) -> Option<Timestamp>;
+}
+
+/// Why there is no answer, or not the one wanted.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The answer is longer than any of this protocol.
+    AnswerTooLong,
+    /// The server's certificate expired at that time.
+    CertificateExpired(Timestamp),
+    /// The server's certificate is for other names.
+    CertificateName(String),
+    /// The connection ended before the answer did.
+    CutShort,
+    /// Something answered that is not an auth endpoint of this protocol version.
+    NotBoundkey(String),
+    /// The server's CA is not the one trusted.
+    NotTrusted(String),
+    /// The server refused.
+    Refused(Problem),
+    /// TLS failed otherwise.
+    Tls(String),
+    /// The server did not answer in time.
+    TimedOut,
+    /// No connection.
+    Unreachable(String),
+}
+
+impl std::fmt::Display for TransportError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AnswerTooLong => write!(f, "the answer is longer than {MAX_ANSWER} bytes"),
+            Self::CertificateExpired(end) => write!(f, "the server's certificate expired at {end}"),
+            Self::CertificateName(name) => write!(f, "the server's certificate is not for {name}"),
+            Self::CutShort => f.write_str("the connection ended in the middle of the answer"),
+            Self::NotBoundkey(what) => write!(f, "what answers is not an auth endpoint of this version: {what}"),
+            Self::NotTrusted(why) => write!(f, "the server is not trusted: {why}"),
+            Self::Refused(problem) => problem.fmt(f),
+            Self::Tls(why) => write!(f, "TLS: {why}"),
+            Self::TimedOut => f.write_str("the server did not answer in time"),
+            Self::Unreachable(why) => write!(f, "no connection: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for TransportError {}
+
+/// HTTPS. Keeps its connection, so that the two requests of a join share one.
+pub struct Https {
+    agent: ureq::Agent,
+    base: String,
+    host: String,
+    trust: Arc<Trust>,
+}
+
+impl Https {
+    /// Requests to `https://AUTHORITY`.
+    pub fn new(authority: &str, trust: Arc<Trust>) -> Result<Self, rustls::Error> {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .https_only(true)
+            .max_redirects(0)
+            .user_agent("boundkey")
+            .accept("")
+            .accept_encoding("")
+            .timeout_connect(Some(CONNECT))
+            .timeout_global(Some(REQUEST))
+            .max_idle_connections(1)
+            .build();
+        let tls = TlsConnector(trust.client_config()?);
+        let connector = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(tls);
+        let agent = ureq::Agent::with_parts(config, connector, DefaultResolver::default());
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_owned();
+        Ok(Self { agent, base: format!("https://{authority}"), host, trust })
+    }
+
+    /// The whole URL of a path.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    fn explain(&self, e: ureq::Error) -> TransportError {
+        let io = match e {
+            ureq::Error::Timeout(_) => return TransportError::TimedOut,
+            ureq::Error::HostNotFound => return TransportError::Unreachable(format!("{} cannot be resolved", self.host)),
+            ureq::Error::BodyExceedsLimit(_) => return TransportError::AnswerTooLong,
+            ureq::Error::Io(io) => io,
+            ureq::Error::Protocol(e) => return TransportError::NotBoundkey(e.to_string()),
+            other => return TransportError::Unreachable(other.to_string()),
+        };
+        match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(e)) => self.explain_certificate(e),
+            Some(rustls::Error::PeerIncompatible(e)) => TransportError::NotBoundkey(format!("it does not speak TLS 1.3 ({e:?})")),
+            Some(rustls::Error::InvalidMessage(_)) => TransportError::NotBoundkey("it does not speak TLS".into()),
+            Some(e) => TransportError::Tls(e.to_string()),
+            None if io.kind() == io::ErrorKind::UnexpectedEof => TransportError::CutShort,
+            None if io.kind() == io::ErrorKind::TimedOut => TransportError::TimedOut,
+            None => TransportError::Unreachable(io.to_string()),
+        }
+    }
+
+    fn explain_certificate(&self, e: &CertificateError) -> TransportError {
+        match e {
+            CertificateError::ExpiredContext { not_after, .. } => {
+                TransportError::CertificateExpired(Timestamp::from_secs(not_after.as_secs()))
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                TransportError::CertificateName(self.host.clone())
+            }
+            CertificateError::Other(e) if e.0.downcast_ref::<PinMismatch>().is_some() => {
+                TransportError::NotTrusted(PinMismatch.to_string())
+            }
+            CertificateError::UnknownIssuer => TransportError::NotTrusted("its certificate is not signed by the trusted CA".into()),
+            other => TransportError::NotTrusted(other.to_string()),
+        }
+    }
+}
+
+impl Transport for Https {
+    fn post(&mut self, path: &str, body: &[u8]) -> Result<Vec<u8>, TransportError> {
+        let sent = self.agent.post(self.url(path)).content_type("application/json").send(body);
+        let mut response = sent.map_err(|e| self.explain(e))?;
+        let status = response.status();
+        let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        let body = response.body_mut().with_config().limit(MAX_ANSWER as u64).read_to_vec().map_err(|e| match self.explain(e) {
+            // The head arrived: what is missing is the rest of the answer.
+            TransportError::Unreachable(_) | TransportError::NotBoundkey(_) => TransportError::CutShort,
+            other => other,
+        })?;
+        if kind.starts_with(PROBLEM_JSON) {
+            let problem = serde_json::from_slice(&body);
+            return Err(problem.map_or_else(|e| TransportError::NotBoundkey(e.to_string()), TransportError::Refused));
+        }
+        if status == 200 && kind.starts_with("application/json") {
+            return Ok(body);
+        }
+        let kind = if kind.is_empty() { "an answer without a type" } else { &kind };
+        Err(TransportError::NotBoundkey(format!("status {} with {kind}", status.as_u16())))
+    }
+
+    fn doubt(&self) -> Option<Timestamp> {
+        self.trust.doubt()
+    }
+}
+
+/// Wraps a connection in TLS with our trust: ureq's own connector takes no verifier.
+#[derive(Debug)]
+struct TlsConnector(Arc<ClientConfig>);
+
+impl<In: Socket> Connector<In> for TlsConnector {
+    type Out = Either<In, TlsSocket>;
+
+    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, ureq::Error> {
+        let Some(socket) = chained else {
+            return Err(ureq::Error::ConnectionFailed);
+        };
+        // The connection to a proxy itself, before it is asked to connect.
+        if !details.needs_tls() || socket.is_tls() {
+            return Ok(Some(Either::A(socket)));
+        }
+        let host = details.uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host).map_err(|e| ureq::Error::Io(io::Error::other(e)))?;
+        let mut tls = ClientConnection::new(self.0.clone(), name).map_err(|e| ureq::Error::Io(io::Error::other(e)))?;
+        let mut socket = TransportAdapter::new(socket.boxed(), details.current_time.clone());
+        socket.set_timeout(details.timeout);
+        tls.complete_io(&mut socket)?;
+        let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
+        Ok(Some(Either::B(TlsSocket { buffers, stream: StreamOwned::new(tls, socket) })))
+    }
+}
+
+/// A TLS connection as ureq reads and writes it.
+struct TlsSocket {
+    buffers: LazyBuffers,
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+}
+
+impl Socket for TlsSocket {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.stream.get_mut().set_timeout(timeout);
+        Ok(self.stream.write_all(&self.buffers.output()[..amount])?)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.stream.get_mut().set_timeout(timeout);
+        let read = self.stream.read(self.buffers.input_append_buf())?;
+        self.buffers.input_appended(read);
+        Ok(read > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.stream.get_mut().get_mut().is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for TlsSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsSocket")
+    }
+}

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod ca;
 pub mod data_dir;
 pub mod joins;
+pub mod operator;
 pub mod resource;
 pub mod serve;
 pub mod store;

@@ -17,7 +17,7 @@ pub use bot::{Bot, BotSpec};
 pub use instance::{Authentication, BotInstance, InstanceSpec, InstanceStatus, MAX_KEPT, SeenHeartbeat};
 pub use lock::{Lock, LockSpec, LockTarget};
 pub use role::{Allow, Role, RoleSpec, Subject, first_forbidden};
-pub use token::{JoinMethod, Token, TokenSpec, TokenStatus};
+pub use token::{BOT_ROLE, HIDDEN_SECRET, JoinMethod, Token, TokenSpec, TokenStatus};
 
 use crate::time::Timestamp;
 

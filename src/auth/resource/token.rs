@@ -8,6 +8,9 @@ use crate::join::server::record;
 /// The role of a token that bots join with.
 pub const BOT_ROLE: &str = "Bot";
 
+/// What stands in place of a secret that is not shown.
+pub const HIDDEN_SECRET: &str = "********";
+
 /// A token, version v2.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -74,7 +77,7 @@ impl Token {
     pub(super) fn hide_secrets(&mut self) {
         let hidden = |secret: &mut Option<String>| {
             if let Some(secret) = secret {
-                *secret = "********".into();
+                *secret = HIDDEN_SECRET.into();
             }
         };
         hidden(&mut self.spec.bound_keypair.onboarding.registration_secret);

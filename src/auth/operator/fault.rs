@@ -1,0 +1,62 @@
+//! Why an operator's call was not done.
+
+use crate::auth::store::StoreError;
+use crate::join::{Problem, ProblemType};
+use crate::time::NoRandomness;
+
+/// Times that a change is tried again while joins change what it is about.
+const TRIES: u32 = 20;
+
+/// A refusal, or what the store said.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Refused(Problem),
+    Store(StoreError),
+}
+
+/// Does `attempt` again while what it read changes under it: operators do not wait for devices to be quiet.
+pub(super) fn insist<T>(mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+    let mut tries = 1;
+    loop {
+        match attempt() {
+            Err(Fault::Store(StoreError::Conflict(_))) if tries < TRIES => tries += 1,
+            done => return done,
+        }
+    }
+}
+
+pub(super) fn refused<T>(kind: ProblemType, why: impl Into<String>) -> Result<T, Fault> {
+    Err(Fault::Refused(Problem::new(kind, why)))
+}
+
+impl From<Problem> for Fault {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<NoRandomness> for Fault {
+    fn from(error: NoRandomness) -> Self {
+        Self::Refused(Problem::new(ProblemType::ServerError, error.to_string()))
+    }
+}
+
+impl From<Fault> for Problem {
+    /// Operators are told the cause: they are the ones to mend it.
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Refused(problem) => problem,
+            Fault::Store(error @ StoreError::Conflict(_)) => Self::new(ProblemType::Conflict, error.to_string()),
+            Fault::Store(error @ StoreError::Failed(_)) => {
+                log::error!("{error}");
+                Self::new(ProblemType::ServerError, error.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Locks that operators put on.
+
+use std::time::Duration;
+
+use super::fault::Fault;
+use super::message::PutLock;
+use super::{Operator, Who};
+use crate::auth::audit::EventKind;
+use crate::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
+use crate::auth::store::{Change, Commit};
+use crate::join::Id;
+
+impl Operator {
+    /// Locks what exists: a mistyped name has to be told, not taken for a lock that holds.
+    pub(super) fn put_lock(&self, PutLock { target, message, seconds }: PutLock, who: Who) -> Result<Key, Fault> {
+        let kind = match &target {
+            LockTarget::Bot(_) => Kind::Bot,
+            LockTarget::BotInstance(_) => Kind::BotInstance,
+            LockTarget::Token(_) => Kind::Token,
+        };
+        let locked = self.stored(&Key::new(kind, target.name()))?.resource.key();
+        let message = if message.is_empty() { format!("{locked} was locked by an operator") } else { message };
+        let expires = seconds.map(|seconds| self.clock.now().plus(Duration::from_secs(seconds)));
+        let key = Key::new(Kind::Lock, Id::random(&*self.random)?.to_string());
+        let lock = Resource::Lock(Lock {
+            metadata: Metadata::named(&key.name),
+            spec: LockSpec { target, message, expires, automatic: false },
+        });
+        let events = vec![self.event(EventKind::LockCreated, &lock, who)];
+        let changes = vec![Change { key: key.clone(), expected: None, to: Some(lock) }];
+        self.store.commit(Commit { changes, events, ..Commit::default() })?;
+        Ok(key)
+    }
+}

@@ -1,0 +1,188 @@
+//! The operator's calls: each is a `POST` of JSON to a path of its own, answered by JSON or a problem document.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::auth::audit::{Event, EventFilter};
+use crate::auth::resource::{Key, Kind, LockTarget, Resource};
+use crate::join::server::record::Exemption;
+
+/// A call: what is asked, where, and what is answered.
+pub trait Call: Serialize + DeserializeOwned + Send + 'static {
+    /// Path on the operator's socket.
+    const PATH: &'static str;
+    /// The answer.
+    type Answer: Serialize + DeserializeOwned + Send + 'static;
+}
+
+macro_rules! calls {
+    ($($call:ident at $path:literal gives $answer:ty;)*) => {
+        $(impl Call for $call {
+            const PATH: &'static str = $path;
+            type Answer = $answer;
+        })*
+    };
+}
+
+calls! {
+    Apply at "/v1/apply" gives Vec<Applied>;
+    Audit at "/v1/audit" gives Vec<(u64, Event)>;
+    Delete at "/v1/delete" gives Key;
+    Exempt at "/v1/exempt" gives Exempted;
+    CancelExemption at "/v1/exempt/cancel" gives Exemption;
+    Get at "/v1/get" gives Vec<Entry>;
+    PutLock at "/v1/lock" gives Key;
+    Replace at "/v1/replace" gives Applied;
+    Reset at "/v1/reset" gives Unbound;
+    Rotate at "/v1/rotate" gives Vec<Key>;
+}
+
+/// Creates or updates resources: all or none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Apply {
+    /// The resources, in any order.
+    pub resources: Vec<Resource>,
+}
+
+/// What became of one resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The resource.
+    pub key: Key,
+    /// What was done.
+    pub action: Action,
+}
+
+/// What was done to a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// It is new.
+    Created,
+    /// It was as asked already.
+    Unchanged,
+    /// It was another.
+    Updated,
+}
+
+/// Audit events.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Audit {
+    /// Which.
+    pub filter: EventFilter,
+    /// While there are none, wait for some: so many seconds, at most 20.
+    #[serde(default)]
+    pub wait: u64,
+}
+
+/// Removes a resource.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Delete {
+    /// Which.
+    pub key: Key,
+}
+
+/// Lets a device come back: lifts the token's automatic locks, allows recoveries beyond the limit, and one join without a
+/// matching join state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exempt {
+    /// The token.
+    pub token: String,
+    /// Recoveries allowed by it.
+    pub recoveries: u32,
+    /// When it ends unused: seconds from now.
+    pub seconds: u64,
+    /// Why it is given.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// What an exemption did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exempted {
+    /// The exemption.
+    pub exemption: Exemption,
+    /// The locks that it lifted.
+    pub lifted: Vec<Key>,
+    /// The locks that still stop the token: those that operators made.
+    pub remaining: Vec<Key>,
+}
+
+/// Withdraws an exemption.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CancelExemption {
+    /// The token.
+    pub token: String,
+}
+
+/// Reads resources.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Get {
+    /// Of which kind.
+    pub kind: Kind,
+    /// Which of them; else all.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Whether to show registration secrets.
+    #[serde(default)]
+    pub with_secrets: bool,
+}
+
+/// A resource and its revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The resource.
+    pub resource: Resource,
+    /// Its revision.
+    pub revision: u64,
+}
+
+/// Puts on a lock.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PutLock {
+    /// Whom it stops.
+    pub target: LockTarget,
+    /// What a device is told.
+    #[serde(default)]
+    pub message: String,
+    /// When it ends: seconds from now.
+    #[serde(default)]
+    pub seconds: Option<u64>,
+}
+
+/// Changes a resource that was read at a revision.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Replace {
+    /// What it becomes.
+    pub resource: Resource,
+    /// The revision it was read at.
+    pub revision: u64,
+}
+
+/// Undoes the binding of a token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reset {
+    /// The token.
+    pub token: String,
+}
+
+/// What stands in the way of a token that was reset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unbound {
+    /// The locks that stop it.
+    pub locks: Vec<Key>,
+}
+
+/// Orders new keys, at the next join of each.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rotate {
+    /// Of all bound tokens.
+    All,
+    /// Of bound tokens with these labels.
+    Selector(BTreeMap<String, String>),
+    /// Of one token.
+    Token(String),
+}

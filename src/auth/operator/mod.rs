@@ -1,0 +1,266 @@
+//! The operator's API, on a Unix socket in the data directory.
+//!
+//! Who may connect is root, or the user that the server runs as: the kernel says who it is (`SO_PEERCRED`). Every change tells the
+//! audit log in the transaction that makes it.
+
+mod apply;
+mod exempt;
+mod fault;
+mod lock;
+pub mod message;
+mod token;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use super::audit::{Event, EventKind};
+use super::resource::{Key, Kind, LockTarget, Resource};
+use super::store::{Change, Commit, Store, Stored};
+use crate::join::{PROBLEM_JSON, Problem, ProblemType};
+use crate::time::{Clock, Random};
+use fault::{Fault, insist};
+use message::{Audit, Call, Delete, Entry, Get};
+
+/// Longest request: some ten thousand tokens at once.
+const MAX_REQUEST: usize = 64 << 20;
+/// Most events in one answer.
+const PAGE: u32 = 1000;
+/// Longest wait for events.
+const MAX_WAIT: Duration = Duration::from_secs(20);
+/// How often the store is asked while somebody waits: other servers may write to it too.
+const POLL: Duration = Duration::from_millis(250);
+/// Time for calls to end after the order to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What operators can do.
+pub struct Operator {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    /// Ends the waits of followers.
+    stopping: watch::Sender<bool>,
+}
+
+/// Serves operators until `stop` resolves. Makes the socket its owner's alone.
+pub async fn serve(
+    operator: Arc<Operator>,
+    listener: UnixListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    if let Some(path) = listener.local_addr()?.as_pathname() {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    }
+    let stopping = operator.stopping.clone();
+    let mut stopped = stopping.subscribe();
+    let stop = async move {
+        stop.await;
+        stopping.send_replace(true);
+    };
+    let patience = async move {
+        // The sender lives in `operator`, which the router holds.
+        let _ = stopped.wait_for(|stopping| *stopping).await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    let service = router(operator).into_make_service_with_connect_info::<Peer>();
+    tokio::select! {
+        ended = axum::serve(listener, service).with_graceful_shutdown(stop).into_future() => ended,
+        () = patience => Ok(()),
+    }
+}
+
+fn router(operator: Arc<Operator>) -> Router {
+    let router = Router::new().route(Audit::PATH, post(audit));
+    let router = on(router, Operator::apply);
+    let router = on(router, Operator::cancel_exemption);
+    let router = on(router, Operator::delete);
+    let router = on(router, Operator::exempt);
+    let router = on(router, Operator::get);
+    let router = on(router, Operator::put_lock);
+    let router = on(router, Operator::replace);
+    let router = on(router, Operator::reset);
+    let router = on(router, Operator::rotate);
+    router
+        .fallback(async || {
+            Problem::new(
+                ProblemType::UnsupportedVersion,
+                "this boundkey-auth does not know the command; it is of another version",
+            )
+        })
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
+        .with_state(operator)
+}
+
+/// Routes a call to what answers it, on a thread that may block.
+fn on<C: Call>(
+    router: Router<Arc<Operator>>,
+    answer: fn(&Operator, C, Who) -> Result<C::Answer, Fault>,
+) -> Router<Arc<Operator>> {
+    let handler = async move |State(operator): State<Arc<Operator>>, who: Who, body: Result<Bytes, BytesRejection>| {
+        let call = read(body)?;
+        blocking(move || answer(&operator, call, who)).await.map(Json)
+    };
+    router.route(C::PATH, post(handler))
+}
+
+fn read<C: Call>(body: Result<Bytes, BytesRejection>) -> Result<C, Problem> {
+    let bad = |why: String| Problem::new(ProblemType::BadRequest, why);
+    let bytes = body.map_err(|e| bad(e.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Problem> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(Problem::from),
+        Err(e) => {
+            log::error!("an operator's call died: {e}");
+            Err(ProblemType::ServerError.into())
+        }
+    }
+}
+
+/// Answers with events, or waits for some.
+async fn audit(
+    State(operator): State<Arc<Operator>>,
+    _: Who,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Vec<(u64, Event)>>, Problem> {
+    let Audit { mut filter, wait } = read(body)?;
+    filter.limit = Some(filter.limit.map_or(PAGE, |limit| limit.min(PAGE)));
+    let mut stopping = operator.stopping.subscribe();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(wait).min(MAX_WAIT);
+    loop {
+        let (store, filter) = (operator.store.clone(), filter.clone());
+        let events = blocking(move || Ok(store.events(&filter)?)).await?;
+        let over = tokio::time::Instant::now() >= deadline;
+        if !events.is_empty() || over || *stopping.borrow_and_update() {
+            return Ok(Json(events));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            _ = stopping.changed() => {}
+        }
+    }
+}
+
+impl Operator {
+    /// The operator's part of a server.
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Self {
+        Self { store, clock, random, stopping: watch::Sender::new(false) }
+    }
+
+    fn get(&self, call: Get, _: Who) -> Result<Vec<Entry>, Fault> {
+        let found = match call.name {
+            Some(name) => vec![self.stored(&Key::new(call.kind, name))?],
+            None => self.store.list(call.kind)?,
+        };
+        let shown = |resource: Resource| if call.with_secrets { resource } else { resource.without_secrets() };
+        Ok(found.into_iter().map(|Stored { resource, revision }| Entry { resource: shown(resource), revision }).collect())
+    }
+
+    fn delete(&self, Delete { key }: Delete, who: Who) -> Result<Key, Fault> {
+        insist(|| {
+            let Stored { resource, revision } = self.stored(&key)?;
+            let kind = if key.kind == Kind::Lock { EventKind::LockRemoved } else { EventKind::ResourceDeleted };
+            let events = vec![self.event(kind, &resource, who)];
+            let changes = vec![Change { key: key.clone(), expected: Some(revision), to: None }];
+            self.store.commit(Commit { changes, events, ..Commit::default() })?;
+            Ok(key.clone())
+        })
+    }
+
+    fn stored(&self, key: &Key) -> Result<Stored<Resource>, Fault> {
+        self.store.get(key)?.ok_or_else(|| Problem::new(ProblemType::NotFound, format!("there is no {key}")).into())
+    }
+
+    /// An event of `kind` about `resource`.
+    fn event(&self, kind: EventKind, resource: &Resource, who: Who) -> Event {
+        let mut event = Event { remote_addr: Some(who.to_string()), ..Event::new(self.clock.now(), kind) };
+        match resource {
+            Resource::Bot(bot) => event.bot = Some(bot.metadata.name.clone()),
+            Resource::BotInstance(instance) => {
+                event.instance_id = Some(instance.metadata.name.clone());
+                event.bot = Some(instance.spec.bot_name.clone());
+                event.token = Some(instance.spec.token.clone());
+            }
+            Resource::Lock(lock) => {
+                let target = match &lock.spec.target {
+                    LockTarget::Bot(_) => &mut event.bot,
+                    LockTarget::BotInstance(_) => &mut event.instance_id,
+                    LockTarget::Token(_) => &mut event.token,
+                };
+                *target = Some(lock.spec.target.name().into());
+                event.reason = Some(lock.spec.message.clone()).filter(|message| !message.is_empty());
+            }
+            Resource::Role(_) => {}
+            Resource::Token(token) => {
+                event.token = Some(token.metadata.name.clone());
+                event.bot.clone_from(&token.spec.bot_name);
+            }
+        }
+        match (resource, kind) {
+            (Resource::Lock(lock), EventKind::LockCreated | EventKind::LockRemoved) => {
+                event.with("lock", lock.metadata.name.as_str()).with("automatic", lock.spec.automatic)
+            }
+            _ => event.with("resource", resource.key().to_string()),
+        }
+    }
+}
+
+/// The other end of a connection, as the kernel tells.
+#[derive(Clone, Copy)]
+struct Peer {
+    uid: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self { uid: stream.io().peer_cred().ok().map(|credentials| credentials.uid()) }
+    }
+}
+
+/// An operator who may do what he asks.
+#[derive(Clone, Copy, Debug)]
+struct Who {
+    uid: u32,
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "uid {}", self.uid)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Who {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
+        let uid = parts.extensions.get::<ConnectInfo<Peer>>().and_then(|peer| peer.0.uid);
+        match uid {
+            Some(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Ok(Self { uid }),
+            _ => Err(forbidden(uid)),
+        }
+    }
+}
+
+/// No type of its own: `about:blank` says that the HTTP status tells all (RFC 9457 section 4.2.1).
+fn forbidden(uid: Option<u32>) -> Response {
+    let who = uid.map_or_else(|| "someone".into(), |uid| format!("uid {uid}"));
+    let detail = format!("{who} is neither root nor the user that boundkey-auth runs as");
+    let document = serde_json::json!({ "type": "about:blank", "title": "Forbidden", "status": 403, "detail": detail });
+    (StatusCode::FORBIDDEN, [(header::CONTENT_TYPE, PROBLEM_JSON)], document.to_string()).into_response()
+}

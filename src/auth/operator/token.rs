@@ -1,0 +1,135 @@
+//! Tokens as operators make, change, reset and rotate them. What joins wrote is theirs: no update takes a binding away.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::fault::{Fault, insist, refused};
+use super::message::{Reset, Rotate, Unbound};
+use super::{Operator, Who};
+use crate::auth::audit::EventKind;
+use crate::auth::resource::{HIDDEN_SECRET, Key, Kind, Resource, Token};
+use crate::auth::store::{Change, Commit, Stored};
+use crate::join::server::record::Status;
+use crate::join::{Id, Problem, ProblemType};
+use crate::time::Random;
+
+/// Tokens rotated in one commit: many, so that a fleet is quick; not all, so that joins seldom come between.
+const ROTATED_TOGETHER: usize = 64;
+
+/// Completes a new token. A status that came with it is kept: that is how a backup is restored.
+pub(super) fn create(token: &mut Token, random: &dyn Random) -> Result<(), Fault> {
+    let (spec, status) = (&token.spec.bound_keypair, &mut token.status.bound_keypair);
+    let secrets = [&spec.onboarding.registration_secret, &status.registration_secret];
+    if secrets.into_iter().flatten().any(|secret| secret == HIDDEN_SECRET) {
+        let why = format!("token/{}: its registration secret is hidden; get the token with --with-secrets", token.metadata.name);
+        return refused(ProblemType::BadRequest, why);
+    }
+    if status.incarnation.is_none() {
+        status.incarnation = Some(Id::random(random)?);
+    }
+    ensure_secret(token, random)
+}
+
+/// Completes the new form of `old`: its status stays, in every field.
+pub(super) fn update(token: &mut Token, old: &Token, random: &dyn Random) -> Result<(), Fault> {
+    token.status = old.status.clone();
+    let secret = &mut token.spec.bound_keypair.onboarding.registration_secret;
+    if secret.as_deref() == Some(HIDDEN_SECRET) {
+        secret.clone_from(&old.spec.bound_keypair.onboarding.registration_secret);
+    }
+    ensure_secret(token, random)
+}
+
+/// Gives a token that nothing could join with a secret: the fixed one, or 128 random bits.
+fn ensure_secret(token: &mut Token, random: &dyn Random) -> Result<(), Fault> {
+    let (spec, status) = (&token.spec.bound_keypair, &mut token.status.bound_keypair);
+    let bound = status.bound_public_key.is_some();
+    if bound || spec.onboarding.initial_public_key.is_some() || status.registration_secret.is_some() {
+        return Ok(());
+    }
+    status.registration_secret = Some(match &spec.onboarding.registration_secret {
+        Some(fixed) => fixed.clone(),
+        None => random_secret(random)?,
+    });
+    Ok(())
+}
+
+fn random_secret(random: &dyn Random) -> Result<String, Fault> {
+    let mut bytes = [0; 16];
+    random.fill(&mut bytes)?;
+    Ok(bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}"); // a String takes it all
+        hex
+    }))
+}
+
+impl Operator {
+    pub(super) fn reset(&self, Reset { token: name }: Reset, who: Who) -> Result<Unbound, Fault> {
+        insist(|| {
+            let Stored { resource: mut token, revision } = self.token(&name)?;
+            // A new life: join states and retired keys of the old one mean nothing.
+            token.status.bound_keypair = Status { incarnation: Some(Id::random(&*self.random)?), ..Status::default() };
+            ensure_secret(&mut token, &*self.random)?;
+            self.store.commit(self.updated(vec![(token, revision)], "reset", who))?;
+            let now = self.clock.now();
+            let view = self.store.join_view(&name)?;
+            let locks = view.into_iter().flat_map(|view| view.locks).filter(|lock| lock.in_force(now));
+            Ok(Unbound { locks: locks.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect() })
+        })
+    }
+
+    pub(super) fn rotate(&self, which: Rotate, who: Who) -> Result<Vec<Key>, Fault> {
+        let names = match which {
+            Rotate::Token(name) => vec![name],
+            Rotate::All => self.bound_tokens(&BTreeMap::new())?,
+            Rotate::Selector(labels) if labels.is_empty() => {
+                return refused(ProblemType::BadRequest, "the selector is empty");
+            }
+            Rotate::Selector(labels) => self.bound_tokens(&labels)?,
+        };
+        for names in names.chunks(ROTATED_TOGETHER) {
+            insist(|| {
+                let now = self.clock.now();
+                let mut tokens = Vec::with_capacity(names.len());
+                for name in names {
+                    let Stored { resource: mut token, revision } = self.token(name)?;
+                    token.spec.bound_keypair.rotate_after = Some(now);
+                    tokens.push((token, revision));
+                }
+                Ok(self.store.commit(self.updated(tokens, "rotation ordered", who))?)
+            })?;
+        }
+        Ok(names.into_iter().map(|name| Key::new(Kind::Token, name)).collect())
+    }
+
+    /// Names of the bound tokens with these labels. The others get a fresh key at their first join as it is.
+    fn bound_tokens(&self, labels: &BTreeMap<String, String>) -> Result<Vec<String>, Fault> {
+        let wanted = |resource: Resource| match resource {
+            Resource::Token(token) if token.status.bound_keypair.bound_public_key.is_some() => {
+                let has = labels.iter().all(|(name, value)| token.metadata.labels.get(name) == Some(value));
+                has.then_some(token.metadata.name)
+            }
+            _ => None,
+        };
+        Ok(self.store.list(Kind::Token)?.into_iter().filter_map(|stored| wanted(stored.resource)).collect())
+    }
+
+    pub(super) fn token(&self, name: &str) -> Result<Stored<Token>, Fault> {
+        match self.stored(&Key::new(Kind::Token, name))? {
+            Stored { resource: Resource::Token(resource), revision } => Ok(Stored { resource, revision }),
+            _ => Err(Problem::from(ProblemType::ServerError).into()),
+        }
+    }
+
+    fn updated(&self, tokens: Vec<(Token, u64)>, why: &str, who: Who) -> Commit {
+        let mut commit = Commit::default();
+        for (token, revision) in tokens {
+            let resource = Resource::Token(token);
+            let mut event = self.event(EventKind::ResourceUpdated, &resource, who);
+            event.reason = Some(why.into());
+            commit.events.push(event);
+            commit.changes.push(Change { key: resource.key(), expected: Some(revision), to: Some(resource) });
+        }
+        commit
+    }
+}

@@ -284,7 +284,7 @@ impl Tpm for Esys {
     }
 
     fn lockout_interval(&mut self) -> Option<u32> {
-        self.property(PropertyTag::LockoutInterval).ok()
+        self.property(PropertyTag::LockoutInterval).ok().filter(|seconds| *seconds > 0)
     }
 
     fn loaded(&mut self) -> Result<Vec<u32>, Fault> {

@@ -64,7 +64,12 @@ impl Fault {
         matches!(self, Self::Code(code) if tpm_code(*code).is_some_and(|c| [AUTH_FAIL, BAD_AUTH, HIERARCHY].contains(&base(c))))
     }
 
-    /// Whether the answer came from the TPM, so that the way to it is still good.
+    /// Whether libtss2 or the way to the TPM failed: its context is then of no use any more, not even for flushing.
+    pub(super) fn is_broken_line(&self) -> bool {
+        matches!(self, Self::Code(code) if tpm_code(*code).is_none())
+    }
+
+    /// Whether the TPM itself said no.
     pub(super) fn is_from_tpm(&self) -> bool {
         matches!(self, Self::Code(code) if tpm_code(*code).is_some())
     }

@@ -49,13 +49,16 @@ fn once<T>(config: &Config, talk: &mut impl FnMut(&mut dyn Tpm) -> Result<T, Fau
     // Without a resource manager nobody cleans up after a conversation that broke off, so remember what was there before.
     let before = if config.tcti.has_resource_manager() { None } else { Some(tpm.loaded()?) };
     let result = talk(&mut tpm);
-    match (&result, before) {
-        (Err(fault), _) if fault.is_lockout() => return Err(fault::locked(tpm.lockout_interval()).into()),
-        (Err(Fault::Code(_)), Some(before)) if result.as_ref().is_err_and(|f| !f.is_from_tpm()) => {
+    if let Err(fault) = &result {
+        if fault.is_lockout() {
+            return Err(fault::locked(tpm.lockout_interval()).into());
+        }
+        if let Some(before) = before
+            && fault.is_broken_line()
+        {
             drop(tpm);
             flush_newer(config, &before);
         }
-        _ => {}
     }
     result
 }

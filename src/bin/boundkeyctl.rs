@@ -1,1 +1,6 @@
-fn main() {}
+//! The operator's program; see [`boundkey::ctl`].
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    boundkey::ctl::main()
+}

@@ -1,0 +1,50 @@
+//! Printing for scripts, and words that several commands share.
+
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+
+use super::Failure;
+use crate::auth::resource::Resource;
+
+/// How resources are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Json,
+    Text,
+    Yaml,
+}
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Text, Self::Yaml, Self::Json]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::Json => "json",
+            Self::Text => "text",
+            Self::Yaml => "yaml",
+        }))
+    }
+}
+
+/// An array, also of one.
+pub(super) fn json(resources: &[Resource]) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(resources);
+    text.map(|text| text + "\n").map_err(|e| unprintable(&e))
+}
+
+/// Documents, as `create` takes them.
+pub(super) fn yaml(resources: &[Resource]) -> Result<String, Failure> {
+    let documents: Result<Vec<_>, _> = resources.iter().map(yaml_serde::to_string).collect();
+    documents.map(|documents| documents.join("---\n")).map_err(|e| unprintable(&e))
+}
+
+fn unprintable(error: &dyn std::error::Error) -> Failure {
+    Failure::new(format!("cannot print what the server sent: {error}"), "use the boundkeyctl that came with the server")
+}
+
+/// `1 recovery`, `2 recoveries`.
+pub(super) fn counted(count: u32, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}

@@ -15,7 +15,7 @@ RESOURCES = f"""\
 kind: role
 version: v1
 metadata: {{name: gateway}}
-spec: {{dns_names: ["{DNS_NAME}"]}}
+spec: {{allow: {{dns_names: ["{DNS_NAME}"]}}}}
 ---
 kind: bot
 version: v1

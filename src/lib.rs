@@ -15,6 +15,8 @@
 pub mod agent;
 #[cfg(feature = "auth")]
 pub mod auth;
+#[cfg(feature = "auth")]
+pub mod ctl;
 pub mod join;
 pub mod logging;
 pub mod pem;

@@ -1,0 +1,5 @@
+//! Running under systemd.
+
+mod notify;
+
+pub use notify::Notifier;

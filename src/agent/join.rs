@@ -10,16 +10,14 @@
 use std::sync::Arc;
 
 use boundkey_hal::ErrorKind;
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use ring::digest::{SHA256, digest};
-use zeroize::Zeroizing;
 
 use super::clock::DeviceClock;
 use super::config::Config;
 use super::device::Device;
 use super::error::AgentError;
 use super::identity::StoredIdentity;
-use super::outputs;
+use super::outputs::{self, FreshKey};
 use super::transport::{Transport, TransportError};
 use crate::join::device::Start;
 use crate::join::device::answer::Issued;
@@ -49,8 +47,8 @@ pub struct Joiner<'a> {
 pub struct Joined {
     /// The server's answer.
     pub answer: JoinAnswer,
-    /// The outputs, each with what was issued for it; to be installed.
-    pub outputs: Vec<outputs::Fresh>,
+    /// The outputs that were asked for, to be paired with the answer.
+    pub requested: Vec<outputs::Requested>,
     /// The trust bundle, DER each.
     pub bundle: Vec<Vec<u8>>,
 }
@@ -94,8 +92,8 @@ impl Joiner<'_> {
         let secret = self.config.onboarding.registration_secret.as_ref();
         let challenged = Start::new(&memory, token).challenged(challenge)?;
         let secret = secret.filter(|_| challenged.is_registration()).map(|secret| secret.read()).transpose()?;
-        let (key, csr) = fresh_key()?;
-        let fresh = outputs::prepare(&self.config.outputs)?;
+        let key = FreshKey::generate().map_err(|e| AgentError::Other(format!("key for the identity: {e}")))?;
+        let requested = outputs::prepare(&self.config.outputs)?;
         let sign = |message: &[u8]| match &identity {
             Some(identity) => identity.sign(message),
             None => Err(boundkey_hal::Error::new(ErrorKind::NotFound, "no identity")),
@@ -103,9 +101,9 @@ impl Joiner<'_> {
         let parts = Parts {
             url: &self.url,
             attempt,
-            csr,
+            csr: base64url::encode(&key.csr),
             ttl: Some(self.config.credential_ttl.as_secs()),
-            outputs: fresh.iter().map(|output| output.request.clone()).collect(),
+            outputs: requested.iter().map(|output| output.request.clone()).collect(),
             bundle: bundle.first().filter(|_| bundle.len() == 1).map(|der| base64url::encode(digest(&SHA256, der))),
             heartbeat: self.heartbeat(),
             secret: secret.as_ref().map(|secret| secret.expose()),
@@ -121,11 +119,10 @@ impl Joiner<'_> {
             Some(bundle) => decode_all(bundle)?,
             None => bundle,
         };
-        let fresh = outputs::attach(fresh, &answer)?;
-        StoredIdentity::store(device.state.storage(), &key, &certificate, &bundle)?;
+        StoredIdentity::store(device.state.storage(), &key.pkcs8, &certificate, &bundle)?;
         device.remember(&memory)?;
         self.clock.raise(answer.time);
-        Ok(Joined { answer, outputs: fresh, bundle })
+        Ok(Joined { answer, requested, bundle })
     }
 
     fn ask_challenge(&mut self, memory: &crate::join::device::Memory, token: &str) -> Result<ChallengeAnswer, AgentError> {
@@ -153,16 +150,6 @@ impl Joiner<'_> {
             keystore: self.config.keystore.kind().into(),
         }
     }
-}
-
-/// A fresh P-256 key, PKCS#8 DER, and a certificate request for it without names, base64url of DER.
-pub(super) fn fresh_key() -> Result<(Zeroizing<Vec<u8>>, String), AgentError> {
-    let failed = |e: rcgen::Error| AgentError::Other(format!("certificate request: {e}"));
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    let request = params.serialize_request(&key).map_err(failed)?;
-    Ok((Zeroizing::new(key.serialize_der()), base64url::encode(request.der())))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T, AgentError> {

@@ -49,7 +49,7 @@ impl Agent {
         let trust = Trust::new(roots(config)?, clock.clone());
         let https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
         let reporter = Reporter::open(&config.storage);
-        let reloads = Reloads::new(&config.outputs);
+        let reloads = Reloads::default();
         Ok(Self { config: config.clone(), clock, random: random.clone(), https, device, reporter, reloads })
     }
 
@@ -74,12 +74,14 @@ impl Agent {
         Ok((joined, wait))
     }
 
-    fn install(&mut self, joined: &Joined) -> Result<(), AgentError> {
-        outputs::install(&joined.outputs, &joined.bundle, &mut self.reloads)
+    /// Writes every output; those that changed are to be reloaded.
+    fn install(&mut self, joined: Joined) -> Result<(), AgentError> {
+        let fresh = outputs::attach(joined.requested, &joined.answer)?;
+        outputs::install(&fresh, &joined.bundle, &mut self.reloads)
     }
 
     fn note_failure(&mut self, e: &AgentError) {
-        log::error!("{e}\n  {}", e.advice());
+        log::error!("{e}\n{}", e.advice());
         self.reporter.failed(e, self.clock.now());
     }
 
@@ -93,9 +95,10 @@ impl Agent {
 pub fn oneshot(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<(), AgentError> {
     let mut agent = Agent::open(config, system, random)?;
     let done = agent.join().and_then(|(joined, _)| {
-        let installed = agent.install(&joined).and_then(|()| agent.reloads.run_all());
-        agent.reporter.succeeded(None, joined.answer.warnings);
-        installed
+        agent.reporter.succeeded(None, joined.answer.warnings.clone());
+        let installed = agent.install(joined);
+        let reloaded = agent.reloads.run_all();
+        installed.and(reloaded)
     });
     if let Err(e) = &done {
         agent.reporter.failed(e, agent.clock.now());
@@ -142,22 +145,22 @@ fn turn(
         Ok(agent) => agent,
         Err(e @ (AgentError::Config(_) | AgentError::StorageInUse(_))) => return Err(e),
         Err(e) => {
-            log::error!("{e}\n  {}", e.advice());
+            log::error!("{e}\n{}", e.advice());
             notifier.status(&e.to_string());
             return Ok(backoff.next(CAP_WITHOUT_CERTIFICATE, &**random)?);
         }
     };
-    let done = agent.join().and_then(|(joined, wait)| {
-        agent.install(&joined)?;
-        Ok((joined, wait))
-    });
-    match done {
+    match agent.join() {
         Ok((joined, wait)) => {
             backoff.reset();
             let wait = jittered(wait, &**random)?;
             let next = agent.clock.now().plus(wait);
-            agent.reporter.succeeded(Some(next), joined.answer.warnings);
-            notifier.status(&format!("certificate until {}; next renewal {next}", joined.answer.identity.not_after));
+            let end = joined.answer.identity.not_after;
+            agent.reporter.succeeded(Some(next), joined.answer.warnings.clone());
+            notifier.status(&format!("certificate until {end}; next renewal {next}"));
+            if let Err(e) = agent.install(joined) {
+                agent.reporter.failed(&e, agent.clock.now());
+            }
             Ok(wait)
         }
         Err(e) => {
@@ -183,9 +186,7 @@ fn wait_for(
         notifier.watchdog();
         let mut until = end;
         if let Some(agent) = agent.as_mut() {
-            if let Some(due) = agent.reloads.run_due(since_boot()) {
-                until = until.min(due);
-            }
+            until = agent.reloads.run_due(since_boot()).map_or(until, |due| until.min(due));
         }
         if let Some(period) = notifier.watchdog_period() {
             until = until.min(since_boot() + period);

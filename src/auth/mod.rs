@@ -6,6 +6,7 @@ pub mod ca;
 pub mod data_dir;
 pub mod joins;
 pub mod operator;
+pub mod program;
 pub mod resource;
 pub mod serve;
 pub mod store;

@@ -74,6 +74,13 @@ impl Refusal {
     }
 }
 
+impl From<Refusal> for ConfigError {
+    /// The refusal of a value that came from the command line, not from a file.
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.what, refusal.advice)
+    }
+}
+
 impl Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}\n{}", self.what, self.advice)

@@ -261,6 +261,10 @@ fn state_mismatch(base: &Base, status: &Status, claims: &Claims) -> Option<Strin
     if step.generation != expected.generation {
         wrong.push(format!("generation {}, expected {}", step.generation, expected.generation));
     }
+    // The same counters of another line of steps: a restored server followed one holder, and this is the other.
+    if wrong.is_empty() && claims.iat_ms != base.issued_at_ms {
+        wrong.push(format!("issued at {}, expected {}", claims.issued_at(), Timestamp::from_millis(base.issued_at_ms)));
+    }
     (!wrong.is_empty()).then(|| wrong.join("; "))
 }
 

@@ -1,0 +1,227 @@
+//! `boundkey`: the command line. Results go to stdout, the rest to stderr; errors are what failed and what to do next.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use boundkey_hal::Algorithm;
+use clap::builder::PathBufValueParser;
+use clap::error::ErrorKind as UsageKind;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::config::{Config, ConfigError, Keystore, KeystoreKind, KeystoreOptions};
+use super::error::AgentError;
+use super::keypair::{self, Place};
+use super::{run, status};
+use crate::logging::{self, Format, Level};
+use crate::time::{Clock, Random, System};
+
+/// Where the configuration is, if nothing else is said.
+const CONFIG: &str = "/etc/boundkey.yaml";
+
+/// The fields of `keystore` in the configuration, as options.
+const KEYSTORE_OPTIONS: [(&str, &str); 10] = [
+    ("keystore", "With --storage: file, tpm or pkcs11 [default: file]"),
+    ("tcti", "tpm: the way to it, such as device:/dev/tpmrm0"),
+    ("auth-path", "tpm: file with the keys' auth value"),
+    ("auth-credential", "tpm: systemd credential with the keys' auth value"),
+    ("uri", "pkcs11: URI of the token, with module-path"),
+    ("module", "pkcs11, without --uri: the module"),
+    ("token", "pkcs11, without --uri: label of the token"),
+    ("serial", "pkcs11, without --uri: serial number of the token"),
+    ("pin-path", "pkcs11: file with the PIN"),
+    ("pin-credential", "pkcs11: systemd credential with the PIN"),
+];
+
+/// The command line.
+pub fn command() -> Command {
+    let config = Arg::new("config")
+        .short('c')
+        .long("config")
+        .value_name("FILE")
+        .env("BOUNDKEY_CONFIG")
+        .value_parser(PathBufValueParser::new())
+        .help("Configuration [default: /etc/boundkey.yaml]");
+    let format = Arg::new("format").long("format").value_parser(["text", "json"]).default_value("text").help("Form of the output");
+    let level = Arg::new("log-level").long("log-level").value_name("LEVEL").help("error, warn, info, debug, trace or off");
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let start = Command::new("start")
+        .about("Join, then renew until told to end")
+        .arg(config.clone())
+        .arg(flag("oneshot", "Join once and exit"))
+        .arg(level.clone())
+        .after_help(
+            "SIGUSR1 or SIGHUP renews at once; SIGTERM or SIGINT ends.\n\n\
+             Exit codes of --oneshot: 0 done, 1 other, 2 usage or configuration, 3 auth endpoint unreachable or not trusted, \
+             4 locked, 5 no recoveries left, 6 registration refused, 7 key store, 8 storage",
+        );
+    let status =
+        Command::new("status").about("Show token, certificate, recoveries, key and last error").arg(config.clone()).arg(format.clone());
+    let create = Command::new("create")
+        .about("Make the device's key, or show the one it has, with a token document to register it")
+        .arg(config.clone())
+        .arg(
+            Arg::new("storage")
+                .long("storage")
+                .value_name("DIR")
+                .value_parser(PathBufValueParser::new())
+                .conflicts_with("config")
+                .help("Storage directory, where there is no configuration yet"),
+        )
+        .arg(flag("overwrite", "Make a new key also where there is one"))
+        .arg(Arg::new("algorithm").long("algorithm").value_parser(["ed25519", "p256"]).help("Algorithm [default: the key store's choice]"))
+        .arg(flag("static", "Make a key for hosts without writable storage").conflicts_with("storage"))
+        .arg(
+            Arg::new("static-key-path")
+                .long("static-key-path")
+                .value_name("FILE")
+                .requires("static")
+                .value_parser(PathBufValueParser::new())
+                .help("File for the static key; without, it is printed"),
+        )
+        .arg(format);
+    let create = create.args(KEYSTORE_OPTIONS.map(|(name, help)| {
+        Arg::new(name).long(name).requires("storage").value_name(if name == "keystore" { "TYPE" } else { "VALUE" }).help(help)
+    }));
+    let keypair = Command::new("keypair").about("The device's key").subcommand_required(true).subcommand(create);
+    Command::new("boundkey")
+        .about("Device identity that cannot be copied: joins with a key of the device, and keeps its certificates fresh")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(start)
+        .subcommand(status)
+        .subcommand(keypair)
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(e) => {
+            let code = if matches!(e.kind(), UsageKind::DisplayHelp | UsageKind::DisplayVersion) { 0 } else { 2 };
+            let _ = e.print(); // nowhere left to say that saying failed
+            return ExitCode::from(code);
+        }
+    };
+    match dispatch(&matches) {
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(1),
+        },
+        Err(e) => {
+            eprintln!("error: {e}\n  {}", e.advice());
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Runs a subcommand; returns what goes to stdout.
+fn dispatch(matches: &ArgMatches) -> Result<String, AgentError> {
+    match matches.subcommand() {
+        Some(("start", matches)) => start(matches),
+        Some(("status", matches)) => {
+            let config = load(matches, None)?;
+            status::show(&config, Arc::new(System), is_json(matches))
+        }
+        Some(("keypair", matches)) => match matches.subcommand() {
+            Some((_, matches)) => create_keypair(matches),
+            None => Err(usage("no subcommand", "see `boundkey keypair --help`")),
+        },
+        _ => Err(usage("no subcommand", "see `boundkey --help`")),
+    }
+}
+
+fn usage(what: impl Into<String>, advice: impl Into<String>) -> AgentError {
+    ConfigError::new(what, advice).into()
+}
+
+fn start(matches: &ArgMatches) -> Result<String, AgentError> {
+    let level = matches.get_one::<String>("log-level").map(|text| text.parse::<Level>()).transpose();
+    let config = load(matches, level.map_err(|e| usage(e.what, e.advice))?)?;
+    let (clock, random): (Arc<dyn Clock>, Arc<dyn Random>) = (Arc::new(System), Arc::new(System));
+    if matches.get_flag("oneshot") {
+        run::oneshot(&config, &clock, &random)?;
+    } else {
+        for warning in config.daemon_warnings() {
+            log::warn!("{warning}");
+        }
+        run::daemon(&config, &clock, &random)?;
+    }
+    Ok(String::new())
+}
+
+/// Reads the configuration, and logs from here on as it says.
+fn load(matches: &ArgMatches, level: Option<Level>) -> Result<Config, AgentError> {
+    let path = matches.get_one::<PathBuf>("config").map_or(Path::new(CONFIG), PathBuf::as_path);
+    let config = Config::load(path, &env)?;
+    let level = Level::choose(level, &env, config.log.level).map_err(|e| usage(e.what, e.advice))?;
+    logging::install(config.log.format, level, &env, Box::new(System));
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+fn create_keypair(matches: &ArgMatches) -> Result<String, AgentError> {
+    let path = |name| matches.get_one::<PathBuf>(name).cloned();
+    let mut token = None;
+    let place = if matches.get_flag("static") {
+        log_plainly()?;
+        Place::Static(path("static-key-path"))
+    } else if let Some(storage) = path("storage") {
+        log_plainly()?;
+        Place::Device { storage, keystore: keystore_of(matches)? }
+    } else if path("config").is_some() || Path::new(CONFIG).exists() {
+        let config = load(matches, None)?;
+        token = Some(config.onboarding.token.read()?);
+        Place::Device { storage: config.storage, keystore: config.keystore }
+    } else {
+        return Err(usage("neither a configuration nor a storage directory", "give -c FILE, --storage DIR or --static"));
+    };
+    let algorithm = matches.get_one::<String>("algorithm").map(|name| match name.as_str() {
+        "p256" => Algorithm::EcdsaP256,
+        _ => Algorithm::Ed25519,
+    });
+    let mut text =
+        keypair::create(&keypair::Request { place, overwrite: matches.get_flag("overwrite"), algorithm, token, json: is_json(matches) })?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn keystore_of(matches: &ArgMatches) -> Result<Keystore, AgentError> {
+    let text = |name| matches.get_one::<String>(name).cloned();
+    let path = |name| text(name).map(|path| path.parse()).transpose().map_err(ConfigError::from);
+    let kind = text("keystore").map(|kind| kind.parse()).transpose().map_err(ConfigError::from)?;
+    let options = KeystoreOptions {
+        kind: Some(kind.unwrap_or(KeystoreKind::File)),
+        tcti: text("tcti"),
+        auth_path: path("auth-path")?,
+        auth_credential: text("auth-credential"),
+        uri: text("uri"),
+        module: path("module")?,
+        token: text("token"),
+        serial: text("serial"),
+        pin_path: path("pin-path")?,
+        pin_credential: text("pin-credential"),
+    };
+    Ok(Keystore::try_from(options).map_err(ConfigError::from)?)
+}
+
+/// Logs as text, where no configuration says otherwise.
+fn log_plainly() -> Result<(), AgentError> {
+    let level = Level::choose(None, &env, None).map_err(|e| usage(e.what, e.advice))?;
+    logging::install(Format::Text, level, &env, Box::new(System));
+    Ok(())
+}
+
+fn is_json(matches: &ArgMatches) -> bool {
+    matches.get_one::<String>("format").is_some_and(|format| format == "json")
+}

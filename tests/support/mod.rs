@@ -1,0 +1,327 @@
+//! What black-box tests stand on: a server, an operator and devices, each the real program in a directory of its own.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longest wait for anything a test waits for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A directory that goes with its test.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let unique = format!("boundkey-{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(unique);
+        std::fs::create_dir_all(&path).expect("temporary directory");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("BOUNDKEY_KEEP").is_some() {
+            eprintln!("kept {}", self.0.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// A process that ends with its test.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        nix::sys::signal::kill(pid, signal).expect("signal");
+    }
+
+    pub fn wait(mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().expect("wait") {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the process did not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The auth endpoint and its operator.
+pub struct Server {
+    pub dir: TempDir,
+    pub ca_pin: String,
+    pub addr: String,
+    process: Option<Running>,
+}
+
+impl Server {
+    /// A new cluster, running.
+    pub fn start() -> Self {
+        Self::with_names(&[])
+    }
+
+    pub fn with_names(names: &[&str]) -> Self {
+        let dir = TempDir::new("auth");
+        let mut init = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"));
+        init.args(["init", "--format", "json", "--cluster-name", "test.example", "--data-dir"]).arg(dir.join("data"));
+        for name in names {
+            init.args(["--name", name]);
+        }
+        let json: Value = serde_json::from_slice(&success(&mut init).stdout).expect("init prints JSON");
+        let ca_pin = json["ca_pin"].as_str().expect("ca_pin").to_owned();
+        let mut server = Self { dir, ca_pin, addr: "127.0.0.1:0".into(), process: None };
+        server.run();
+        server
+    }
+
+    /// Runs the server, on the address it had before.
+    pub fn run(&mut self) {
+        let addr_file = self.dir.join("addr");
+        let _ = std::fs::remove_file(&addr_file);
+        let log = std::fs::File::options().create(true).append(true).open(self.dir.join("log")).expect("log");
+        let child = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"))
+            .args(["start", "--log-level", "debug", "--listen", &self.addr, "--data-dir"])
+            .arg(self.dir.join("data"))
+            .arg("--addr-file")
+            .arg(&addr_file)
+            .stderr(log)
+            .spawn()
+            .expect("boundkey-auth starts");
+        let mut process = Running(child);
+        wait_for("the server's address", || {
+            assert!(process.0.try_wait().expect("wait").is_none(), "the server ended: {}", self.log());
+            addr_file.exists()
+        });
+        self.addr = std::fs::read_to_string(&addr_file).expect("address").trim().to_owned();
+        self.process = Some(process);
+    }
+
+    pub fn process(&self) -> &Running {
+        self.process.as_ref().expect("the server runs")
+    }
+
+    /// Ends the server as an operator would; returns how it ended.
+    pub fn stop(&mut self) -> ExitStatus {
+        let process = self.process.take().expect("the server runs");
+        process.signal(nix::sys::signal::Signal::SIGTERM);
+        process.wait()
+    }
+
+    /// Pulls the server's plug.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// `boundkeyctl` with these arguments, ready to run.
+    pub fn ctl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_boundkeyctl"));
+        command.arg("--data-dir").arg(self.dir.join("data")).args(args);
+        command
+    }
+
+    /// Runs `boundkeyctl`, which must succeed.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        String::from_utf8(success(&mut self.ctl_command(args)).stdout).expect("UTF-8")
+    }
+
+    /// Applies documents.
+    pub fn create(&self, yaml: &str) {
+        let output = run_with_input(&mut self.ctl_command(&["create", "-f", "-"]), yaml);
+        assert!(output.status.success(), "create: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// One resource.
+    pub fn get(&self, key: &str) -> Value {
+        let json: Value = serde_json::from_str(&self.ctl(&["get", key, "--format", "json", "--with-secrets"])).expect("JSON");
+        json[0].clone()
+    }
+
+    /// All audit events.
+    pub fn audit(&self) -> Vec<Value> {
+        let lines = self.ctl(&["audit", "--format", "json"]);
+        lines.lines().map(|line| serde_json::from_str(line).expect("an event a line")).collect()
+    }
+
+    /// Names of the audit events of joins of a token, oldest first.
+    pub fn events(&self, token: &str) -> Vec<String> {
+        let of_token = |e: &Value| e["token"] == token && !e["event"].as_str().is_some_and(|e| e.starts_with("resource."));
+        let name = |e: Value| e["event"].as_str().expect("event").to_owned();
+        self.audit().into_iter().filter(of_token).map(name).collect()
+    }
+
+    /// A bot and a token of this name; `bound_keypair` is the spec's YAML, indented by four.
+    pub fn token(&self, name: &str, bound_keypair: &str) {
+        self.create(&format!(
+            "kind: bot\nversion: v1\nmetadata: {{name: {name}}}\n---\nkind: token\nversion: v2\nmetadata: {{name: {name}}}\nspec:\n  \
+             roles: [Bot]\n  bot_name: {name}\n  join_method: bound_keypair\n  bound_keypair:\n{bound_keypair}\n"
+        ));
+    }
+
+    /// A token with a secret and so many recoveries, and a device that knows both.
+    pub fn device(&self, name: &str, limit: u32) -> Device {
+        self.token(name, &format!("    recovery: {{limit: {limit}}}"));
+        let secret = self.get(&format!("token/{name}"))["status"]["bound_keypair"]["registration_secret"].clone();
+        Device::new(self, name, secret.as_str().expect("a registration secret"))
+    }
+
+    /// Status of a token's binding.
+    pub fn status(&self, token: &str) -> Value {
+        self.get(&format!("token/{token}"))["status"]["bound_keypair"].clone()
+    }
+}
+
+/// A device: its directory, configuration and agent.
+pub struct Device {
+    pub dir: TempDir,
+    pub token: String,
+}
+
+impl Device {
+    /// A device that has not joined.
+    pub fn new(server: &Server, token: &str, secret: &str) -> Self {
+        let device = Self { dir: TempDir::new("device"), token: token.into() };
+        device.configure(server, &format!("  bound_keypair: {{registration_secret: {secret}}}"), "");
+        device
+    }
+
+    /// Writes the configuration anew; `onboarding` is indented by two, `more` is top-level.
+    pub fn configure(&self, server: &Server, onboarding: &str, more: &str) {
+        self.configure_with(&server.addr, &server.ca_pin, onboarding, more);
+    }
+
+    pub fn configure_with(&self, addr: &str, pin: &str, onboarding: &str, more: &str) {
+        let yaml = format!(
+            "version: v1\nauth_server: {addr}\nca_pins: [\"{pin}\"]\nonboarding:\n  join_method: bound_keypair\n  token: {}\n\
+             {onboarding}\nstorage: {{type: directory, path: {}}}\n{more}\n",
+            self.token,
+            self.storage().display()
+        );
+        std::fs::write(self.config(), yaml).expect("configuration");
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(self.config(), private).expect("mode");
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("boundkey.yaml")
+    }
+
+    pub fn storage(&self) -> PathBuf {
+        self.dir.join("storage")
+    }
+
+    /// `boundkey` with this device's configuration, ready to run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(option_env!("CARGO_BIN_EXE_boundkey").expect("built with feature agent"));
+        command.args(args).arg("-c").arg(self.config()).env_remove("BOUNDKEY_LOG");
+        command
+    }
+
+    /// One join: exit code and what it said on stderr.
+    pub fn try_join(&self) -> (i32, String) {
+        let output = run(&mut self.command(&["start", "--oneshot"]));
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// One join, which must succeed.
+    pub fn join(&self) {
+        let (code, stderr) = self.try_join();
+        assert_eq!(code, 0, "{stderr}");
+    }
+
+    /// What `boundkey status` says.
+    pub fn status(&self) -> Value {
+        serde_json::from_slice(&success(&mut self.command(&["status", "--format", "json"])).stdout).expect("JSON")
+    }
+
+    /// Loses the certificate, as if it had expired while the device was off.
+    pub fn lose_certificate(&self) {
+        std::fs::remove_file(self.storage().join("identity.pem")).expect("an identity");
+    }
+
+    /// The daemon, logging to a file.
+    pub fn daemon(&self) -> Running {
+        let log = std::fs::File::options().create(true).append(true).open(self.dir.join("log")).expect("log");
+        Running(self.command(&["start"]).stderr(log).spawn().expect("boundkey starts"))
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// A copy of the whole storage, as a thief takes it.
+    pub fn copy(&self) -> Self {
+        let copy = Self { dir: TempDir::new("copy"), token: self.token.clone() };
+        success(Command::new("cp").arg("-a").arg(self.storage()).arg(copy.storage()));
+        let yaml = std::fs::read_to_string(self.config()).expect("configuration");
+        let yaml = yaml.replace(&self.storage().display().to_string(), &copy.storage().display().to_string());
+        std::fs::write(copy.config(), yaml).expect("configuration");
+        copy
+    }
+}
+
+/// Waits until `done`, checking often: how long it takes is the machine's matter.
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"))
+}
+
+/// Runs a command, which must succeed.
+pub fn success(command: &mut Command) -> Output {
+    let output = run(command);
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Runs a command with this standard input.
+pub fn run_with_input(command: &mut Command, input: &str) -> Output {
+    use std::io::Write as _;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+    child.stdin.take().expect("stdin").write_all(input.as_bytes()).expect("input");
+    let mut stderr = child.stderr.take().expect("stderr");
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stderr.read_to_end(&mut text).map(|_| text)
+    });
+    let mut stdout = Vec::new();
+    child.stdout.take().expect("stdout").read_to_end(&mut stdout).expect("stdout");
+    let status = child.wait().expect("the command ends");
+    Output { status, stdout, stderr: reader.join().expect("reader").expect("stderr") }
+}

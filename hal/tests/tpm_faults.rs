@@ -374,6 +374,16 @@ fn a_tpm_that_others_are_using_is_busy_and_theirs_is_left_alone() {
         assert_told(store.sign(&id("device"), b"message"), ErrorKind::Busy, "of other programs");
         bus.reset();
     }
+    // Full to the end: what was not there from the start is somebody's.
+    bus.inject(command::START_AUTH_SESSION, usize::MAX, Fault::Answer(0x902));
+    let signing = std::thread::spawn(move || (store.sign(&id("device"), b"message").map_err(|e| e.kind()), store));
+    std::thread::sleep(Duration::from_millis(500));
+    run(tpm.tool("tpm2_createprimary").args(["-C", "o", "-G", "ecc256", "-c", "theirs.ctx"]));
+    let (result, mut store) = signing.join().expect("no panic");
+    assert_eq!(result, Err(ErrorKind::Busy));
+    assert_eq!(tpm.loaded().lines().count(), 1, "flushed what belongs to somebody");
+    run(tpm.tool("tpm2_flushcontext").arg("-t"));
+    bus.reset();
     // Full for a moment only: what comes and goes meanwhile is somebody's, not stale.
     bus.inject(command::START_AUTH_SESSION, 3, Fault::Answer(0x902));
     run(tpm.tool("tpm2_createprimary").args(["-C", "o", "-G", "ecc256", "-c", "theirs.ctx"]));

@@ -1,6 +1,6 @@
 //! A software TPM for one test: on loopback, its state in a temporary directory, killed when the test ends.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -116,20 +116,25 @@ pub(crate) fn two_free_ports() -> u16 {
 
 /// Starts swtpm and waits until it answers; `None` where it ends by itself.
 fn launch(state: &Path, port: u16) -> Option<Child> {
+    // Written once swtpm has both ports: that something answers there would not tell whose swtpm it is.
+    let ready = state.join("pid");
+    let _ = std::fs::remove_file(&ready);
     let mut child = tool("swtpm", "swtpm")
         .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
         .arg(format!("dir={}", state.display()))
         .args(["--server", &format!("type=tcp,port={port},bindaddr=127.0.0.1")])
         .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1)])
+        .arg("--pid")
+        .arg(format!("file={}", ready.display()))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("start swtpm");
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if child.try_wait().expect("state of swtpm").is_some() {
             return None;
         }
-        if TcpStream::connect((Ipv4Addr::LOCALHOST, port + 1)).is_ok() {
+        if ready.exists() {
             return Some(child);
         }
         sleep(Duration::from_millis(10));

@@ -212,11 +212,14 @@ impl Operator {
                 event.bot.clone_from(&token.spec.bot_name);
             }
         }
-        match (resource, kind) {
-            (Resource::Lock(lock), EventKind::LockCreated | EventKind::LockRemoved) => {
+        match (kind, resource) {
+            (EventKind::LockCreated | EventKind::LockRemoved, Resource::Lock(lock)) => {
                 event.with("lock", lock.metadata.name.as_str()).with("automatic", lock.spec.automatic)
             }
-            _ => event.with("resource", resource.key().to_string()),
+            (EventKind::ResourceCreated | EventKind::ResourceUpdated | EventKind::ResourceDeleted, _) => {
+                event.with("resource", resource.key().to_string())
+            }
+            _ => event,
         }
     }
 }

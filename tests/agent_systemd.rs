@@ -1,0 +1,150 @@
+//! The unit that `boundkey install systemd` makes: what is in it, and what systemd itself says of it.
+#![cfg(feature = "agent")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use boundkey::agent::config::Config;
+use boundkey::agent::systemd::{self, Unit, Written};
+
+const MINIMAL: &str = "version: v1\nauth_server: auth.example.com\nonboarding: {token: gateway}\nca_pins: \
+                       [\"sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"]\n";
+const OUTPUTS: &str = r"
+outputs:
+  - type: x509
+    destination: {type: directory, path: /run/boundkey/mqtt, group: mosquitto, mode: 0640}
+    reload: {command: [systemctl, reload, mosquitto]}
+  - type: x509
+    destination: {type: directory, path: '/srv/web certs/50%'}
+    reload: {pid_file: /run/nginx.pid}
+";
+
+fn config(text: &str) -> Config {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("boundkey.yaml");
+    fs::write(&path, text).expect("write");
+    Config::load(&path, &|_| None).expect("configuration")
+}
+
+fn unit(config: &Config, user: Option<&str>) -> String {
+    let (program, config_path) = (Path::new("/bin/true"), Path::new("/etc/boundkey.yaml"));
+    Unit { name: "boundkey", program, config_path, user, config }.text()
+}
+
+#[track_caller]
+fn assert_has(unit: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(unit.lines().any(|l| l == *line), "no line {line:?} in:\n{unit}");
+    }
+}
+
+#[track_caller]
+fn assert_lacks(unit: &str, beginnings: &[&str]) {
+    for beginning in beginnings {
+        assert!(!unit.lines().any(|l| l.starts_with(beginning)), "{beginning:?} in:\n{unit}");
+    }
+}
+
+#[test]
+fn a_plain_configuration_needs_next_to_nothing() {
+    let unit = unit(&config(MINIMAL), None);
+    assert_has(
+        &unit,
+        &[
+            "Type=notify",
+            "ExecStart=/bin/true start -c /etc/boundkey.yaml",
+            "StateDirectory=boundkey",
+            "CapabilityBoundingSet=",
+            "NoNewPrivileges=yes",
+            "ProtectSystem=strict",
+            "ProtectHome=yes",
+            "PrivateTmp=yes",
+            "PrivateDevices=yes",
+            "ProtectProc=invisible",
+        ],
+    );
+    assert_lacks(
+        &unit,
+        &["RuntimeDirectory", "ReadWritePaths", "ExecStartPre", "User", "AmbientCapabilities", "Environment", "DeviceAllow"],
+    );
+}
+
+#[test]
+fn what_outputs_need_is_granted() {
+    let text = format!("{MINIMAL}storage: {{type: directory, path: /home/gw/boundkey}}{OUTPUTS}");
+    let root = unit(&config(&text), None);
+    assert_has(
+        &root,
+        &[
+            "RuntimeDirectory=boundkey/mqtt",
+            "RuntimeDirectoryPreserve=yes",
+            "ExecStartPre=+mkdir -p -m 0700 /home/gw/boundkey",
+            "ReadWritePaths=/home/gw/boundkey",
+            "ExecStartPre=+sh -c 'umask 022; mkdir -p \"$$0\"' \"/srv/web certs/50%%\"",
+            "ReadWritePaths=\"/srv/web certs/50%%\"",
+            "CapabilityBoundingSet=CAP_CHOWN CAP_KILL",
+            "ProtectHome=read-only",
+            "SystemCallFilter=@chown",
+        ],
+    );
+    assert_lacks(&root, &["StateDirectory", "ProtectProc", "ProcSubset", "AmbientCapabilities"]);
+    let user = unit(&config(&text), Some("gw"));
+    assert_has(&user, &["User=gw", "AmbientCapabilities=CAP_CHOWN CAP_KILL", "ReadWritePaths=/home/gw/boundkey"]);
+    assert_lacks(&user, &["ExecStartPre"]);
+}
+
+#[test]
+#[cfg(feature = "tpm")]
+fn a_tpm_is_the_only_device() {
+    let unit = unit(&config(&format!("{MINIMAL}keystore: {{type: tpm, tcti: \"device:/dev/tpm0\"}}\n")), Some("gw"));
+    assert_has(
+        &unit,
+        &["DevicePolicy=closed", "DeviceAllow=/dev/tpm0 rw", "SupplementaryGroups=tss", "Environment=TSS2_LOG=all+none"],
+    );
+    assert_lacks(&unit, &["PrivateDevices"]);
+}
+
+#[test]
+fn a_unit_file_that_differs_is_not_replaced_unasked() {
+    let dir = tempfile::tempdir().expect("directory");
+    let file = dir.path().join("boundkey.service");
+    assert_eq!(systemd::write(&file, "[Unit]\n", false), Ok(Written::New));
+    assert_eq!(fs::metadata(&file).expect("file").permissions().mode() & 0o777, 0o644);
+    assert_eq!(systemd::write(&file, "[Unit]\n", false), Ok(Written::Same));
+    let error = systemd::write(&file, "[Service]\n", false).expect_err("it differs");
+    assert_eq!(error.to_string(), format!("{} is there and differs", file.display()));
+    assert_eq!(fs::read(&file).expect("file"), b"[Unit]\n");
+    assert_eq!(systemd::write(&file, "[Service]\n", true), Ok(Written::Replaced));
+    let error = systemd::write(&dir.path().join("none/x.service"), "", false).expect_err("no directory");
+    assert_eq!(error.advice(), "create the directory, or name another by --unit-dir");
+}
+
+/// Exposure as `systemd-analyze security` reckons it, from 0 to 100: below 50 it calls a unit OK, and most are near 96.
+const MOST_EXPOSURE: &str = "25";
+
+/// systemd reads the unit without a complaint but for settings newer than it, and finds little exposed.
+#[test]
+fn systemd_itself_is_content() {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        eprintln!("skipped: no systemd-analyze (Debian package systemd)");
+        return;
+    }
+    let full = format!("{MINIMAL}{OUTPUTS}");
+    for (text, user) in [(MINIMAL, None), (&*full, None), (&*full, Some("daemon"))] {
+        let dir = tempfile::tempdir().expect("directory");
+        let file: PathBuf = dir.path().join("boundkey.service");
+        systemd::write(&file, &unit(&config(text), user), false).expect("written");
+        let run = |args: &[&str]| Command::new("systemd-analyze").args(args).arg(&file).output().expect("systemd-analyze");
+
+        let verified = run(&["verify", "--man=no"]);
+        let complaints = String::from_utf8_lossy(&verified.stderr);
+        let ours = complaints.lines().filter(|line| line.contains("boundkey"));
+        let serious: Vec<_> = ours.filter(|l| !l.contains("'RestartSteps'") && !l.contains("'RestartMaxDelaySec'")).collect();
+        assert!(verified.status.success() && serious.is_empty(), "{complaints}");
+
+        let security = run(&["security", "--offline=true", "--no-pager", &format!("--threshold={MOST_EXPOSURE}")]);
+        assert!(security.status.success(), "{}", String::from_utf8_lossy(&security.stdout));
+    }
+}

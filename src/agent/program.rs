@@ -13,7 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::config::{Config, ConfigError, Keystore, KeystoreKind, KeystoreOptions};
 use super::error::AgentError;
 use super::keypair::{self, Place};
-use super::{run, status};
+use super::{run, status, systemd};
 use crate::logging::{self, Format, Level};
 use crate::time::{Clock, Random, System};
 
@@ -85,6 +85,10 @@ pub fn command() -> Command {
         Arg::new(name).long(name).requires("storage").value_name(if name == "keystore" { "TYPE" } else { "VALUE" }).help(help)
     }));
     let keypair = Command::new("keypair").about("The device's key").subcommand_required(true).subcommand(create);
+    let install = Command::new("install")
+        .about("Set the agent up on this system")
+        .subcommand_required(true)
+        .subcommand(systemd::command(config));
     Command::new("boundkey")
         .about("Device identity that cannot be copied: joins with a key of the device, and keeps its certificates fresh")
         .version(env!("CARGO_PKG_VERSION"))
@@ -93,6 +97,7 @@ pub fn command() -> Command {
         .subcommand(start)
         .subcommand(status)
         .subcommand(keypair)
+        .subcommand(install)
 }
 
 /// Runs the program.
@@ -132,6 +137,10 @@ fn dispatch(matches: &ArgMatches) -> Result<String, AgentError> {
         Some(("keypair", matches)) => match matches.subcommand() {
             Some((_, matches)) => create_keypair(matches),
             None => Err(usage("no subcommand", "see `boundkey keypair --help`")),
+        },
+        Some(("install", matches)) => match matches.subcommand() {
+            Some((_, matches)) => systemd::install(matches, &load(matches, None)?),
+            None => Err(usage("no subcommand", "see `boundkey install --help`")),
         },
         _ => Err(usage("no subcommand", "see `boundkey --help`")),
     }

@@ -34,9 +34,9 @@ pub fn command(config: Arg) -> Command {
         .arg(flag("write").help("Write the unit file instead of printing it"))
         .arg(path("unit-dir").requires("write").help("Directory for the unit file [default: /etc/systemd/system]"))
         .arg(flag("force").requires("write").help("Replace a unit file that differs"))
-        .arg(Arg::new("name").long("name").default_value(NAME).help("Name of the service"))
+        .arg(Arg::new("name").long("name").value_name("NAME").default_value(NAME).help("Name of the service"))
         .arg(path("bin").help("The program [default: this one]"))
-        .arg(Arg::new("user").long("user").help("User to run as [default: root without its powers]"))
+        .arg(Arg::new("user").long("user").value_name("USER").help("User to run as [default: root without its powers]"))
 }
 
 /// Runs `install systemd`; returns what goes to stdout.

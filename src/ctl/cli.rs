@@ -150,7 +150,7 @@ fn rotate() -> Command {
 
 fn exempt() -> Command {
     Command::new("exempt")
-        .about("Let a device come back by itself: past locks of its own making, the recovery limit and a lost join state")
+        .about("Let a device come back by itself, past automatic locks, the recovery limit and a lost join state")
         .arg(token())
         .arg(
             Arg::new("recoveries")

@@ -240,7 +240,8 @@ impl Device {
 
     /// `boundkey` with this device's configuration, ready to run.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(option_env!("CARGO_BIN_EXE_boundkey").expect("built with feature agent"));
+        let program = option_env!("CARGO_BIN_EXE_boundkey");
+        let mut command = Command::new(program.expect("built with feature agent"));
         command.args(args).arg("-c").arg(self.config()).env_remove("BOUNDKEY_LOG");
         command
     }

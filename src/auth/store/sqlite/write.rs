@@ -265,3 +265,67 @@ fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> R
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::resource::{Bot, BotSpec, Key, Metadata};
+
+    fn job(commit: Commit) -> Job {
+        Job { work: Work::Commit(Box::new(commit)), answer: sync_channel(1).0 }
+    }
+
+    fn create(name: &str, serial: &str) -> Commit {
+        let bot = Resource::Bot(Bot { metadata: Metadata::named(name), spec: BotSpec::default() });
+        let issued = IssuedRecord {
+            serial: serial.into(),
+            token: "t".into(),
+            bot: None,
+            instance: "i".into(),
+            not_after: Timestamp::default(),
+        };
+        let changes = vec![Change { key: bot.key(), expected: None, to: Some(bot) }];
+        Commit { changes, issued: vec![issued], ..Commit::default() }
+    }
+
+    #[test]
+    fn in_a_group_each_stands_for_itself() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        super::super::schema::create(&mut connection).unwrap();
+        let stale = Change { key: Key::new(Kind::Bot, "d"), expected: Some(7), to: None };
+        let mut conflict = create("c", "3");
+        conflict.changes.push(stale);
+        let under_new_policy = Commit { policy: Some(2), ..create("e", "4") };
+        // The second brings a serial that is taken: a failure of its own, after its change of a bot.
+        let group = [create("a", "1"), create("b", "1"), conflict, create("d", "2"), under_new_policy].map(job);
+        let results = commit_group(&mut connection, &group);
+        assert!(matches!(
+            &results[..],
+            [Ok(()), Err(StoreError::Failed(_)), Err(StoreError::Conflict(what)), Ok(()), Ok(())] if what == "bot/d"
+        ));
+        let mut rows = connection.prepare("SELECT name || revision FROM resource ORDER BY name").unwrap();
+        let rows: Vec<String> = rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(rows, ["a1", "d2", "e3"]);
+    }
+
+    #[test]
+    fn a_group_that_cannot_be_written_fails_as_one() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        super::super::schema::create(&mut connection).unwrap();
+        connection.pragma_update(None, "query_only", true).unwrap();
+        let results = commit_group(&mut connection, &[create("a", "1"), create("b", "2")].map(job));
+        assert!(results.len() == 2 && results.iter().all(|result| matches!(result, Err(StoreError::Failed(_)))));
+    }
+
+    #[test]
+    fn a_dead_writer_is_told_and_not_waited_for() {
+        let (queue, jobs) = channel();
+        // Dies over the first job, with the answer still owed.
+        let thread = std::thread::spawn(move || drop(jobs.recv()));
+        let writer = Writer { queue: Some(queue), thread: Some(thread) };
+        for _ in 0..2 {
+            let result = writer.commit(Commit::default());
+            assert!(matches!(result, Err(StoreError::Failed(why)) if why.contains("has died")));
+        }
+    }
+}

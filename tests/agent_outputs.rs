@@ -245,6 +245,44 @@ fn an_error_leaves_the_set_before() {
     assert_eq!(error.advice(), "move away what is in its place, or choose another directory");
 }
 
+/// A small file system in memory, unmounted when dropped.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    /// `None` where this process may not mount.
+    fn new(dir: &'a Path, options: &str) -> Option<Self> {
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(dir).stderr(Stdio::null()).status();
+        mount.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_or_read_only_file_system_leaves_the_set_before() {
+    let dir = tempfile::tempdir().expect("directory");
+    // Four pages: room for the three files of one set, and not for those of two.
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().expect("page size");
+    let Some(_mounted) = Mounted::new(dir.path(), &format!("size={}", 4 * page)) else {
+        eprintln!("skipped: this process may not mount");
+        return;
+    };
+    let (ca, output) = (Ca::new(), output(dir.path()));
+    ca.install(&output);
+    let error = ca.fresh(&output).install(&ca.bundle()).expect_err("full");
+    assert_eq!(error.advice(), "make room on that file system");
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(dir.path()).status().expect("mount");
+    assert!(remounted.success());
+    let error = ca.fresh(&output).install(&ca.bundle()).expect_err("read-only");
+    assert!(error.advice().starts_with("mount it writable"), "{error}");
+    assert!(pair_matches(dir.path()).expect("files"));
+    assert_eq!(sets(dir.path()), ["..current", "..set-1"]);
+}
+
 #[test]
 fn files_are_given_to_owner_and_group() {
     let dir = tempfile::tempdir().expect("directory");

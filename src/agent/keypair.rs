@@ -57,13 +57,14 @@ pub fn create(request: &Request) -> Result<String, AgentError> {
         }
         return Ok(json.to_string());
     }
-    let mut text = format!("public key: {public}\n\n");
+    // What is for a person stands in comments, so that the whole can be applied as it is.
+    let mut text = format!("# public key: {public}\n");
     if let Some(private) = private.filter(|_| matches!(request.place, Place::Static(None))) {
-        text.push_str("private key, for the environment variable BOUNDKEY_STATIC_KEY; it is not stored anywhere:\n");
+        text.push_str("#\n# private key, for the environment variable BOUNDKEY_STATIC_KEY; it is not stored anywhere:\n# ");
         text.push_str(&private);
-        text.push_str("\n\n");
+        text.push('\n');
     }
-    text.push_str("to register it, save this as token.yaml and run `boundkeyctl create -f token.yaml`:\n\n");
+    text.push_str("#\n# to register it, save this as token.yaml and run `boundkeyctl create -f token.yaml`\n");
     text.push_str(&document(request, &public));
     Ok(text)
 }

@@ -1,10 +1,11 @@
 //! The device as its parts stand on disk: storage directory, memory, key store. One agent at a time.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use boundkey_hal::file::FileStore;
-use boundkey_hal::{Algorithm, KeyId, KeyStore, PublicKey};
+use boundkey_hal::{Algorithm, KeyId, KeyStore, PublicKey, durable};
 
 use super::config::Keystore;
 use super::error::AgentError;
@@ -29,7 +30,9 @@ impl Device {
     pub fn open(dir: &Path, keystore: &Keystore) -> Result<Self, AgentError> {
         let failed = |e| AgentError::Storage(dir.display().to_string(), e);
         let storage = DirStorage::create(dir).map_err(failed)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE)).map_err(failed)?;
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).mode(durable::PRIVATE_FILE);
+        let lock = options.open(dir.join(LOCK_FILE)).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Err(AgentError::StorageInUse(dir.display().to_string())),

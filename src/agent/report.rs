@@ -2,8 +2,11 @@
 //!
 //! Nothing depends on it, so it is not synced; and it is written only when it changed, to spare flash.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use boundkey_hal::durable;
 use serde::{Deserialize, Serialize};
 
 use super::error::AgentError;
@@ -94,7 +97,9 @@ impl Reporter {
 
     fn write(&self) -> std::io::Result<()> {
         let staged = self.path.with_extension("new");
-        std::fs::write(&staged, serde_json::to_vec(&self.report)?)?;
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(durable::PRIVATE_FILE).open(&staged)?;
+        file.write_all(&serde_json::to_vec(&self.report)?)?;
         std::fs::rename(staged, &self.path)
     }
 }

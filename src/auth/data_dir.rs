@@ -12,6 +12,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use boundkey_hal::durable;
@@ -218,7 +219,9 @@ impl DataDir {
     pub fn lock(&self) -> Result<File, DataDirError> {
         let path = self.path(LOCK);
         let io_error = |e| DataDirError::Io(path.clone(), e);
-        let file = File::options().create(true).write(true).truncate(false).open(&path).map_err(io_error)?;
+        let mut options = File::options();
+        options.create(true).write(true).truncate(false).mode(durable::PRIVATE_FILE);
+        let file = options.open(&path).map_err(io_error)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(std::fs::TryLockError::WouldBlock) => Err(DataDirError::InUse(self.0.clone())),

@@ -1,6 +1,9 @@
 //! What black-box tests stand on: a server, an operator and devices, each the real program in a directory of its own.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod imposter;
+pub mod proxy;
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -296,6 +299,15 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A program that tests need, on the path.
+pub fn tool(program: &str, package: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Where an unprivileged user's path does not lead.
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let found = dirs.map(|dir| dir.join(program)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{program} is missing: install it with `apt-get install {package}`"))
 }
 
 /// Runs a command to its end.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::fault::{Fault, insist, refused};
 use super::message::{Action, Applied, Apply, Replace};
-use super::{Operator, Who, token};
+use super::{Operator, Who, event, token};
 use crate::auth::audit::EventKind;
 use crate::auth::resource::{Key, Kind, Resource};
 use crate::auth::store::{Change, Commit, Stored};
@@ -71,7 +71,7 @@ impl Operator {
             (Action::Created, _) => EventKind::ResourceCreated,
             _ => EventKind::ResourceUpdated,
         };
-        commit.events.push(self.event(kind, &resource, who));
+        commit.events.push(event(self.clock.now(), kind, &resource, who));
         let expected = stored.map(|stored| stored.revision);
         commit.changes.push(Change { key: resource.key(), expected, to: Some(resource) });
         Ok(action)

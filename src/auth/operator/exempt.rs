@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::fault::{Fault, insist, refused};
 use super::message::{CancelExemption, Exempt, Exempted};
-use super::{Operator, Who};
+use super::{Operator, Who, event};
 use crate::auth::audit::{Event, EventKind};
 use crate::auth::resource::{Key, Kind, Lock, LockTarget, Resource, Token};
 use crate::auth::store::{Change, Commit, StoreError};
@@ -36,11 +36,11 @@ impl Operator {
                 let key = Key::new(Kind::Lock, &lock.metadata.name);
                 let expected = self.store.get(&key)?.map(|stored| stored.revision);
                 commit.changes.push(Change { key: key.clone(), expected, to: None });
-                commit.events.push(self.event(EventKind::LockRemoved, &Resource::Lock(lock), who));
+                commit.events.push(event(now, EventKind::LockRemoved, &Resource::Lock(lock), who));
                 lifted.push(key);
             }
             let mut token = view.token.resource;
-            let mut granted = told(self.event(EventKind::ExemptionGranted, &Resource::Token(token.clone()), who), &exemption);
+            let mut granted = told(event(now, EventKind::ExemptionGranted, &Resource::Token(token.clone()), who), &exemption);
             granted.reason.clone_from(&reason);
             commit.events.push(granted);
             token.status.bound_keypair.exemption = Some(exemption.clone());
@@ -63,8 +63,8 @@ impl Operator {
             let Some(exemption) = token.status.bound_keypair.exemption.take() else {
                 return refused(ProblemType::NotFound, format!("token/{name} has no exemption"));
             };
-            let event = self.event(EventKind::ExemptionCancelled, &Resource::Token(token.clone()), who);
-            let events = vec![told(event, &exemption)];
+            let cancelled = event(self.clock.now(), EventKind::ExemptionCancelled, &Resource::Token(token.clone()), who);
+            let events = vec![told(cancelled, &exemption)];
             self.store.commit(Commit { changes: vec![change(token, stored.revision)], events, ..Commit::default() })?;
             Ok(exemption)
         })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::fault::Fault;
 use super::message::PutLock;
-use super::{Operator, Who};
+use super::{Operator, Who, event};
 use crate::auth::audit::EventKind;
 use crate::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
 use crate::auth::store::{Change, Commit};
@@ -20,13 +20,14 @@ impl Operator {
         };
         let locked = self.stored(&Key::new(kind, target.name()))?.resource.key();
         let message = if message.is_empty() { format!("{locked} was locked by an operator") } else { message };
-        let expires = seconds.map(|seconds| self.clock.now().plus(Duration::from_secs(seconds)));
+        let now = self.clock.now();
+        let expires = seconds.map(|seconds| now.plus(Duration::from_secs(seconds)));
         let key = Key::new(Kind::Lock, Id::random(&*self.random)?.to_string());
         let lock = Resource::Lock(Lock {
             metadata: Metadata::named(&key.name),
             spec: LockSpec { target, message, expires, automatic: false },
         });
-        let events = vec![self.event(EventKind::LockCreated, &lock, who)];
+        let events = vec![event(now, EventKind::LockCreated, &lock, who)];
         let changes = vec![Change { key: key.clone(), expected: None, to: Some(lock) }];
         self.store.commit(Commit { changes, events, ..Commit::default() })?;
         Ok(key)

@@ -32,7 +32,7 @@ use super::audit::{Event, EventKind};
 use super::resource::{Key, Kind, LockTarget, Resource};
 use super::store::{Change, Commit, Store, Stored};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
-use crate::time::{Clock, Random};
+use crate::time::{Clock, Random, Timestamp};
 use fault::{Fault, insist};
 use message::{Audit, Call, Delete, Entry, Get};
 
@@ -176,7 +176,7 @@ impl Operator {
         insist(|| {
             let Stored { resource, revision } = self.stored(&key)?;
             let kind = if key.kind == Kind::Lock { EventKind::LockRemoved } else { EventKind::ResourceDeleted };
-            let events = vec![self.event(kind, &resource, who)];
+            let events = vec![event(self.clock.now(), kind, &resource, who)];
             let changes = vec![Change { key: key.clone(), expected: Some(revision), to: None }];
             self.store.commit(Commit { changes, events, ..Commit::default() })?;
             Ok(key.clone())
@@ -186,41 +186,41 @@ impl Operator {
     fn stored(&self, key: &Key) -> Result<Stored<Resource>, Fault> {
         self.store.get(key)?.ok_or_else(|| Problem::new(ProblemType::NotFound, format!("there is no {key}")).into())
     }
+}
 
-    /// An event of `kind` about `resource`.
-    fn event(&self, kind: EventKind, resource: &Resource, who: Who) -> Event {
-        let mut event = Event { remote_addr: Some(who.to_string()), ..Event::new(self.clock.now(), kind) };
-        match resource {
-            Resource::Bot(bot) => event.bot = Some(bot.metadata.name.clone()),
-            Resource::BotInstance(instance) => {
-                event.instance_id = Some(instance.metadata.name.clone());
-                event.bot = Some(instance.spec.bot_name.clone());
-                event.token = Some(instance.spec.token.clone());
-            }
-            Resource::Lock(lock) => {
-                let target = match &lock.spec.target {
-                    LockTarget::Bot(_) => &mut event.bot,
-                    LockTarget::BotInstance(_) => &mut event.instance_id,
-                    LockTarget::Token(_) => &mut event.token,
-                };
-                *target = Some(lock.spec.target.name().into());
-                event.reason = Some(lock.spec.message.clone()).filter(|message| !message.is_empty());
-            }
-            Resource::Role(_) => {}
-            Resource::Token(token) => {
-                event.token = Some(token.metadata.name.clone());
-                event.bot.clone_from(&token.spec.bot_name);
-            }
+/// An event of `kind` about `resource`.
+fn event(now: Timestamp, kind: EventKind, resource: &Resource, who: Who) -> Event {
+    let mut event = Event { remote_addr: Some(who.to_string()), ..Event::new(now, kind) };
+    match resource {
+        Resource::Bot(bot) => event.bot = Some(bot.metadata.name.clone()),
+        Resource::BotInstance(instance) => {
+            event.instance_id = Some(instance.metadata.name.clone());
+            event.bot = Some(instance.spec.bot_name.clone());
+            event.token = Some(instance.spec.token.clone());
         }
-        match (kind, resource) {
-            (EventKind::LockCreated | EventKind::LockRemoved, Resource::Lock(lock)) => {
-                event.with("lock", lock.metadata.name.as_str()).with("automatic", lock.spec.automatic)
-            }
-            (EventKind::ResourceCreated | EventKind::ResourceUpdated | EventKind::ResourceDeleted, _) => {
-                event.with("resource", resource.key().to_string())
-            }
-            _ => event,
+        Resource::Lock(lock) => {
+            let target = match &lock.spec.target {
+                LockTarget::Bot(_) => &mut event.bot,
+                LockTarget::BotInstance(_) => &mut event.instance_id,
+                LockTarget::Token(_) => &mut event.token,
+            };
+            *target = Some(lock.spec.target.name().into());
+            event.reason = Some(lock.spec.message.clone()).filter(|message| !message.is_empty());
         }
+        Resource::Role(_) => {}
+        Resource::Token(token) => {
+            event.token = Some(token.metadata.name.clone());
+            event.bot.clone_from(&token.spec.bot_name);
+        }
+    }
+    match (kind, resource) {
+        (EventKind::LockCreated | EventKind::LockRemoved, Resource::Lock(lock)) => {
+            event.with("lock", lock.metadata.name.as_str()).with("automatic", lock.spec.automatic)
+        }
+        (EventKind::ResourceCreated | EventKind::ResourceUpdated | EventKind::ResourceDeleted, _) => {
+            event.with("resource", resource.key().to_string())
+        }
+        _ => event,
     }
 }
 

@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 
 use super::fault::{Fault, insist, refused};
 use super::message::{Reset, Rotate, Unbound};
-use super::{Operator, Who};
+use super::{Operator, Who, event};
 use crate::auth::audit::EventKind;
 use crate::auth::resource::{HIDDEN_SECRET, Key, Kind, Resource, Token};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::server::record::Status;
 use crate::join::{Id, Problem, ProblemType};
-use crate::time::Random;
+use crate::time::{Random, Timestamp};
 
 /// Tokens rotated in one commit: many, so that a fleet is quick; not all, so that joins seldom come between.
 const ROTATED_TOGETHER: usize = 64;
@@ -66,21 +66,26 @@ fn random_secret(random: &dyn Random) -> Result<String, Fault> {
 impl Operator {
     pub(super) fn reset(&self, Reset { token: name }: Reset, who: Who) -> Result<Unbound, Fault> {
         insist(|| {
-            let Stored { resource: mut token, revision } = self.token(&name)?;
+            let Some(view) = self.store.join_view(&name)? else {
+                return refused(ProblemType::NotFound, format!("there is no token/{name}"));
+            };
+            let now = self.clock.now();
+            let Stored { resource: mut token, revision } = view.token;
             // A new life: join states and retired keys of the old one mean nothing.
             token.status.bound_keypair = Status { incarnation: Some(Id::random(&*self.random)?), ..Status::default() };
             ensure_secret(&mut token, &*self.random)?;
-            self.store.commit(self.updated(vec![(token, revision)], "reset", who))?;
-            let now = self.clock.now();
-            let view = self.store.join_view(&name)?;
-            let locks = view.into_iter().flat_map(|view| view.locks).filter(|lock| lock.in_force(now));
+            self.store.commit(updated(vec![(token, revision)], "reset", who, now))?;
+            let locks = view.locks.into_iter().filter(|lock| lock.in_force(now));
             Ok(Unbound { locks: locks.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect() })
         })
     }
 
     pub(super) fn rotate(&self, which: Rotate, who: Who) -> Result<Vec<Key>, Fault> {
         let names = match which {
-            Rotate::Token(name) => vec![name],
+            Rotate::Token(name) => {
+                self.token(&name)?;
+                vec![name]
+            }
             Rotate::All => self.bound_tokens(&BTreeMap::new())?,
             Rotate::Selector(labels) if labels.is_empty() => {
                 return refused(ProblemType::BadRequest, "the selector is empty");
@@ -92,11 +97,15 @@ impl Operator {
                 let now = self.clock.now();
                 let mut tokens = Vec::with_capacity(names.len());
                 for name in names {
-                    let Stored { resource: mut token, revision } = self.token(name)?;
-                    token.spec.bound_keypair.rotate_after = Some(now);
-                    tokens.push((token, revision));
+                    // One deleted meanwhile has nothing to rotate.
+                    if let Some(Stored { resource: Resource::Token(mut token), revision }) =
+                        self.store.get(&Key::new(Kind::Token, name))?
+                    {
+                        token.spec.bound_keypair.rotate_after = Some(now);
+                        tokens.push((token, revision));
+                    }
                 }
-                Ok(self.store.commit(self.updated(tokens, "rotation ordered", who))?)
+                Ok(self.store.commit(updated(tokens, "rotation ordered", who, now))?)
             })?;
         }
         Ok(names.into_iter().map(|name| Key::new(Kind::Token, name)).collect())
@@ -120,16 +129,16 @@ impl Operator {
             _ => Err(Problem::from(ProblemType::ServerError).into()),
         }
     }
+}
 
-    fn updated(&self, tokens: Vec<(Token, u64)>, why: &str, who: Who) -> Commit {
-        let mut commit = Commit::default();
-        for (token, revision) in tokens {
-            let resource = Resource::Token(token);
-            let mut event = self.event(EventKind::ResourceUpdated, &resource, who);
-            event.reason = Some(why.into());
-            commit.events.push(event);
-            commit.changes.push(Change { key: resource.key(), expected: Some(revision), to: Some(resource) });
-        }
-        commit
+fn updated(tokens: Vec<(Token, u64)>, why: &str, who: Who, now: Timestamp) -> Commit {
+    let mut commit = Commit::default();
+    for (token, revision) in tokens {
+        let resource = Resource::Token(token);
+        let mut event = event(now, EventKind::ResourceUpdated, &resource, who);
+        event.reason = Some(why.into());
+        commit.events.push(event);
+        commit.changes.push(Change { key: resource.key(), expected: Some(revision), to: Some(resource) });
     }
+    commit
 }

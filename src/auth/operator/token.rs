@@ -7,7 +7,7 @@ use super::fault::{Fault, insist, refused};
 use super::message::{Reset, Rotate, Unbound};
 use super::{Operator, Who, event};
 use crate::auth::audit::EventKind;
-use crate::auth::resource::{HIDDEN_SECRET, Key, Kind, Resource, Token};
+use crate::auth::resource::{HIDDEN_SECRET, Key, Kind, Lock, LockTarget, Resource, Token};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::server::record::Status;
 use crate::join::{Id, Problem, ProblemType};
@@ -75,7 +75,9 @@ impl Operator {
             token.status.bound_keypair = Status { incarnation: Some(Id::random(&*self.random)?), ..Status::default() };
             ensure_secret(&mut token, &*self.random)?;
             self.store.commit(updated(vec![(token, revision)], "reset", who, now))?;
-            let locks = view.locks.into_iter().filter(|lock| lock.in_force(now));
+            // Not those on the instance: the next one is another.
+            let on_token = |lock: &Lock| !matches!(lock.spec.target, LockTarget::BotInstance(_));
+            let locks = view.locks.into_iter().filter(|lock| lock.in_force(now) && on_token(lock));
             Ok(Unbound { locks: locks.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect() })
         })
     }

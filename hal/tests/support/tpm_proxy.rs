@@ -70,8 +70,9 @@ impl TpmProxy {
         });
         serve(control, behind + 1, |client, tpm| {
             let (from, to) = (client.try_clone().expect("clone"), tpm.try_clone().expect("clone"));
-            thread::spawn(move || relay_until_closed(from, to));
-            relay_until_closed(tpm, client);
+            let back = thread::spawn(move || relay_until_closed(tpm, client));
+            relay_until_closed(from, to);
+            let _ = back.join();
         });
         Self { port, shared }
     }
@@ -115,19 +116,20 @@ pub(crate) fn code(command: &[u8]) -> u32 {
     u32::from_be_bytes(command[6..10].try_into().expect("a whole header"))
 }
 
-fn serve(listener: TcpListener, behind: u16, relay: impl Fn(TcpStream, TcpStream) + Clone + Send + 'static) {
+/// One connection after the other, each closed before the next is opened, as swtpm serves them: with more on the way its
+/// queue of one overflows, and TCP tries again only after seconds.
+fn serve(listener: TcpListener, behind: u16, relay: impl Fn(TcpStream, TcpStream) + Send + 'static) {
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            let relay = relay.clone();
             // With no TPM behind it, the line closes at once.
             if let Ok(tpm) = TcpStream::connect((Ipv4Addr::LOCALHOST, behind)) {
-                thread::spawn(move || relay(client, tpm));
+                relay(client, tpm);
             }
         }
     });
 }
 
-/// Either end closing closes both: swtpm serves one control connection at a time.
+/// Either end closing closes both.
 fn relay_until_closed(mut from: TcpStream, mut to: TcpStream) {
     let _ = io::copy(&mut from, &mut to);
     let _ = to.shutdown(Shutdown::Both);

@@ -17,6 +17,7 @@ pub mod agent;
 pub mod auth;
 #[cfg(feature = "auth")]
 pub mod ctl;
+pub mod certify;
 pub mod join;
 pub mod logging;
 pub mod pem;

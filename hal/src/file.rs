@@ -117,6 +117,11 @@ impl PrivateKey {
         Ok(Self { algorithm, pkcs8 })
     }
 
+    /// The key as PKCS#8 DER.
+    pub fn as_pkcs8(&self) -> &[u8] {
+        &self.pkcs8
+    }
+
     /// The key as PKCS#8 PEM.
     pub fn to_pem(&self) -> Result<Zeroizing<std::string::String>, Error> {
         pem_rfc7468::encode_string(LABEL, pem_rfc7468::LineEnding::LF, &self.pkcs8)

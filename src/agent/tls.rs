@@ -12,12 +12,13 @@ use std::time::Duration;
 use ring::digest::{SHA256, digest};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring as provider};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::crypto::ring::{cipher_suite, kx_group};
+use rustls::crypto::{CryptoProvider, GetRandomFailed, KeyProvider, SecureRandom, WebPkiSupportedAlgorithms};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme, version::TLS13};
 
 use super::clock::DeviceClock;
-use crate::time::{Clock as _, Timestamp};
+use crate::time::{Clock as _, Random as _, System, Timestamp};
 
 /// Whom to trust as the auth endpoint.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ impl std::error::Error for PinMismatch {}
 impl Trust {
     /// Trust in `roots`, judged by `clock`.
     pub fn new(roots: Roots, clock: Arc<DeviceClock>) -> Arc<Self> {
-        let provider = Arc::new(provider::default_provider());
+        let provider = Arc::new(provider());
         Arc::new(Self { roots, clock, provider, doubt: Mutex::new(None) })
     }
 
@@ -96,6 +97,39 @@ impl Trust {
             }
         }
         Ok(store)
+    }
+}
+
+/// What every TLS 1.3 must have (RFC 8446 section 9.1) short of RSA, and no more: the auth endpoint's keys are P-256. Each algorithm that
+/// is not here is code that the agent does not carry.
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![cipher_suite::TLS13_AES_128_GCM_SHA256],
+        kx_groups: vec![kx_group::SECP256R1],
+        signature_verification_algorithms: SIGNATURES,
+        secure_random: &NoFrills,
+        key_provider: &NoFrills,
+    }
+}
+
+static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
+    all: &[webpki::ring::ECDSA_P256_SHA256],
+    mapping: &[(SignatureScheme::ECDSA_NISTP256_SHA256, &[webpki::ring::ECDSA_P256_SHA256])],
+};
+
+/// Randomness of the system; no client keys.
+#[derive(Debug)]
+struct NoFrills;
+
+impl SecureRandom for NoFrills {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), GetRandomFailed> {
+        System.fill(bytes).map_err(|_| GetRandomFailed)
+    }
+}
+
+impl KeyProvider for NoFrills {
+    fn load_private_key(&self, _: PrivateKeyDer<'static>) -> Result<Arc<dyn rustls::sign::SigningKey>, Error> {
+        Err(Error::General("the agent authenticates by its requests, not by TLS".into()))
     }
 }
 

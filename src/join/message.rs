@@ -162,8 +162,9 @@ pub enum JoinKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecoveryMode {
-    /// Up to a limit, with the join state.
+    /// Up to a limit, with the join state. Stored empty means the same.
     #[default]
+    #[serde(alias = "")]
     Standard,
     /// Without a limit, with the join state.
     Relaxed,

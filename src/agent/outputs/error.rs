@@ -21,7 +21,7 @@ pub struct OutputError {
 #[non_exhaustive]
 pub enum Fault {
     /// No key or certificate request could be made.
-    Key(rcgen::Error),
+    Key(boundkey_hal::Error),
     /// There is a file that is not ours.
     NotOurs(PathBuf),
     /// No such group.

@@ -12,7 +12,9 @@ mod error;
 pub mod reload;
 pub mod set;
 
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
+use boundkey_hal::file::PrivateKey;
+use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind};
+use rcgen::{CertificateParams, DistinguishedName, PublicKeyData as _};
 use rustls::pki_types::CertificateDer;
 use rustls::server::ParsedCertificate;
 use zeroize::Zeroizing;
@@ -20,6 +22,7 @@ use zeroize::Zeroizing;
 use super::clock::since_boot;
 use super::config::Output;
 use super::error::AgentError;
+use crate::certify::{Signer, Subject};
 use crate::join::base64url;
 use crate::join::message::{IssuedCertificate, JoinAnswer, OutputRequest};
 use crate::pem;
@@ -59,12 +62,14 @@ pub struct FreshKey {
 
 impl FreshKey {
     /// Makes a key from the system's randomness.
-    pub fn generate() -> Result<Self, rcgen::Error> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    pub fn generate() -> Result<Self, KeyError> {
+        let key = PrivateKey::generate(Algorithm::EcdsaP256)?;
+        let signer = Signer { subject: Subject(key.public_key()?), sign: |message: &[u8]| key.sign(message) };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        let csr = params.serialize_request(&key)?.der().to_vec();
-        Ok(Self { pkcs8: Zeroizing::new(key.serialize_der()), csr, public_key: key.subject_public_key_info() })
+        let csr = params.serialize_request(&signer).map_err(|e| KeyError::new(ErrorKind::Other, e))?;
+        let public_key = signer.subject_public_key_info();
+        Ok(Self { pkcs8: Zeroizing::new(key.as_pkcs8().to_vec()), csr: csr.der().to_vec(), public_key })
     }
 }
 

@@ -3,15 +3,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use boundkey_hal::PublicKey;
+use boundkey_hal::{Error as KeyError, PublicKey, Signature};
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 
-use super::key::{Issuer, Subject};
 use super::{Authority, CaError, request};
+use crate::certify::{Signer, Subject};
 use crate::join::message::IssuedCertificate;
 use crate::join::server::request::Holder;
 use crate::join::base64url;
@@ -180,8 +180,9 @@ impl Authority {
         params
     }
 
-    fn issuer_key(&self) -> Issuer<'_> {
-        Issuer { authority: self, id: &self.x509.0, key: &self.x509.1 }
+    fn issuer_key(&self) -> Signer<impl Fn(&[u8]) -> Result<Signature, KeyError>> {
+        let (id, key) = &self.x509;
+        Signer { subject: Subject(key.clone()), sign: move |message: &[u8]| self.sign(id, message) }
     }
 }
 

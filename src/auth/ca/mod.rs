@@ -1,7 +1,6 @@
 //! The certificate authority: the cluster's keys, behind the same `KeyStore` trait as the device's, and what they sign.
 
 mod issue;
-mod key;
 mod request;
 
 use std::sync::Mutex;
@@ -11,6 +10,7 @@ use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore, Pub
 pub use issue::{Issued, Profile, ServerIdentity};
 pub use request::subject_key;
 
+use crate::certify::Subject;
 use crate::join::Claims;
 use crate::join::server::request::{Holder, ShownCertificate};
 
@@ -106,7 +106,7 @@ impl Authority {
     /// `sha256:` and the SHA-256 of the CA's SubjectPublicKeyInfo, in hexadecimal.
     pub fn pin(&self) -> String {
         use std::fmt::Write as _;
-        let spki = rcgen::PublicKeyData::subject_public_key_info(&key::Subject(self.x509.1.clone()));
+        let spki = rcgen::PublicKeyData::subject_public_key_info(&Subject(self.x509.1.clone()));
         let digest = ring::digest::digest(&ring::digest::SHA256, &spki);
         digest.as_ref().iter().fold("sha256:".to_owned(), |mut pin, byte| {
             let _ = write!(pin, "{byte:02x}"); // writing to a String cannot fail

@@ -1,12 +1,10 @@
-//! Keys in the shapes that rcgen asks for.
+//! Keys in the shapes that rcgen asks for, whoever holds them.
 
-use boundkey_hal::{Algorithm, KeyId, PublicKey};
+use boundkey_hal::{Algorithm, Error as KeyError, PublicKey, Signature};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData, SignatureAlgorithm, SigningKey};
 
-use super::Authority;
-
 /// A public key to be certified.
-pub(super) struct Subject(pub(super) PublicKey);
+pub struct Subject(pub PublicKey);
 
 impl PublicKeyData for Subject {
     fn der_bytes(&self) -> &[u8] {
@@ -14,45 +12,42 @@ impl PublicKeyData for Subject {
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
-        rcgen_algorithm(self.0.algorithm())
+        match self.0.algorithm() {
+            Algorithm::EcdsaP256 => &PKCS_ECDSA_P256_SHA256,
+            Algorithm::Ed25519 => &PKCS_ED25519,
+        }
     }
 }
 
-/// A key of the authority that signs certificates.
-pub(super) struct Issuer<'a> {
-    pub(super) authority: &'a Authority,
-    pub(super) id: &'a KeyId,
-    pub(super) key: &'a PublicKey,
+/// A key that signs certificates or certificate requests, wherever its private half is.
+pub struct Signer<S> {
+    /// Its public half.
+    pub subject: Subject,
+    /// Signs, in the form of [`Signature`].
+    pub sign: S,
 }
 
-impl PublicKeyData for Issuer<'_> {
+impl<S> PublicKeyData for Signer<S> {
     fn der_bytes(&self) -> &[u8] {
-        self.key.as_bytes()
+        self.subject.der_bytes()
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
-        rcgen_algorithm(self.key.algorithm())
+        self.subject.algorithm()
     }
 }
 
-impl SigningKey for Issuer<'_> {
+impl<S: Fn(&[u8]) -> Result<Signature, KeyError>> SigningKey for Signer<S> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         // rcgen's error for foreign keys carries no cause: it is logged here, where it is known.
-        let signature = self.authority.sign(self.id, message).map_err(|e| {
-            log::error!("CA key {}: {e}", self.id);
+        let signature = (self.sign)(message).map_err(|e| {
+            log::error!("signing a certificate: {e}");
             rcgen::Error::RemoteKeyError
         })?;
-        Ok(match self.key.algorithm() {
+        Ok(match self.subject.0.algorithm() {
             Algorithm::EcdsaP256 => ecdsa_der(signature.as_bytes()),
             Algorithm::Ed25519 => signature.as_bytes().to_vec(),
         })
-    }
-}
-
-fn rcgen_algorithm(algorithm: Algorithm) -> &'static SignatureAlgorithm {
-    match algorithm {
-        Algorithm::EcdsaP256 => &PKCS_ECDSA_P256_SHA256,
-        Algorithm::Ed25519 => &PKCS_ED25519,
     }
 }
 

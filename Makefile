@@ -1,0 +1,53 @@
+# The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
+.POSIX:
+.PHONY: help build demo test lint bench size clean
+
+# One set of features for build, tests and lint, so that nothing is compiled twice.
+FEATURES = --features tpm,pkcs11
+PROFILE_EDGE = --profile edge --no-default-features --features agent --bin boundkey
+# cargo install puts its programs there.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+help:
+	@echo 'make demo    see a device join, renew, lose its certificate, recover, and a thief being caught'
+	@echo 'make test    every test'
+	@echo 'make lint    formatting, clippy, documentation, dependencies, scripts'
+	@echo 'make size    the agent as it ships, against its budget'
+	@echo 'make bench   the agent and the server against their peers, on this machine'
+
+build:
+	@tests/setup build test
+	@cargo build $(FEATURES)
+
+demo:
+	@tests/setup build
+	@cargo build
+	@tests/demo target/debug
+
+test:
+	@tests/setup build test
+	@tests/timed build cargo test --workspace $(FEATURES) --no-run
+	@tests/timed test cargo test --workspace $(FEATURES)
+
+lint:
+	@tests/setup build test lint
+	cargo fmt --all --check
+	@tests/timed clippy cargo clippy --quiet --workspace --all-targets $(FEATURES) -- -D warnings
+	@tests/timed agent-alone cargo clippy --quiet --no-default-features --features agent --bin boundkey -- -D warnings
+	@tests/timed hal-no-std cargo clippy --quiet -p boundkey-hal --no-default-features -- -D warnings
+	@tests/timed doc env RUSTDOCFLAGS='-D warnings' cargo doc --quiet --workspace --no-deps $(FEATURES)
+	@tests/timed deny cargo deny --all-features --offline --log-level error check bans licenses sources
+	tests/lint
+
+size:
+	@tests/setup build
+	tests/bench/size
+
+bench:
+	@tests/setup build bench
+	cargo build --release --bin boundkey-auth --bin boundkeyctl
+	cargo build $(PROFILE_EDGE)
+	tests/bench/run target/release target/edge
+
+clean:
+	cargo clean

@@ -112,10 +112,13 @@ impl AgentError {
             Self::State(_) | Self::Storage(..) | Self::StorageInUse(_) => "storage",
             Self::Transport(e) => match e {
                 TransportError::Refused(problem) => problem.kind.name(),
+                TransportError::AnswerTooLong | TransportError::NotBoundkey(_) => "not-boundkey",
                 TransportError::CertificateExpired(_) => "server-expired",
-                TransportError::CertificateName(_) | TransportError::NotTrusted(_) => "not-trusted",
-                TransportError::NotBoundkey(_) => "not-boundkey",
-                _ => "unreachable",
+                TransportError::CertificateName(_) => "wrong-name",
+                TransportError::CutShort => "cut-short",
+                TransportError::NotTrusted(_) => "not-trusted",
+                TransportError::TimedOut => "timed-out",
+                TransportError::Tls(_) | TransportError::Unreachable(_) => "unreachable",
             },
         }
     }
@@ -155,7 +158,7 @@ fn key_advice(kind: ErrorKind) -> &'static str {
         ErrorKind::Locked => "wait until the lockout ends, or have the token's owner lift it; do not try again before",
         ErrorKind::NotFound => "restore the key, or run `boundkeyctl reset token/NAME` and register the device anew",
         ErrorKind::Unsupported => "choose another keystore type or algorithm",
-        _ => "mend the key store's fault and try again",
+        _ => "mend the key store's fault, such as a file system that is full, and try again",
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig, ClientConnection, StreamOwned};
+use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, StreamOwned};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{
     Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, TcpConnector, Transport as Socket,
@@ -117,11 +117,15 @@ impl Https {
             ureq::Error::BodyExceedsLimit(_) => return TransportError::AnswerTooLong,
             ureq::Error::Io(io) => io,
             ureq::Error::Protocol(e) => return TransportError::NotBoundkey(e.to_string()),
+            e @ ureq::Error::LargeResponseHeader(..) => return TransportError::NotBoundkey(e.to_string()),
             other => return TransportError::Unreachable(other.to_string()),
         };
         match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidCertificate(e)) => self.explain_certificate(e),
             Some(rustls::Error::PeerIncompatible(e)) => TransportError::NotBoundkey(format!("it does not speak TLS 1.3 ({e:?})")),
+            Some(rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)) => {
+                TransportError::NotBoundkey("it does not speak TLS 1.3".into())
+            }
             Some(rustls::Error::InvalidMessage(_)) => TransportError::NotBoundkey("it does not speak TLS".into()),
             Some(e) => TransportError::Tls(e.to_string()),
             None if io.kind() == io::ErrorKind::UnexpectedEof => TransportError::CutShort,
@@ -141,7 +145,10 @@ impl Https {
             CertificateError::Other(e) if e.0.downcast_ref::<PinMismatch>().is_some() => {
                 TransportError::NotTrusted(PinMismatch.to_string())
             }
-            CertificateError::UnknownIssuer => TransportError::NotTrusted("its certificate is not signed by the trusted CA".into()),
+            // A bad signature is that of another CA of the same name.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                TransportError::NotTrusted("its certificate is not signed by the trusted CA".into())
+            }
             other => TransportError::NotTrusted(other.to_string()),
         }
     }

@@ -26,7 +26,7 @@ use support::tpm_proxy::{TpmProxy, code, command};
 
 /// A TPM, and a directory for keys.
 fn setup() -> (Swtpm, tempfile::TempDir) {
-    (Swtpm::start(), tempfile::tempdir().expect("temporary directory"))
+    (Swtpm::alone(), tempfile::tempdir().expect("temporary directory"))
 }
 
 /// An auth value in a file of `dir`.
@@ -75,7 +75,7 @@ fn conformance_through_the_resource_manager() {
     process::isolated(
         "conformance_through_the_resource_manager",
         |dir| {
-            let (broker, address) = Broker::start(Swtpm::start(), dir);
+            let (broker, address) = Broker::start(Swtpm::alone(), dir);
             services = Some(broker);
             vec![("DBUS_SESSION_BUS_ADDRESS", address.into())]
         },
@@ -318,7 +318,7 @@ fn an_auth_value_comes_from_file_environment_or_credential() {
             vec![("CREDENTIALS_DIRECTORY", dir.into()), ("TPM_AUTH", "secret".into())]
         },
         |dir| {
-            let tpm = Swtpm::start();
+            let tpm = Swtpm::alone();
             let sources = [
                 AuthSource::File(dir.join("tpm-auth")),
                 AuthSource::Environment("TPM_AUTH".into()),

@@ -21,7 +21,7 @@ use support::tpm_proxy::{Fault, TpmProxy, command};
 
 /// A TPM, a directory, and the counter of the store there.
 fn setup() -> (Swtpm, tempfile::TempDir, Counter) {
-    let (tpm, dir) = (Swtpm::start(), tempfile::tempdir().expect("temporary directory"));
+    let (tpm, dir) = (Swtpm::alone(), tempfile::tempdir().expect("temporary directory"));
     let counter = Counter::new(tpm.config(dir.path()), counter::DEFAULT_INDEX).expect("an index");
     (tpm, dir, counter)
 }

@@ -28,7 +28,7 @@ use support::tpm_proxy::{Fault, TpmProxy, command};
 
 /// A TPM, a directory, and a store with the key `device` in it.
 fn store_with_key() -> (Swtpm, tempfile::TempDir, TpmStore, PublicKey) {
-    let (tpm, dir) = (Swtpm::start(), tempfile::tempdir().expect("temporary directory"));
+    let (tpm, dir) = (Swtpm::alone(), tempfile::tempdir().expect("temporary directory"));
     let mut store = TpmStore::new(tpm.config(dir.path()));
     let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
     (tpm, dir, store, public)

@@ -15,6 +15,9 @@
 //! libtss2 writes to stderr of its own accord unless `TSS2_LOG=all+none` is in the environment. A program cannot set that
 //! safely for itself (`std::env::set_var` is unsafe, as other threads may be reading), so put it into the unit, or let
 //! `main` start the same program again with it (`CommandExt::exec` keeps the process id) before anything else.
+//!
+//! libtss2 opens devices and sockets without O_CLOEXEC: a program started during a conversation inherits it, and holds
+//! `/dev/tpm0` for as long as it runs. Start none from another thread while a store is at work.
 
 mod config;
 pub mod counter;

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -13,9 +14,22 @@ pub(crate) struct Swtpm {
     state: tempfile::TempDir,
     port: u16,
     child: Child,
+    turn: Option<MutexGuard<'static, ()>>,
 }
 
+/// libtss2 opens its sockets without O_CLOEXEC. A program that one test starts inherits the conversation of another, and
+/// swtpm, which serves one at a time, waits for that program to end. So one test after the other.
+static TURN: Mutex<()> = Mutex::new(());
+
 impl Swtpm {
+    /// A new TPM, while no other test of this program that asks for its turn runs.
+    pub(crate) fn alone() -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tpm = Self::start();
+        tpm.turn = Some(turn);
+        tpm
+    }
+
     /// A new TPM, started.
     pub(crate) fn start() -> Self {
         let state = tempfile::tempdir().expect("temporary directory");
@@ -23,7 +37,7 @@ impl Swtpm {
         for _ in 0..20 {
             let port = two_free_ports();
             if let Some(child) = launch(state.path(), port) {
-                return Self { state, port, child };
+                return Self { state, port, child, turn: None };
             }
         }
         panic!("swtpm does not start");

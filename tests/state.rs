@@ -161,6 +161,26 @@ fn nothing_is_written_that_did_not_change() {
     assert_eq!(medium.0.borrow().calls, calls);
 }
 
+/// A process died between write and sync, and the next one reads what it wrote: it must not count on it before it is durable.
+/// (A request could leave with an attempt that a power cut then takes away: to the server, a second holder of the key.)
+#[test]
+fn what_is_found_is_made_durable_before_it_counts() {
+    let medium = Medium::default();
+    StateFile::open(medium.clone()).and_then(|mut file| file.store(&memory(1)).map_err(LoadError::Io)).expect("the first write");
+    for next in [memory(1), memory(2)] {
+        let medium = medium.power_up(0, false);
+        let mut file = StateFile::open(medium.clone()).expect("a slot");
+        medium.0.borrow_mut().calls_left = Some(0);
+        assert!(file.store(&next).is_err(), "the sync is to be the first call");
+        assert!(medium.0.borrow().pending.is_empty(), "nothing is written before it");
+        medium.0.borrow_mut().calls_left = None;
+        file.store(&next).expect("stored");
+        let calls = medium.0.borrow().calls;
+        file.store(&next).expect("the same again");
+        assert_eq!(medium.0.borrow().calls, calls, "once is enough");
+    }
+}
+
 /// Any flipped bit of the newer slot is noticed, and the older one holds.
 #[test]
 fn a_flipped_bit_is_noticed() {

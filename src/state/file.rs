@@ -20,6 +20,8 @@ pub struct StateFile<S> {
     /// Which slot that is.
     slot: usize,
     exists: bool,
+    /// Whether what was found at opening is known to be durable.
+    settled: bool,
     /// Why the other slot did not count when the file was opened, if it was ever written.
     damaged: Option<SlotError>,
 }
@@ -55,11 +57,20 @@ impl<S: Storage> StateFile<S> {
     /// Reads the memory. A missing file is a device that never joined; an unusable one is an error, and is left alone.
     pub fn open(storage: S) -> Result<Self, LoadError> {
         let Some(bytes) = storage.read(STATE_FILE).map_err(LoadError::Io)? else {
-            return Ok(Self { storage, memory: Memory::default(), sequence: 0, slot: 1, exists: false, damaged: None });
+            return Ok(Self {
+                storage,
+                memory: Memory::default(),
+                sequence: 0,
+                slot: 1,
+                exists: false,
+                settled: true,
+                damaged: None,
+            });
         };
         let halves = [bytes.get(..SLOT_SIZE), bytes.get(SLOT_SIZE..2 * SLOT_SIZE)];
         let slots = halves.map(|half| slot::decode(half.unwrap_or(&[])));
-        if let Some(Err(SlotError::FutureVersion(format))) = slots.iter().find(|s| matches!(s, Err(SlotError::FutureVersion(_)))) {
+        if let Some(Err(SlotError::FutureVersion(format))) = slots.iter().find(|s| matches!(s, Err(SlotError::FutureVersion(_))))
+        {
             return Err(LoadError::Newer(*format));
         }
         let (slot, sequence, memory, damaged) = match slots {
@@ -69,7 +80,7 @@ impl<S: Storage> StateFile<S> {
             [Err(first), Ok(second)] => (1, second.0, second.1, Some(first)),
         };
         let damaged = damaged.filter(|why| *why != SlotError::Empty);
-        Ok(Self { storage, memory, sequence, slot, exists: true, damaged })
+        Ok(Self { storage, memory, sequence, slot, exists: true, settled: false, damaged })
     }
 
     /// What the device remembers.
@@ -87,10 +98,16 @@ impl<S: Storage> StateFile<S> {
         self.damaged
     }
 
-    /// Writes `memory` durably. Does nothing if it is what the file holds already.
+    /// Writes `memory` durably. Writes nothing if it is what the file holds already.
     ///
     /// On error the file still holds the memory from before, or the new one, whole.
     pub fn store(&mut self, memory: &Memory) -> io::Result<()> {
+        // A process may have died between write and sync: what it wrote can be read, and still be lost to a power cut. Neither may a
+        // request leave on the strength of it, nor may the other slot, then the only one on the medium, be written over.
+        if !self.settled {
+            self.storage.sync(STATE_FILE)?;
+            self.settled = true;
+        }
         if self.exists && *memory == self.memory {
             return Ok(());
         }

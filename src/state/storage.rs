@@ -32,9 +32,11 @@ pub struct DirStorage {
 }
 
 impl DirStorage {
-    /// Storage in `dir`, which is made if missing, private to its owner.
+    /// Storage in `dir`, which is made if missing, private to its owner. Names that a process put there and did not live to make
+    /// durable are made so: keys among them.
     pub fn create(dir: &Path) -> io::Result<Self> {
         durable::create_dir(dir)?;
+        durable::sync_parent(&dir.join("any"))?;
         Ok(Self::open(dir))
     }
 

@@ -4,7 +4,6 @@
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
-PROFILE_EDGE = --profile edge --no-default-features --features agent --bin boundkey
 # cargo install puts its programs there.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -36,7 +35,7 @@ lint:
 	@tests/timed agent-alone cargo clippy --quiet --no-default-features --features agent --bin boundkey -- -D warnings
 	@tests/timed hal-no-std cargo clippy --quiet -p boundkey-hal --no-default-features -- -D warnings
 	@tests/timed doc env RUSTDOCFLAGS='-D warnings' cargo doc --quiet --workspace --no-deps $(FEATURES)
-	@tests/timed deny cargo deny --all-features --offline --log-level error check bans licenses sources
+	@tests/timed deny cargo deny --log-level error check bans licenses sources
 	tests/lint
 
 size:
@@ -45,9 +44,7 @@ size:
 
 bench:
 	@tests/setup build bench
-	cargo build --release --bin boundkey-auth --bin boundkeyctl
-	cargo build $(PROFILE_EDGE)
-	tests/bench/run target/release target/edge
+	tests/bench/run
 
 clean:
 	cargo clean

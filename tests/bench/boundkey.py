@@ -32,6 +32,17 @@ spec:
   bound_keypair: {{recovery: {{limit: 1}}}}
 """
 
+LOAD_TOKEN = """\
+kind: token
+version: v2
+metadata: {{name: {name}}}
+spec:
+  roles: [Bot]
+  bot_name: {bot}
+  join_method: bound_keypair
+  bound_keypair: {{onboarding: {{registration_secret: {secret}}}}}
+"""
+
 CONFIG = """\
 version: v1
 auth_server: 127.0.0.1:{port}
@@ -68,6 +79,7 @@ class Boundkey:
         self.proxy = CountingProxy(int(address.read_text().rsplit(":", 1)[1]))
         tool(ctl, "--data-dir", data, "create", "-f", "-", stdin=RESOURCES.encode())
         token = json.loads(tool(ctl, "--data-dir", data, "get", f"token/{NAME}", "--with-secrets", "--format", "json"))[0]
+        self._ctl, self._pin, self._address = [ctl, "--data-dir", data], made["ca_pin"], address.read_text().strip()
         secret = home / "secret"
         secret.write_text(token["status"]["bound_keypair"]["registration_secret"])
         secret.chmod(0o600)
@@ -110,6 +122,15 @@ class Boundkey:
         stop(daemon)
         self._generation += 1
         return int(fields["VmRSS"]) * 1024, int(fields["VmHWM"]) * 1024, int(fields["Threads"])
+
+    def load(self, program, devices, seconds):
+        """Joins per second of the server with so many devices at once, for so long; its commits are durable."""
+        secret = "load"
+        tokens = "---\n".join(LOAD_TOKEN.format(name=f"load-{n}", bot=NAME, secret=secret) for n in range(devices))
+        tool(*self._ctl, "create", "-f", "-", stdin=tokens.encode())
+        options = {"server": self._address, "ca-pin": self._pin, "secret": secret, "devices": devices, "seconds": seconds}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return json.loads(tool(program, *words))["per_second"]
 
     def _status(self):
         return json.loads(tool(self._agent, "status", "-c", self._config, "--format", "json"))

@@ -20,6 +20,11 @@ def build_server():
     return cargo_build("--release", "--no-default-features", "--features", "auth", *programs)[0].parent
 
 
+def build_load():
+    """The load generator for the server; returns the program's path."""
+    return cargo_build("--release", "--example", "boundkey-load")[0]
+
+
 def cargo_build(*arguments):
     """Runs `cargo build`; returns the programs it made."""
     command = ["cargo", "build", "--locked", "--message-format=json-render-diagnostics", *arguments]

@@ -3,6 +3,7 @@
 
 pub mod imposter;
 pub mod proxy;
+pub mod strace;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,13 @@ impl Server {
     }
 
     pub fn with_names(names: &[&str]) -> Self {
+        let mut server = Self::init(names);
+        server.run();
+        server
+    }
+
+    /// A new cluster, not running.
+    pub fn init(names: &[&str]) -> Self {
         let dir = TempDir::new("auth");
         let mut init = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"));
         init.args(["init", "--format", "json", "--cluster-name", "test.example", "--data-dir"]).arg(dir.join("data"));
@@ -97,31 +105,54 @@ impl Server {
         }
         let json: Value = serde_json::from_slice(&success(&mut init).stdout).expect("init prints JSON");
         let ca_pin = json["ca_pin"].as_str().expect("ca_pin").to_owned();
-        let mut server = Self { dir, ca_pin, addr: "127.0.0.1:0".into(), process: None };
+        Self { dir, ca_pin, addr: "127.0.0.1:0".into(), process: None }
+    }
+
+    /// The cluster in data directory `data`, which is moved here; running.
+    pub fn over(data: &Path) -> Self {
+        let dir = TempDir::new("auth");
+        std::fs::rename(data, dir.join("data")).expect("a data directory");
+        let mut server = Self { dir, ca_pin: String::new(), addr: "127.0.0.1:0".into(), process: None };
         server.run();
         server
     }
 
     /// Runs the server, on the address it had before.
     pub fn run(&mut self) {
+        let command = self.command();
+        assert!(self.run_as(command), "the server ended: {}", self.log());
+    }
+
+    /// `boundkey-auth start` for this server, ready to run.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"));
+        command.args(["start", "--log-level", "debug", "--listen", &self.addr, "--data-dir"]).arg(self.dir.join("data"));
+        command.arg("--addr-file").arg(self.dir.join("addr"));
+        command
+    }
+
+    /// Runs the server by this command; returns whether it came so far as to listen.
+    pub fn run_as(&mut self, mut command: Command) -> bool {
         let addr_file = self.dir.join("addr");
         let _ = std::fs::remove_file(&addr_file);
         let log = std::fs::File::options().create(true).append(true).open(self.dir.join("log")).expect("log");
-        let child = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"))
-            .args(["start", "--log-level", "debug", "--listen", &self.addr, "--data-dir"])
-            .arg(self.dir.join("data"))
-            .arg("--addr-file")
-            .arg(&addr_file)
-            .stderr(log)
-            .spawn()
-            .expect("boundkey-auth starts");
-        let mut process = Running(child);
+        let mut process = Running(command.stderr(log).spawn().expect("boundkey-auth starts"));
+        let mut ended = false;
         wait_for("the server's address", || {
-            assert!(process.0.try_wait().expect("wait").is_none(), "the server ended: {}", self.log());
-            addr_file.exists()
+            ended = process.0.try_wait().expect("wait").is_some();
+            ended || addr_file.exists()
         });
+        if ended {
+            return false;
+        }
         self.addr = std::fs::read_to_string(&addr_file).expect("address").trim().to_owned();
         self.process = Some(process);
+        true
+    }
+
+    /// Whether the server's process is there.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.0.try_wait().expect("wait").is_none())
     }
 
     pub fn process(&self) -> &Running {
@@ -206,12 +237,14 @@ impl Server {
 pub struct Device {
     pub dir: TempDir,
     pub token: String,
+    /// What its programs find in their environment.
+    pub env: Vec<(&'static str, std::ffi::OsString)>,
 }
 
 impl Device {
     /// A device that has not joined.
     pub fn new(server: &Server, token: &str, secret: &str) -> Self {
-        let device = Self { dir: TempDir::new("device"), token: token.into() };
+        let device = Self { dir: TempDir::new("device"), token: token.into(), env: Vec::new() };
         device.configure(server, &format!("  bound_keypair: {{registration_secret: {secret}}}"), "");
         device
     }
@@ -245,7 +278,7 @@ impl Device {
     pub fn command(&self, args: &[&str]) -> Command {
         let program = option_env!("CARGO_BIN_EXE_boundkey");
         let mut command = Command::new(program.expect("built with feature agent"));
-        command.args(args).arg("-c").arg(self.config()).env_remove("BOUNDKEY_LOG");
+        command.args(args).arg("-c").arg(self.config()).env_remove("BOUNDKEY_LOG").envs(self.env.iter().cloned());
         command
     }
 
@@ -283,7 +316,7 @@ impl Device {
 
     /// A copy of the whole storage, as a thief takes it.
     pub fn copy(&self) -> Self {
-        let copy = Self { dir: TempDir::new("copy"), token: self.token.clone() };
+        let copy = Self { dir: TempDir::new("copy"), token: self.token.clone(), env: self.env.clone() };
         success(Command::new("cp").arg("-a").arg(self.storage()).arg(copy.storage()));
         let yaml = std::fs::read_to_string(self.config()).expect("configuration");
         let yaml = yaml.replace(&self.storage().display().to_string(), &copy.storage().display().to_string());

@@ -1,0 +1,379 @@
+//! Power cuts: links, agents and servers are cut off at every point of a join that matters. Whatever happens, the device joins
+//! again with no operator, and no recovery is spent on anything but a certificate that is truly gone.
+//!
+//! A killed process loses no write that the kernel has; what a cut does to writes that were not synced, `tests/state.rs` shows.
+#![cfg(all(feature = "agent", feature = "auth"))]
+
+mod support;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use serde_json::json;
+use support::proxy::{Proxy, Way};
+use support::strace::{count_calls, killed_aside_at, killed_at, was_killed};
+use support::{Device, Server, run, wait_for};
+
+/// The system calls by which the agent changes the world, or learns that it has changed: the power fails before each of them.
+const CALLS: [&str; 11] =
+    ["fsync", "fdatasync", "mkdir", "pwrite64", "recvfrom", "rename", "sendto", "symlink", "unlink", "unlinkat", "write"];
+
+/// What the join is that is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    First,
+    Renewal,
+    Recovery,
+    Rotation,
+}
+
+/// A device and what it has been through.
+struct Tried<'a> {
+    server: &'a Server,
+    device: Device,
+    /// Certificates that were truly lost.
+    lost: u64,
+    /// Rotations ordered.
+    rotations: u64,
+    /// Recovery sequence and generation when it was whole last.
+    last: (u64, u64),
+}
+
+impl<'a> Tried<'a> {
+    /// Device `n` of those that [`make_tokens`] made tokens for; it reaches the server at `addr`.
+    fn new(server: &'a Server, n: usize, addr: &str) -> Self {
+        let device = Device::new(server, &format!("t{n}"), "unused");
+        let outputs = format!(
+            "outputs:\n  - type: x509\n    destination: {{type: directory, path: {}}}\n",
+            device.dir.join("out").display()
+        );
+        device.configure_with(addr, &server.ca_pin, "  bound_keypair: {registration_secret: s}", &outputs);
+        Self { server, device, lost: 0, rotations: 0, last: (0, 0) }
+    }
+
+    /// Joins with no help after `fault`, and checks that the fault cost nothing.
+    fn comes_back(&mut self, fault: &str) {
+        let (code, said) = self.device.try_join();
+        assert_eq!(code, 0, "after {fault}: {said}\n{}", self.server.log());
+        let status = self.device.status();
+        let step = (status["recovery"]["count"].as_u64().unwrap(), status["generation"].as_u64().unwrap());
+        assert!(step >= self.last, "after {fault}: step {step:?} follows {:?}", self.last);
+        assert_eq!(step.0, 1 + self.lost, "after {fault}: recoveries");
+        assert_eq!(status["attempt_in_flight"], false);
+        self.last = step;
+    }
+
+    /// Checks that server, device and audit log tell one story; returns how many lost answers were given again.
+    fn agrees(&self) -> usize {
+        let (token, status) = (self.server.status(&self.device.token), self.device.status());
+        assert_eq!(token["recovery_count"], 1 + self.lost);
+        assert_eq!(token["last_step"]["generation"], status["generation"]);
+        assert_eq!(token["bound_bot_instance_id"], status["instance_id"]);
+        let events: Vec<_> = self.server.audit().into_iter().filter(|e| e["token"] == self.device.token.as_str()).collect();
+        let count = |name: &str| events.iter().filter(|e| e["event"] == name).count();
+        assert_eq!((count("join.first"), count("join.recovery") as u64), (1, self.lost));
+        assert_eq!((count("join.refused"), count("lock.created"), count("join.rolled_forward")), (0, 0, 0), "{events:#?}");
+        assert_eq!(count("key.rotated") as u64, self.rotations);
+        let recovered = events.iter().rposition(|e| e["event"] == "join.recovery" || e["event"] == "join.first").unwrap();
+        let renewed = events[recovered..].iter().filter(|e| e["event"] == "join.renewal").count();
+        assert_eq!(json!(renewed + 1), status["generation"], "each renewal counts once");
+        assert_outputs_fit(&self.device.dir.join("out/..current"), true);
+        count("join.replay")
+    }
+}
+
+/// Tokens `t0`, `t1` ... with secret `s`, of one bot with a role.
+fn make_tokens(server: &Server, count: usize) {
+    let token = |n| {
+        format!(
+            "---\nkind: token\nversion: v2\nmetadata: {{name: t{n}}}\nspec:\n  roles: [Bot]\n  bot_name: b\n  join_method: bound_keypair\n  \
+             bound_keypair: {{onboarding: {{registration_secret: s}}, recovery: {{limit: 1000}}}}\n"
+        )
+    };
+    let role = "kind: role\nversion: v1\nmetadata: {name: r}\nspec: {}\n---\nkind: bot\nversion: v1\nmetadata: {name: b}\nspec: {roles: [r]}\n";
+    server.create(&(role.to_owned() + &(0..count).map(token).collect::<String>()));
+}
+
+/// The current set of an output is whole and belongs together, or there is none yet.
+fn assert_outputs_fit(set: &Path, required: bool) {
+    if !required && !set.exists() {
+        return;
+    }
+    let key = PrivateKeyDer::from_pem_file(set.join("tls.key")).expect("a key");
+    let certificate = CertificateDer::from_pem_file(set.join("tls.crt")).expect("a certificate");
+    CertificateDer::from_pem_file(set.join("ca.crt")).expect("a bundle");
+    CertifiedKey::new(vec![certificate], any_supported_type(&key).unwrap()).keys_match().expect("key and certificate fit");
+}
+
+/// Joins of one kind, one fault after another.
+struct Walk<'a> {
+    server: &'a Server,
+    addr: &'a str,
+    kind: Kind,
+    made: usize,
+    faults: usize,
+    replays: usize,
+    tried: Option<Tried<'a>>,
+}
+
+impl<'a> Walk<'a> {
+    /// `addr` is where devices find the server.
+    fn new(server: &'a Server, addr: &'a str, kind: Kind) -> Self {
+        make_tokens(server, if kind == Kind::First { 200 } else { 1 });
+        Self { server, addr, kind, made: 0, faults: 0, replays: 0, tried: None }
+    }
+
+    /// A device that is about to make a join of this kind.
+    fn ready(&mut self) -> &mut Tried<'a> {
+        if self.kind == Kind::First {
+            self.finish();
+        }
+        let tried = self.tried.get_or_insert_with(|| {
+            let mut tried = Tried::new(self.server, self.made, self.addr);
+            self.made += 1;
+            if self.kind != Kind::First {
+                tried.comes_back("nothing");
+            }
+            tried
+        });
+        match self.kind {
+            Kind::First | Kind::Renewal => {}
+            Kind::Recovery => {
+                tried.device.lose_certificate();
+                tried.lost += 1;
+            }
+            Kind::Rotation => {
+                self.server.ctl(&["rotate", &format!("token/{}", tried.device.token)]);
+                tried.rotations += 1;
+            }
+        }
+        tried
+    }
+
+    /// The device joins after a fault.
+    fn goes_on(&mut self, fault: &str) {
+        self.faults += 1;
+        let tried = self.tried.as_mut().expect("a device");
+        assert_outputs_fit(&tried.device.dir.join("out/..current"), false);
+        tried.comes_back(fault);
+    }
+
+    fn finish(&mut self) {
+        if let Some(tried) = self.tried.take() {
+            self.replays += tried.agrees();
+        }
+    }
+
+    /// Checks the end of all: nobody was locked out, and some of the faults did lose answers.
+    fn end(mut self, least: usize) {
+        self.finish();
+        assert_eq!(self.server.ctl(&["get", "lock", "--format", "json"]).trim(), "[]", "nobody is locked");
+        assert!(self.faults >= least && self.replays > 0, "{} faults, {} replays", self.faults, self.replays);
+        println!("{:?}: {} faults, {} answers given again", self.kind, self.faults, self.replays);
+    }
+}
+
+/// Where to cut a stream of TLS records: in each record, a byte before its end, and at its end.
+fn cuts(stream: &[u8]) -> Vec<u64> {
+    let (mut cuts, mut at) = (vec![0], 0);
+    while let Some(head) = stream.get(at..at + 5) {
+        let length = 5 + usize::from(u16::from_be_bytes([head[3], head[4]]));
+        cuts.extend([at + length / 2, at + length - 1, at + length]);
+        at += length;
+    }
+    cuts.dedup();
+    cuts.into_iter().map(|at| at as u64).collect()
+}
+
+/// Cuts the link at every point of a join, either way.
+fn cut_the_link(kind: Kind) {
+    let server = Server::start();
+    let proxy = Proxy::to(&server.addr);
+    let mut walk = Walk::new(&server, &proxy.addr, kind);
+    walk.ready();
+    proxy.mend();
+    walk.goes_on("nothing");
+    let streams = [Way::Up, Way::Down].map(|way| (way, cuts(&proxy.seen(way))));
+    for (way, cuts) in streams {
+        for cut in cuts {
+            proxy.mend();
+            walk.ready();
+            proxy.mend(); // counts from here
+            proxy.cut_after(way, cut);
+            let (code, said) = walk.tried.as_ref().expect("a device").device.try_join();
+            assert!([0, 3].contains(&code), "{way:?} {cut}: {code}, {said}");
+            proxy.mend();
+            walk.goes_on(&format!("a cut after {cut} bytes {way:?}"));
+        }
+    }
+    walk.end(20);
+}
+
+/// Kills the agent before each of its system calls that matter.
+fn kill_the_agent(kind: Kind) {
+    let server = Server::start();
+    let mut walk = Walk::new(&server, &server.addr, kind);
+    let start = |walk: &Walk<'_>| walk.tried.as_ref().expect("a device").device.command(&["start", "--oneshot"]);
+    walk.ready();
+    let counts = count_calls(&start(&walk), &CALLS);
+    walk.goes_on("nothing");
+    for must in ["fsync", "rename", "sendto", "recvfrom"] {
+        assert!(counts.contains_key(must), "{counts:?}");
+    }
+    for (call, count) in counts {
+        for nth in 1..=count {
+            walk.ready();
+            let output = run(&mut killed_at(&start(&walk), &call, nth));
+            // A signature that is shorter by a byte, or an answer that comes in one piece, may save the last call.
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(was_killed(&output) || output.status.success(), "{call} {nth}: {}: {text}", output.status);
+            walk.goes_on(&format!("death before {call} {nth} of {count}"));
+        }
+    }
+    walk.end(20);
+}
+
+#[test]
+fn a_first_join_survives_any_cut_of_the_link() {
+    cut_the_link(Kind::First);
+}
+
+#[test]
+fn a_renewal_survives_any_cut_of_the_link() {
+    cut_the_link(Kind::Renewal);
+}
+
+#[test]
+fn a_recovery_survives_any_cut_of_the_link() {
+    cut_the_link(Kind::Recovery);
+}
+
+#[test]
+fn a_rotation_survives_any_cut_of_the_link() {
+    cut_the_link(Kind::Rotation);
+}
+
+#[test]
+fn a_first_join_survives_the_death_of_the_agent() {
+    kill_the_agent(Kind::First);
+}
+
+#[test]
+fn a_renewal_survives_the_death_of_the_agent() {
+    kill_the_agent(Kind::Renewal);
+}
+
+#[test]
+fn a_recovery_survives_the_death_of_the_agent() {
+    kill_the_agent(Kind::Recovery);
+}
+
+#[test]
+fn a_rotation_survives_the_death_of_the_agent() {
+    kill_the_agent(Kind::Rotation);
+}
+
+/// Kills the server before each of its system calls that make a join durable or tell of it.
+#[test]
+fn a_renewal_survives_the_death_of_the_server_at_any_of_its_steps() {
+    let mut server = Server::start();
+    make_tokens(&server, 1);
+    let device = Tried::new(&server, 0, &server.addr).device;
+    device.join();
+    let mut deaths = 0;
+    for call in ["pwrite64", "fdatasync", "writev"] {
+        let mut survived = 0;
+        for nth in 1.. {
+            assert!(nth < 60, "{call}: no end");
+            server.kill();
+            // Calls are counted by thread: all connections are to be served by one.
+            let mut command = server.command();
+            command.env("TOKIO_WORKER_THREADS", "1");
+            let command = killed_aside_at(&command, call, nth);
+            if server.run_as(command) {
+                let (code, said) = device.try_join();
+                assert!([0, 3].contains(&code), "{call} {nth}: {code}, {said}");
+                survived += usize::from(code == 0);
+            } else {
+                deaths += 1;
+                server.kill();
+                server.run();
+                device.join();
+                continue;
+            }
+            deaths += usize::from(!server.is_running());
+            server.kill();
+            server.run();
+            device.join();
+            if survived == 2 {
+                break;
+            }
+        }
+    }
+    let tried = Tried { server: &server, device, lost: 0, rotations: 0, last: (0, 0) };
+    let replays = tried.agrees();
+    println!("{deaths} deaths, {replays} answers given again");
+    assert!(deaths >= 5 && replays > 0, "{deaths} deaths, {replays} replays");
+    assert_eq!(server.ctl(&["get", "lock", "--format", "json"]).trim(), "[]");
+}
+
+/// Joins without end, of devices that come and go, while the server dies again and again at moments that nobody chose.
+#[test]
+fn joins_survive_the_death_of_the_server() {
+    const DEATHS: u64 = 10;
+    const DEVICES: usize = 60;
+    let mut server = Server::start();
+    make_tokens(&server, DEVICES);
+    let mut devices: Vec<_> = (0..DEVICES).map(|n| Tried::new(&server, n, &server.addr).device).collect();
+    let (stop, joins) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Each device joins and loses its certificate now and then; returned with how often it lost one.
+    let work = |devices: Vec<Device>| {
+        let mut lost = vec![0; devices.len()];
+        'all: for (device, lost) in devices.iter().zip(&mut lost) {
+            for join in 0..6 {
+                if stop.load(Ordering::Relaxed) {
+                    break 'all;
+                }
+                // What was never given cannot be lost, nor what was lost before.
+                let at_hand = device.storage().join("identity.pem").exists() && device.status()["certificate"].is_object();
+                if join == 3 && at_hand {
+                    device.lose_certificate();
+                    *lost += 1;
+                }
+                let (code, said) = device.try_join();
+                assert!([0, 3].contains(&code), "{code}, {said}");
+                joins.fetch_add(u64::from(code == 0), Ordering::Relaxed);
+            }
+        }
+        devices.into_iter().zip(lost).collect::<Vec<_>>()
+    };
+    let second = devices.split_off(DEVICES / 2);
+    let devices = std::thread::scope(|scope| {
+        let threads = [devices, second].map(|devices| scope.spawn(|| work(devices)));
+        for death in 0..DEATHS {
+            let seen = joins.load(Ordering::Relaxed);
+            let over = || threads.iter().any(std::thread::ScopedJoinHandle::is_finished);
+            wait_for("joins", || over() || joins.load(Ordering::Relaxed) > seen + death % 4);
+            // The moment of death within a join: not the same twice.
+            std::thread::sleep(Duration::from_millis(death * 7));
+            server.kill();
+            server.run();
+        }
+        stop.store(true, Ordering::Relaxed);
+        threads.map(|thread| thread.join().expect("the devices get on")).into_iter().flatten().collect::<Vec<_>>()
+    });
+    let mut replays = 0;
+    let taken_part = |device: &Device| device.storage().exists();
+    for (device, lost) in devices.into_iter().filter(|(device, _)| taken_part(device)) {
+        let mut tried = Tried { server: &server, device, lost, rotations: 0, last: (0, 0) };
+        tried.comes_back("the last death");
+        replays += tried.agrees();
+    }
+    assert_eq!(server.ctl(&["get", "lock", "--format", "json"]).trim(), "[]");
+    println!("{} joins, {DEATHS} deaths, {replays} answers given again", joins.load(Ordering::Relaxed));
+}

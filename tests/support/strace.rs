@@ -1,0 +1,55 @@
+//! Processes that die before a system call of the test's choice, by strace(1).
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Output};
+
+use super::{TempDir, run, tool};
+
+/// `command`, under strace with these options.
+fn traced(command: &Command, options: &[&str]) -> Command {
+    let mut strace = Command::new(tool("strace", "strace"));
+    strace.args(["-f", "-qq"]).args(options).arg("--").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => strace.env(name, value),
+            None => strace.env_remove(name),
+        };
+    }
+    strace
+}
+
+/// How often `command` makes each of `calls`, where it makes any. It must succeed.
+pub fn count_calls(command: &Command, calls: &[&str]) -> BTreeMap<String, usize> {
+    let dir = TempDir::new("strace");
+    let log = dir.join("log");
+    let output = run(&mut traced(command, &["-e", &format!("trace={}", calls.join(",")), "-o", &log.display().to_string()]));
+    assert!(output.status.success(), "strace: {}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(log).expect("strace's log");
+    let mut counts = BTreeMap::new();
+    for line in text.lines() {
+        // "PID call(arguments) = result"; a call that was interrupted by a line of another thread goes on later in brackets.
+        let call = line.split_once(' ').and_then(|(_, rest)| rest.trim_start().split_once('(')).map(|(call, _)| call);
+        if let Some(call) = call.filter(|call| calls.contains(call)) {
+            *counts.entry(call.to_owned()).or_insert(0) += 1;
+        }
+    }
+    counts
+}
+
+/// `command`, killed with SIGKILL when it is about to make `call` for the `nth` time, counted by thread.
+pub fn killed_at(command: &Command, call: &str, nth: usize) -> Command {
+    let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
+    traced(command, &["-e", &format!("trace={call}"), "-e", &inject, "-o", "/dev/null"])
+}
+
+/// The same, where the process itself is to be the child, so that it can be waited for and killed: strace stays aside.
+pub fn killed_aside_at(command: &Command, call: &str, nth: usize) -> Command {
+    let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
+    traced(command, &["-D", "-e", &format!("trace={call}"), "-e", &inject, "-o", "/dev/null"])
+}
+
+/// Whether it came to that: strace ends as the command did.
+pub fn was_killed(output: &Output) -> bool {
+    output.status.signal() == Some(9)
+}

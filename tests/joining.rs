@@ -66,7 +66,7 @@ fn first_join_by_a_secret_given_in_each_way() {
         std::fs::write(&file, format!("\n {secret} \n")).unwrap();
         match way {
             "path" => {
-                device.configure(&server, &format!("  bound_keypair: {{registration_secret_path: {}}}", file.display()), "")
+                device.configure(&server, &format!("  bound_keypair: {{registration_secret_path: {}}}", file.display()), "");
             }
             "environment" => device.configure(&server, "", ""),
             _ => {}

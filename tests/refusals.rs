@@ -414,7 +414,7 @@ fn storage_that_may_not_be_used() {
     expect_unwritten(&run(&mut without_override(&join())), 8, "Permission denied", denied);
     expect_unwritten(&run(&mut without_override(&device.command(&["status"]))), 8, "Permission denied", denied);
     mode(0o700);
-    std::fs::set_permissions(device.storage().join("state"), std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(device.storage().join("state"), std::fs::Permissions::from_mode(0o000)).unwrap();
     expect_unwritten(&run(&mut without_override(&join())), 8, "Permission denied", denied);
     assert_eq!(server.events("gw"), ["join.first"], "unreadable is never taken for absent");
 }
@@ -550,7 +550,7 @@ fn a_key_that_cannot_be_used() {
     let kept = |device: &Device| std::fs::read_dir(device.storage()).unwrap().count();
     let files = kept(&device);
 
-    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o000)).unwrap();
     let output = run(&mut without_override(&device.command(&["start", "--oneshot"])));
     expect_unwritten(&output, 7, "key store: ", "let the user that boundkey runs as use it: file mode");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -145,7 +145,7 @@ impl Server {
         if ended {
             return false;
         }
-        self.addr = std::fs::read_to_string(&addr_file).expect("address").trim().to_owned();
+        std::fs::read_to_string(&addr_file).expect("address").trim().clone_into(&mut self.addr);
         self.process = Some(process);
         true
     }

@@ -1,0 +1,287 @@
+//! The daemon from its start to its end: when it renews, how it waits, what it tells, and that it never gives up.
+#![cfg(all(feature = "agent", feature = "auth"))]
+
+mod support;
+
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::{Device, Running, Server, run, success, tool, wait_for};
+
+/// `onboarding` of a device with the secret of its token.
+fn secret_of(server: &Server, token: &str) -> String {
+    let secret = server.status(token)["registration_secret"].as_str().expect("a registration secret").to_owned();
+    format!("  bound_keypair: {{registration_secret: {secret}}}")
+}
+
+/// A device with further configuration, which has not joined.
+fn device(server: &Server, name: &str, limit: u32, more: &str) -> Device {
+    let device = server.device(name, limit);
+    device.configure(server, &secret_of(server, name), more);
+    device
+}
+
+fn count(server: &Server, token: &str, event: &str) -> usize {
+    server.events(token).iter().filter(|name| *name == event).count()
+}
+
+/// Ends the daemon by `signal`, which must be a success.
+fn end(daemon: Running, signal: Signal, device: &Device) {
+    daemon.signal(signal);
+    let status = daemon.wait();
+    assert!(status.success(), "{status}: {}", device.log());
+    assert!(device.log().ends_with("INFO stopped\n"), "{}", device.log());
+}
+
+fn error_type(device: &Device) -> Value {
+    device.status()["last_error"]["type"].clone()
+}
+
+#[test]
+fn it_renews_at_its_interval_and_status_tells_when() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "renewal_interval: 1s");
+    let daemon = device.daemon();
+    wait_for("three renewals", || count(&server, "gw", "join.renewal") >= 3);
+    let status = device.status();
+    assert_eq!((&status["last_error"], &status["token"]), (&Value::Null, &json!("gw")));
+    assert!(status["next_renewal"].is_string(), "{status}");
+    end(daemon, Signal::SIGTERM, &device);
+    let generation = server.status("gw")["last_step"]["generation"].as_u64().unwrap();
+    assert!(generation >= 4, "{generation}");
+    // Jitter takes a tenth of the interval at most.
+    let start = time_of(&server, "join.first");
+    let spent = time_of(&server, "join.renewal").saturating_sub(start);
+    let renewals = u32::try_from(count(&server, "gw", "join.renewal")).unwrap();
+    assert!(spent >= Duration::from_millis(890) * renewals, "{renewals} renewals in {spent:?}");
+    assert_eq!(server.status("gw")["recovery_count"], 1);
+}
+
+/// When the last event of this name was.
+fn time_of(server: &Server, name: &str) -> Duration {
+    let event = server.audit().into_iter().rfind(|e| e["event"] == name).expect("an event");
+    let time: boundkey::time::Timestamp = event["time"].as_str().unwrap().parse().unwrap();
+    Duration::from_millis(time.millis())
+}
+
+#[test]
+fn signals_renew_at_once_and_end_it() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    for (life, stop) in [Signal::SIGTERM, Signal::SIGINT].into_iter().enumerate() {
+        let before = count(&server, "gw", "join.renewal");
+        let daemon = device.daemon();
+        // It renews at its start, not after its interval.
+        wait_for("a join", || server.events("gw").len() > before + life);
+        for (n, signal) in [Signal::SIGUSR1, Signal::SIGHUP].into_iter().enumerate() {
+            daemon.signal(signal);
+            wait_for("a renewal", || count(&server, "gw", "join.renewal") == before + life + n + 1);
+        }
+        end(daemon, stop, &device);
+    }
+    assert_eq!(device.log().matches("INFO told to renew").count(), 4, "{}", device.log());
+}
+
+#[test]
+fn it_waits_for_a_server_that_is_not_there_yet() {
+    let mut server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    server.kill();
+    let daemon = device.daemon();
+    wait_for("an error", || device.storage().join("status.json").exists() && error_type(&device) == "unreachable");
+    let log = device.log();
+    assert!(log.contains("ERROR no connection: ") && log.contains("the daemon keeps trying"), "{log}");
+    assert!(log.contains("INFO trying again in "), "{log}");
+    server.run();
+    wait_for("the first join", || server.events("gw") == ["join.first"]);
+    wait_for("the error to go", || device.status()["last_error"].is_null());
+    end(daemon, Signal::SIGTERM, &device);
+}
+
+#[test]
+fn it_keeps_trying_when_it_is_refused() {
+    let server = Server::start();
+    let device = Device::new(&server, "gw", "geheim");
+    let daemon = device.daemon();
+    wait_for("a refusal", || device.storage().join("status.json").exists() && error_type(&device) == "not-found");
+    server.token("gw", "    onboarding: {registration_secret: geheim}\n    recovery: {limit: 1}");
+    wait_for("the first join", || server.events("gw") == ["join.first"]);
+    wait_for("the error to go", || device.status()["last_error"].is_null());
+
+    server.ctl(&["lock", "--token", "gw", "--message", "in repair"]);
+    daemon.signal(Signal::SIGUSR1);
+    wait_for("a refusal", || error_type(&device) == "locked");
+    let shown = String::from_utf8(success(&mut device.command(&["status"])).stdout).unwrap();
+    assert!(shown.contains("last error    the server refused: in repair ("), "{shown}");
+    assert!(device.status()["certificate"].is_object(), "what it has it keeps");
+    let locks: Value = serde_json::from_str(&server.ctl(&["get", "lock", "--format", "json"])).unwrap();
+    server.ctl(&["rm", &format!("lock/{}", locks[0]["metadata"]["name"].as_str().unwrap())]);
+    wait_for("a renewal", || count(&server, "gw", "join.renewal") == 1);
+    wait_for("the error to go", || device.status()["last_error"].is_null());
+    end(daemon, Signal::SIGTERM, &device);
+    assert_eq!(server.status("gw")["recovery_count"], 1);
+}
+
+#[test]
+fn it_recovers_by_itself_once_the_limit_is_raised() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    device.join();
+    device.lose_certificate();
+    let daemon = device.daemon();
+    wait_for("a refusal", || error_type(&device) == "no-recoveries-left");
+    server.token("gw", "    recovery: {limit: 2}");
+    wait_for("a recovery", || count(&server, "gw", "join.recovery") == 1);
+    end(daemon, Signal::SIGTERM, &device);
+}
+
+/// A certificate that holds for less than the interval is renewed before it ends, and a person is warned.
+#[test]
+fn a_short_certificate_is_renewed_in_time() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "credential_ttl: 3s\nrenewal_interval: 1h");
+    let daemon = device.daemon();
+    wait_for("two renewals", || count(&server, "gw", "join.renewal") >= 2);
+    end(daemon, Signal::SIGTERM, &device);
+    assert_eq!(server.status("gw")["recovery_count"], 1, "{}", device.log());
+    assert!(device.log().contains("WARN the identity: certificates hold for 3s and are renewed every 1h"), "{}", device.log());
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let mut server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    let path = device.dir.join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    let receive = || {
+        let mut buffer = [0; 4096];
+        let read = socket.recv(&mut buffer).expect("a datagram");
+        String::from_utf8_lossy(&buffer[..read]).into_owned()
+    };
+    let until = |start: &str| loop {
+        let said = receive();
+        if said.starts_with(start) {
+            return said;
+        }
+        assert!(said == "WATCHDOG=1" || said.starts_with("STATUS="), "{said:?} before {start:?}");
+    };
+    let log = std::fs::File::create(device.dir.join("log")).unwrap();
+    let mut command = device.command(&["start"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "500000").stderr(log);
+    let daemon = Running(command.spawn().unwrap());
+    assert_eq!(receive(), "READY=1\nSTATUS=starting");
+    let status = until("STATUS=certificate until ");
+    assert!(status.contains("; next renewal "), "{status}");
+    for _ in 0..3 {
+        assert_eq!(until("WATCHDOG=1"), "WATCHDOG=1", "while it waits");
+    }
+    server.kill();
+    daemon.signal(Signal::SIGUSR1);
+    until("STATUS=no connection: ");
+    server.run();
+    until("STATUS=certificate until ");
+    daemon.signal(Signal::SIGTERM);
+    until("STOPPING=1");
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn a_reload_that_fails_is_repeated_and_stops_nothing() {
+    let server = Server::start();
+    server.create("kind: role\nversion: v1\nmetadata: {name: r}\nspec: {}\n");
+    let device = server.device("gw", 1);
+    server.create("kind: bot\nversion: v1\nmetadata: {name: gw}\nspec: {roles: [r]}\n");
+    let (out, ready, pid) = (device.dir.join("out"), device.dir.join("ready"), device.dir.join("pid"));
+    // A program that notes each SIGHUP, once it has said that it listens.
+    let noted = device.dir.join("noted");
+    let script = "trap 'echo hup >> \"$1\"' HUP; echo $$ > \"$0.new\"; mv \"$0.new\" \"$0\"; while :; do sleep 0.05; done";
+    let program = Running(Command::new("sh").args(["-c", script]).args([&pid, &noted]).stdout(Stdio::null()).spawn().unwrap());
+    wait_for("the program", || pid.exists());
+    let outputs = format!(
+        "outputs:\n  - type: x509\n    destination: {{type: directory, path: {}}}\n    reload:\n      command: [sh, -c, 'echo not yet >&2; test -e {}']\n  \
+         - type: x509\n    destination: {{type: directory, path: {}}}\n    reload: {{pid_file: {}, signal: HUP}}\n",
+        out.display(),
+        ready.display(),
+        device.dir.join("signalled").display(),
+        pid.display()
+    );
+    device.configure(&server, &secret_of(&server, "gw"), &outputs);
+
+    // Once: the join holds, the exit code tells of the reload.
+    let (code, said) = device.try_join();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("reload by command sh failed: exit status: 1, and said: not yet"), "{said}");
+    assert!(said.contains("run it by hand, as boundkey's user, to see why"), "{said}");
+    assert!(out.join("tls.crt").exists() && server.events("gw") == ["join.first"]);
+    wait_for("the signal", || noted.exists());
+
+    let daemon = device.daemon();
+    wait_for("a failure", || device.log().contains("reload by command sh failed"));
+    daemon.signal(Signal::SIGUSR1);
+    wait_for("a renewal all the same", || count(&server, "gw", "join.renewal") >= 2);
+    std::fs::write(&ready, "").unwrap();
+    wait_for("the reload", || device.log().contains("reloaded by command sh"));
+    let renewals = count(&server, "gw", "join.renewal");
+    end(daemon, Signal::SIGTERM, &device);
+    assert_eq!(count(&server, "gw", "join.renewal"), renewals, "the reload alone was repeated");
+    drop(program);
+}
+
+/// What no retry mends ends the daemon at once.
+#[test]
+fn a_wrong_configuration_ends_it() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    let yaml = std::fs::read_to_string(device.config()).unwrap();
+    std::fs::write(device.config(), yaml.replace("ca_pins", "ca_pin")).unwrap();
+    let output = run(&mut device.command(&["start"]));
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// `command` with the system's clock at `time`.
+fn at(time: &str, command: &Command) -> Command {
+    let mut fake = Command::new(tool("faketime", "faketime"));
+    fake.arg(time).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => fake.env(name, value),
+            None => fake.env_remove(name),
+        };
+    }
+    fake
+}
+
+/// A device without a battery for its clock boots in 1970, joins, renews, and spends no recovery on its ignorance.
+#[test]
+fn a_device_that_boots_in_1970_joins_and_renews() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    for generation in 1..=3 {
+        let output = run(&mut at("1970-01-01 00:00:05", &device.command(&["start", "--oneshot"])));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("INFO this device's clock is behind: going by the last time known"), "{said}");
+        assert_eq!(device.status()["generation"], generation);
+    }
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal", "join.renewal"]);
+    let known = device.status()["certificate"]["not_before"].clone();
+    assert!(known.as_str().is_some_and(|time| !time.starts_with("1970")), "{known}");
+}
+
+/// A clock that runs years ahead makes a good server look expired: the server's own word counts.
+#[test]
+fn a_device_whose_clock_is_years_ahead_renews_all_the_same() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    device.join();
+    let output = run(&mut at("2060-01-01 00:00:00", &device.command(&["start", "--oneshot"])));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("WARN this device's clock is ahead: the server says that it is "), "{said}");
+    device.join();
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal", "join.renewal"]);
+}

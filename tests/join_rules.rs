@@ -162,7 +162,10 @@ fn one_answer_for_every_fault_of_a_registration() {
             problem
         }])
         .collect();
-    assert!(details.iter().all(|problem| *problem == details[0] && problem.kind == ProblemType::RegistrationRefused), "{details:?}");
+    assert!(
+        details.iter().all(|problem| *problem == details[0] && problem.kind == ProblemType::RegistrationRefused),
+        "{details:?}"
+    );
 }
 
 #[test]
@@ -221,7 +224,7 @@ fn a_restored_server_follows_the_device() {
     let key = device.memory.keys[0].thumbprint;
     let answer = device.join(&mut world).expect("followed");
     assert_eq!((answer.step.generation, answer.key), (6, key));
-    assert!(world.grants.last().expect("a grant").rolled_forward_from.is_some());
+    assert!(world.grants.last().expect("a grant").rolled_forward.is_some());
 }
 
 #[test]
@@ -277,8 +280,7 @@ fn an_exemption_lets_a_device_back_in_once() {
 fn an_exemption_that_is_out_of_time_counts_for_nothing() {
     let (mut world, mut device) = joined(1);
     world.later(EXPIRY);
-    world.status.exemption =
-        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now, reason: None });
+    world.status.exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now, reason: None });
     assert_eq!(refusal(device.join(&mut world)), ProblemType::NoRecoveriesLeft);
 }
 
@@ -326,4 +328,72 @@ fn after_a_reset_the_device_registers_anew() {
     world.revision += 1;
     assert_eq!(kind(device.join(&mut world)), JoinKind::First);
     assert_ne!(world.key(), old, "a new life takes a new key");
+}
+
+/// A copy and a rotation: whoever rotates first leaves the other with a retired key, and the theft is noticed all the same. Once
+/// for each key: a copy is not to lock the device out for ever.
+#[test]
+fn a_retired_key_that_comes_back_locks_once() {
+    for thief_first in [false, true] {
+        let (mut world, mut device) = joined(5);
+        let mut thief = device.copy();
+        world.later(Duration::from_secs(60));
+        world.spec.rotate_after = Some(world.now);
+        let (first, second) = if thief_first { (&mut thief, &mut device) } else { (&mut device, &mut thief) };
+        assert_eq!(kind(first.join(&mut world)), JoinKind::Renewal);
+        assert_eq!(refusal(second.join(&mut world)), ProblemType::JoinStateMismatch);
+        assert_eq!(refusal(first.join(&mut world)), ProblemType::Locked);
+        world.locks.clear();
+        world.revision += 1;
+        assert_eq!(refusal(second.join(&mut world)), ProblemType::KeyNotProven);
+        assert_eq!(kind(first.join(&mut world)), JoinKind::Renewal);
+        assert!(!world.locked());
+    }
+}
+
+/// The device of a thief who rotated first comes back by an exemption; the thief's key is retired by it.
+#[test]
+fn an_exemption_brings_back_a_device_whose_key_a_thief_rotated_away() {
+    let (mut world, mut device) = joined(1);
+    let (mut thief, own) = (device.copy(), world.key());
+    world.later(Duration::from_secs(60));
+    world.spec.rotate_after = Some(world.now);
+    thief.join(&mut world).expect("renewed");
+    assert_eq!(refusal(device.join(&mut world)), ProblemType::JoinStateMismatch);
+    world.locks.clear();
+    world.revision += 1;
+    world.status.exemption =
+        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now.plus(TTL), reason: None });
+    assert_eq!(kind(device.join(&mut world)), JoinKind::Recovery);
+    assert_eq!((world.key(), world.status.caught_keys.clone()), (own, vec![]));
+    assert_eq!(refusal(thief.join(&mut world)), ProblemType::JoinStateMismatch);
+}
+
+/// Insecure mode looks at no join state: a key that was rotated away is a stranger's, however long ago that was.
+#[test]
+fn insecure_mode_takes_no_retired_key() {
+    let (mut world, mut device) = joined(1);
+    world.spec.recovery.mode = RecoveryMode::Insecure;
+    let mut thief = device.copy();
+    for _ in 0..40 {
+        world.later(Duration::from_secs(60));
+        world.spec.rotate_after = Some(world.now);
+        device.join(&mut world).expect("rotated");
+    }
+    assert_eq!(refusal(thief.join(&mut world)), ProblemType::KeyNotProven);
+}
+
+/// A restored server with its clock behind may stamp a step as the lost one was stamped; it is another step all the same.
+#[test]
+fn the_same_stamp_on_another_line_of_steps_is_noticed() {
+    let (mut world, mut device) = joined(3);
+    world.now = world.now.minus(Duration::from_secs(3600));
+    let backup = world.clone();
+    let mut thief = device.copy();
+    device.join(&mut world).expect("renewed");
+    let mut world = world.restored(&backup);
+    thief.join(&mut world).expect("first after the restore");
+    let stamps: Vec<_> = [&device, &thief].map(|holder| holder.memory.step).to_vec();
+    assert_eq!(stamps[0], stamps[1], "the same counters");
+    assert_eq!(refusal(device.join(&mut world)), ProblemType::JoinStateMismatch);
 }

@@ -13,7 +13,7 @@ use boundkey_hal::ErrorKind;
 use ring::digest::{SHA256, digest};
 
 use super::clock::DeviceClock;
-use super::config::Config;
+use super::config::{Config, Secret, SecretSource};
 use super::device::Device;
 use super::error::AgentError;
 use super::identity::StoredIdentity;
@@ -91,7 +91,7 @@ impl Joiner<'_> {
         let identity = identity.filter(|identity| identity.belongs_to(&memory));
         let secret = self.config.onboarding.registration_secret.as_ref();
         let challenged = Start::new(&memory, token).challenged(challenge)?;
-        let secret = secret.filter(|_| challenged.is_registration()).map(|secret| secret.read()).transpose()?;
+        let secret = secret.filter(|_| challenged.is_registration()).map(SecretSource::read).transpose()?;
         let key = FreshKey::generate().map_err(|e| AgentError::Other(format!("key for the identity: {e}")))?;
         let requested = outputs::prepare(&self.config.outputs)?;
         let sign = |message: &[u8]| match &identity {
@@ -106,7 +106,7 @@ impl Joiner<'_> {
             outputs: requested.iter().map(|output| output.request.clone()).collect(),
             bundle: bundle.first().filter(|_| bundle.len() == 1).map(|der| base64url::encode(digest(&SHA256, der))),
             heartbeat: self.heartbeat(),
-            secret: secret.as_ref().map(|secret| secret.expose()),
+            secret: secret.as_ref().map(Secret::expose),
             identity: identity.as_ref().map(|identity| Identity { certificate: &identity.certificate, sign: &sign }),
         };
         let prepared = challenged.prepare(&mut *device.keys, parts)?;

@@ -15,7 +15,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::ring::{cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, GetRandomFailed, KeyProvider, SecureRandom, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme, version::TLS13};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme, version::TLS13,
+};
 
 use super::clock::DeviceClock;
 use crate::time::{Clock as _, Random as _, System, Timestamp};
@@ -135,13 +137,14 @@ impl KeyProvider for NoFrills {
 
 /// SHA-256 of a SubjectPublicKeyInfo, given without its outer tag and length.
 fn pin(contents: &[u8]) -> [u8; 32] {
-    let length = contents.len();
-    // DER lengths (X.690 section 8.1.3): one byte up to 127, else the count of bytes first.
-    let mut der = match length {
-        0..0x80 => vec![0x30, length as u8],
-        0x80..0x100 => vec![0x30, 0x81, length as u8],
-        _ => vec![0x30, 0x82, (length >> 8) as u8, length as u8],
-    };
+    // DER lengths (X.690 section 8.1.3): one byte up to 127, else the count of bytes and the bytes.
+    let length = (contents.len() as u64).to_be_bytes();
+    let mut der = vec![0x30];
+    match contents.len() {
+        0..0x80 => der.extend(&length[7..]),
+        0x80..0x100 => der.extend([&[0x81], &length[7..]].concat()),
+        _ => der.extend([&[0x82], &length[6..]].concat()),
+    }
     der.extend(contents);
     let mut pin = [0; 32];
     pin.copy_from_slice(digest(&SHA256, &der).as_ref());

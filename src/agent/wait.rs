@@ -50,7 +50,8 @@ impl Waiter {
             if let Some(wake) = self.pending_signal()? {
                 return Ok(wake);
             }
-            let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN), PollFd::new(self.timer.as_fd(), PollFlags::POLLIN)];
+            let mut fds =
+                [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN), PollFd::new(self.timer.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 polled => polled?,

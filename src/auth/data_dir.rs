@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::ca::{Authority, CaError, ServerIdentity, make_keys};
-use crate::pem;
 use super::store::{SqliteStore, StoreError};
+use crate::pem;
 use crate::time::{NoRandomness, Random, Timestamp};
 
 /// The operator's socket in a data directory.
@@ -97,12 +97,16 @@ impl DataDirError {
     /// What to do next.
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::Exists(_) => "choose another --data-dir; to begin anew, move this one away: devices joined to it will not know the new one",
+            Self::Exists(_) => {
+                "choose another --data-dir; to begin anew, move this one away: devices joined to it will not know the new one"
+            }
             Self::InUse(_) => "stop the other server first, or give this one another --data-dir",
             Self::Missing(_) => "make it with `boundkey-auth init --data-dir DIR --cluster-name NAME`",
             Self::Io(_, e) if e.kind() == io::ErrorKind::PermissionDenied => "run as the user that owns the data directory",
             Self::Io(_, e) if e.kind() == io::ErrorKind::StorageFull => "make room on that file system and try again",
-            Self::Ca(_) | Self::Malformed(..) | Self::Store(_) => "restore the data directory from a backup; devices follow a restored server by themselves",
+            Self::Ca(_) | Self::Malformed(..) | Self::Store(_) => {
+                "restore the data directory from a backup; devices follow a restored server by themselves"
+            }
             Self::Io(..) | Self::NoRandomness(_) => "mend the system's fault and try again",
         }
     }
@@ -133,7 +137,13 @@ impl DataDir {
     }
 
     /// Makes a cluster; returns its authority. One that was interrupted goes on where it stopped.
-    pub fn init(&self, cluster: &str, server_names: &[String], random: &dyn Random, now: Timestamp) -> Result<Authority, DataDirError> {
+    pub fn init(
+        &self,
+        cluster: &str,
+        server_names: &[String],
+        random: &dyn Random,
+        now: Timestamp,
+    ) -> Result<Authority, DataDirError> {
         if self.path(CLUSTER).exists() {
             return Err(DataDirError::Exists(self.0.clone()));
         }

@@ -39,20 +39,21 @@ pub fn command() -> Command {
         .value_parser(PathBufValueParser::new())
         .required(true)
         .help("Directory of keys and database");
-    let init = Command::new("init")
-        .about("Make a cluster: its keys, certificates and database")
-        .arg(data_dir.clone())
-        .arg(Arg::new("cluster-name").long("cluster-name").value_name("NAME").required(true).help("Name of the cluster"))
-        .arg(
-            Arg::new("name")
-                .long("name")
-                .value_name("HOST_OR_IP")
-                .action(ArgAction::Append)
-                .help("Name or address under which devices reach the server; may be repeated [default: localhost, 127.0.0.1, ::1]"),
-        )
-        .arg(
-            Arg::new("format").long("format").value_parser(["text", "json"]).default_value("text").help("How to print what was made"),
-        );
+    let init =
+        Command::new("init")
+            .about("Make a cluster: its keys, certificates and database")
+            .arg(data_dir.clone())
+            .arg(Arg::new("cluster-name").long("cluster-name").value_name("NAME").required(true).help("Name of the cluster"))
+            .arg(Arg::new("name").long("name").value_name("HOST_OR_IP").action(ArgAction::Append).help(
+                "Name or address under which devices reach the server; may be repeated [default: localhost, 127.0.0.1, ::1]",
+            ))
+            .arg(
+                Arg::new("format")
+                    .long("format")
+                    .value_parser(["text", "json"])
+                    .default_value("text")
+                    .help("How to print what was made"),
+            );
     let start = Command::new("start")
         .about("Serve devices over TLS, and operators on a Unix socket in the data directory")
         .arg(data_dir)
@@ -72,7 +73,11 @@ pub fn command() -> Command {
                 .help("Write the address listened on to this file, once the server is ready"),
         )
         .arg(
-            Arg::new("log-format").long("log-format").value_parser(["text", "json"]).default_value("text").help("Form of log lines"),
+            Arg::new("log-format")
+                .long("log-format")
+                .value_parser(["text", "json"])
+                .default_value("text")
+                .help("Form of log lines"),
         )
         .arg(
             Arg::new("log-level")
@@ -143,7 +148,10 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
     let text = if given("format") == ["json"] {
         serde_json::json!({ "cluster": cluster, "server_names": names, "ca_pin": pin }).to_string()
     } else {
-        format!("cluster {cluster} made; the server is {}\nCA pin, for ca_pins in the configuration of devices:\n{pin}", names.join(", "))
+        format!(
+            "cluster {cluster} made; the server is {}\nCA pin, for ca_pins in the configuration of devices:\n{pin}",
+            names.join(", ")
+        )
     };
     writeln!(std::io::stdout(), "{text}").map_err(|e| failure(format!("stdout: {e}"), "the cluster was made all the same"))
 }
@@ -257,7 +265,8 @@ async fn upkeep(
 
 /// The operator's socket. One left behind by a killed server is replaced: the directory's lock says that nobody uses it.
 fn bind_socket(path: &Path) -> Result<UnixListener, Failure> {
-    let unusable = |e| failure(format!("{}: {e}", path.display()), "choose a data directory on a local file system, with a shorter path");
+    let unusable =
+        |e| failure(format!("{}: {e}", path.display()), "choose a data directory on a local file system, with a shorter path");
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unusable(e)),
         _ => {}

@@ -83,7 +83,7 @@ impl Thumbprint {
 
 impl fmt::Display for Thumbprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&base64url::encode(&self.0))
+        f.write_str(&base64url::encode(self.0))
     }
 }
 
@@ -137,8 +137,9 @@ impl FromStr for SshKey {
     type Err = InvalidKey;
 
     fn from_str(line: &str) -> Result<Self, InvalidKey> {
-        let key = ssh_key::PublicKey::from_openssh(line.trim())
-            .map_err(|_| InvalidKey("not a public key as in authorized_keys: \"ssh-ed25519 AAAA...\" or \"ecdsa-sha2-nistp256 AAAA...\""))?;
+        let key = ssh_key::PublicKey::from_openssh(line.trim()).map_err(|_| {
+            InvalidKey("not a public key as in authorized_keys: \"ssh-ed25519 AAAA...\" or \"ecdsa-sha2-nistp256 AAAA...\"")
+        })?;
         match key.key_data() {
             KeyData::Ed25519(key) => PublicKey::new(Algorithm::Ed25519, key.as_ref()),
             KeyData::Ecdsa(EcdsaPublicKey::NistP256(point)) => PublicKey::new(Algorithm::EcdsaP256, point.as_bytes()),

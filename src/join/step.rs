@@ -43,6 +43,8 @@ pub struct Claims {
     pub step: Step,
     /// Thumbprint of the key bound at that step.
     pub jkt: Thumbprint,
+    /// The attempt that made the step: the same counters in another line of steps were made by another.
+    pub jti: Id,
     /// When the step was made, in milliseconds since 1970. Rises with every step of a token, whatever the server's clock does.
     pub iat_ms: u64,
 }

@@ -87,8 +87,7 @@ impl World {
     pub fn new(limit: u32) -> Self {
         let mut spec = Spec::default();
         spec.recovery.limit = limit;
-        let status =
-            Status { incarnation: Some(Id([9; 16])), registration_secret: Some("s".into()), ..Status::default() };
+        let status = Status { incarnation: Some(Id([9; 16])), registration_secret: Some("s".into()), ..Status::default() };
         let signer = PrivateKey::generate(Algorithm::Ed25519).and_then(|key| Ok(key.to_pem()?.to_string())).expect("a key");
         Self { now: NOW, spec, status, locks: vec![], revision: 1, grants: vec![], certificates: vec![], signer, ids: 0 }
     }
@@ -159,7 +158,8 @@ impl World {
         let fresh = Fresh { instance: Id([self.ids; 16]), now: self.now, not_after: self.now.plus(TTL) };
         let grant = match decide(about, &self.locks, &verified, fresh) {
             Ok(grant) => grant,
-            Err(Refusal { problem, lock }) => {
+            Err(Refusal { problem, lock, caught }) => {
+                caught.into_iter().for_each(|key| self.status.catch(key));
                 self.revision += u64::from(lock.is_some());
                 self.locks.extend(lock);
                 return Err(problem);
@@ -185,6 +185,7 @@ impl World {
             inc: self.status.incarnation.expect("set"),
             step: grant.step,
             jkt: Thumbprint::of(&grant.key),
+            jti: grant.attempt,
             iat_ms: grant.issued_at_ms,
         };
         let signer = self.signer();

@@ -12,9 +12,9 @@ use rcgen::{
 
 use super::{Authority, CaError, request};
 use crate::certify::{Signer, Subject};
+use crate::join::base64url;
 use crate::join::message::IssuedCertificate;
 use crate::join::server::request::Holder;
-use crate::join::base64url;
 use crate::time::{NoRandomness, Random, Timestamp};
 
 /// How long before its issue a certificate starts: clocks of peers may be behind.
@@ -191,8 +191,7 @@ fn serial(random: &dyn Random) -> Result<(SerialNumber, String), CaError> {
     let mut bytes = [0; 16];
     random.fill(&mut bytes).map_err(|e: NoRandomness| CaError::Names(e.to_string()))?;
     bytes[0] = bytes[0] & 0x7f | 0x40;
-    let text = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((SerialNumber::from_slice(&bytes), text))
+    Ok((SerialNumber::from_slice(&bytes), super::hex(&bytes)))
 }
 
 fn dns(name: &str) -> Result<SanType, CaError> {

@@ -3,6 +3,7 @@
 mod issue;
 mod request;
 
+use std::fmt::Write as _;
 use std::sync::Mutex;
 
 use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore, PublicKey, Signature};
@@ -64,12 +65,7 @@ pub fn make_keys(keys: &mut dyn KeyStore) -> Result<(), KeyError> {
     let offered = keys.capabilities()?.algorithms;
     let preferred = *offered.first().ok_or_else(|| KeyError::new(ErrorKind::Unsupported, "a key store without algorithms"))?;
     // X.509 and join states are verified by many others: P-256 everywhere. SSH as the store prefers.
-    let wanted = [
-        (X509, Algorithm::EcdsaP256),
-        (JOIN_STATE, Algorithm::EcdsaP256),
-        (SSH_USER, preferred),
-        (SSH_HOST, preferred),
-    ];
+    let wanted = [(X509, Algorithm::EcdsaP256), (JOIN_STATE, Algorithm::EcdsaP256), (SSH_USER, preferred), (SSH_HOST, preferred)];
     for (name, algorithm) in wanted {
         let id = key_id(name)?;
         match keys.public_key(&id) {
@@ -78,6 +74,13 @@ pub fn make_keys(keys: &mut dyn KeyStore) -> Result<(), KeyError> {
         };
     }
     Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
+        text
+    })
 }
 
 fn key_id(name: &str) -> Result<KeyId, KeyError> {
@@ -105,13 +108,9 @@ impl Authority {
 
     /// `sha256:` and the SHA-256 of the CA's SubjectPublicKeyInfo, in hexadecimal.
     pub fn pin(&self) -> String {
-        use std::fmt::Write as _;
         let spki = rcgen::PublicKeyData::subject_public_key_info(&Subject(self.x509.1.clone()));
         let digest = ring::digest::digest(&ring::digest::SHA256, &spki);
-        digest.as_ref().iter().fold("sha256:".to_owned(), |mut pin, byte| {
-            let _ = write!(pin, "{byte:02x}"); // writing to a String cannot fail
-            pin
-        })
+        format!("sha256:{}", hex(digest.as_ref()))
     }
 
     /// Keys whose join states are believed.

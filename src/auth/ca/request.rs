@@ -9,7 +9,8 @@ use crate::time::Timestamp;
 /// The key that a PKCS#10 request (base64url of DER) proves to hold. Its names are not looked at.
 pub fn subject_key(csr: &str) -> Result<PublicKey, String> {
     let der = base64url::decode(csr).map_err(|_| "a certificate request that is not base64url")?;
-    let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|e| format!("a certificate request that cannot be read: {e}"))?;
+    let (rest, request) =
+        X509CertificationRequest::from_der(&der).map_err(|e| format!("a certificate request that cannot be read: {e}"))?;
     if !rest.is_empty() {
         return Err("a certificate request with something behind it".into());
     }

@@ -145,7 +145,8 @@ mod duration_text {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
-        let parse = |text: String| humantime::parse_duration(&text).map_err(|e| format!("{text:?} is not a duration such as 12h: {e}"));
+        let parse =
+            |text: String| humantime::parse_duration(&text).map_err(|e| format!("{text:?} is not a duration such as 12h: {e}"));
         text.map(parse).transpose().map_err(serde::de::Error::custom)
     }
 }

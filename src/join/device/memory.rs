@@ -24,6 +24,8 @@ pub struct Memory {
     pub join_state: Option<String>,
     /// The attempt in flight: written down before a request leaves, cleared by its answer.
     pub attempt: Option<Id>,
+    /// What tells the key store from another one, where that can be told: written down at its first use, and compared ever after.
+    pub keystore_pin: Option<Vec<u8>>,
     /// Keys, the newest first. A key that no answer has named yet is not [`KnownKey::bound`].
     pub keys: Vec<KnownKey>,
     /// The identity certificate of the last join.
@@ -116,12 +118,18 @@ impl Memory {
         format!("bound-{}", newest.saturating_add(1))
     }
 
-    /// The same keys and time, with everything of another token forgotten (conformance C153).
+    /// The same keys, key store and time, with everything of another token forgotten (conformance C153).
     #[must_use]
     pub fn for_token(&self, token: &str) -> Self {
         if self.token == token {
             return self.clone();
         }
-        Self { token: token.into(), keys: self.keys.clone(), last_known_time: self.last_known_time, ..Self::default() }
+        Self {
+            token: token.into(),
+            keystore_pin: self.keystore_pin.clone(),
+            keys: self.keys.clone(),
+            last_known_time: self.last_known_time,
+            ..Self::default()
+        }
     }
 }

@@ -56,7 +56,8 @@ impl<'a> Challenged<'a> {
         let signer = self.signer.or(self.memory.unbound_key()).ok_or_else(no_key)?;
         let (id, public) = open(store, signer)?;
         let nonce = &self.answer.challenge;
-        let header = if self.answer.key == Some(signer.thumbprint) { Header::by_thumbprint(&public) } else { Header::by_key(&public) };
+        let header =
+            if self.answer.key == Some(signer.thumbprint) { Header::by_thumbprint(&public) } else { Header::by_key(&public) };
         let secret = parts.secret.filter(|_| self.is_registration());
         let successor = if self.answer.rotate { self.successor() } else { None };
         let rotation = successor.map(|key| rotation(store, key, signer, &self.memory.token, parts.url)).transpose()?;
@@ -96,7 +97,9 @@ fn open(store: &mut dyn KeyStore, key: &KnownKey) -> Result<(KeyId, PublicKey), 
     let found = Thumbprint::of(&public);
     if found != key.thumbprint {
         let expected = key.thumbprint;
-        return Err(corrupt(format_args!("key {id} in the store is {found}, not {expected} as remembered: replaced or of another device")));
+        return Err(corrupt(format_args!(
+            "key {id} in the store is {found}, not {expected} as remembered: replaced or of another device"
+        )));
     }
     Ok((id, public))
 }

@@ -62,8 +62,7 @@ impl SealingKey {
         let (body, tag) = sealed.split_at(BODY);
         hmac::verify(&self.0, &authenticated(body, token), tag).map_err(|_| expired())?;
         let number = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| body[at + i]));
-        let challenge =
-            Challenge { rotate: body[1] == 1, revision: number(2), expires: Timestamp::from_millis(number(10)) };
+        let challenge = Challenge { rotate: body[1] == 1, revision: number(2), expires: Timestamp::from_millis(number(10)) };
         // Too far ahead: made by a clock that has been set back since.
         let too_early = challenge.expires > now.plus(LIFETIME).plus(LEEWAY);
         if too_early || challenge.expires < now { Err(expired()) } else { Ok(challenge) }

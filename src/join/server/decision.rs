@@ -8,13 +8,10 @@
 
 use boundkey_hal::PublicKey;
 
-use super::record::{Exemption, LastStep, Spec, Status};
+use super::record::{Exemption, LastStep, MAX_RETIRED, Spec, Status};
 use super::request::Verified;
 use crate::join::{Claims, Id, JoinKind, Problem, ProblemType, RecoveryMode, SshKey, Step, Thumbprint};
 use crate::time::Timestamp;
-
-/// Most retired keys remembered.
-pub const MAX_RETIRED: usize = 32;
 
 /// What a decision is about: the token, as stored.
 #[derive(Clone, Copy, Debug)]
@@ -49,16 +46,25 @@ pub struct Grant {
     pub key: PublicKey,
     /// When the step was made, for its join state.
     pub issued_at_ms: u64,
+    /// The attempt that made it, for the same.
+    pub attempt: Id,
     /// Last moment of the identity certificate.
     pub not_after: Timestamp,
     /// The key that a rotation retired.
     pub rotated_from: Option<Thumbprint>,
-    /// The step that a restored server was at before it followed the device.
-    pub rolled_forward_from: Option<Option<Step>>,
+    /// Where a restored server was before it followed the device.
+    pub rolled_forward: Option<RolledForward>,
     /// Whether this join used the exemption, and whether it thereby ended.
     pub exemption: Option<ExemptionUse>,
     /// What the token becomes.
     pub status: Status,
+}
+
+/// That a restored server followed the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RolledForward {
+    /// The step it was at before; `None`: the token was not bound.
+    pub from: Option<Step>,
 }
 
 /// How a join used an exemption.
@@ -75,11 +81,13 @@ pub struct Refusal {
     pub problem: Problem,
     /// Message of the lock that has to be put on the token.
     pub lock: Option<String>,
+    /// The key that two hold, to be noted in [`Status::caught_keys`] together with the lock.
+    pub caught: Option<Thumbprint>,
 }
 
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
-        Self { problem, lock: None }
+        Self { problem, lock: None, caught: None }
     }
 }
 
@@ -95,10 +103,11 @@ pub fn decide(token: Token<'_>, locks: &[String], request: &Verified, fresh: Fre
     if let Some(message) = locks.first() {
         return Err(Problem::new(ProblemType::Locked, message.clone()).into());
     }
-    // Insecure mode does not look at the join state, but a restored server still learns of a newer key from it.
-    let follow = newer_state(token.status, request).filter(|_| token.spec.recovery.mode != RecoveryMode::Insecure || !is_bound(token.status, &request.key));
-    let base = Base::of(token.status, &request.key, follow);
     let exemption = token.status.exemption.as_ref().filter(|e| e.expires > fresh.now);
+    // Insecure mode does not look at the join state, but a restored server still learns of a newer key from it.
+    let follow = newer_state(token.status, request)
+        .filter(|_| token.spec.recovery.mode != RecoveryMode::Insecure || !is_bound(token.status, &request.key));
+    let base = Base::of(token.status, &request.key, follow);
     let course = match (&base, token.spec.recovery.mode) {
         (None, _) => first_join(request)?,
         (Some(base), RecoveryMode::Insecure) => insecure_course(base, request, fresh.now)?,
@@ -112,7 +121,7 @@ struct Base {
     step: Step,
     issued_at_ms: u64,
     /// The step the server was at, where it follows the device.
-    rolled_from: Option<Option<Step>>,
+    rolled_forward: Option<RolledForward>,
     last: Option<LastStep>,
 }
 
@@ -120,10 +129,15 @@ impl Base {
     fn of(status: &Status, key: &PublicKey, follow: Option<&Claims>) -> Option<Self> {
         if let Some(claims) = follow {
             debug_assert_eq!(claims.jkt, Thumbprint::of(key));
-            return Some(Self { step: claims.step, issued_at_ms: claims.iat_ms, rolled_from: Some(status.step()), last: None });
+            return Some(Self {
+                step: claims.step,
+                issued_at_ms: claims.iat_ms,
+                rolled_forward: Some(RolledForward { from: status.step() }),
+                last: None,
+            });
         }
         let last = status.last_step.clone()?;
-        Some(Self { step: status.step()?, issued_at_ms: last.issued_at_ms, rolled_from: None, last: Some(last) })
+        Some(Self { step: status.step()?, issued_at_ms: last.issued_at_ms, rolled_forward: None, last: Some(last) })
     }
 }
 
@@ -149,11 +163,10 @@ fn newer_state<'a>(status: &Status, request: &'a Verified) -> Option<&'a Claims>
     (newer && later).then_some(claims)
 }
 
-/// The join state presented, where it is of this life of the token and names the key just proven, and that key was not retired since.
+/// The join state presented, where it is of this life of the token and names the key just proven.
 fn state_naming_key<'a>(status: &Status, request: &'a Verified) -> Option<&'a Claims> {
     let claims = request.presented.as_ref()?.claims.as_ref().ok()?;
-    let print = Thumbprint::of(&request.key);
-    (Some(claims.inc) == status.incarnation && claims.jkt == print && !status.retired_keys.contains(&print)).then_some(claims)
+    (Some(claims.inc) == status.incarnation && claims.jkt == Thumbprint::of(&request.key)).then_some(claims)
 }
 
 fn is_bound(status: &Status, key: &PublicKey) -> bool {
@@ -162,11 +175,17 @@ fn is_bound(status: &Status, key: &PublicKey) -> bool {
 
 /// Step 1. Everything that a stranger can send ends here.
 ///
-/// A key that only our own join state names, neither bound nor retired, was bound by a record that a restore lost: its holder
-/// is no stranger, and goes on to step 3, be it to lead the server forward or to be told apart from another holder.
+/// A key that only our own join state names was bound once, and its holder is no stranger. A restore lost the record of it, or a
+/// rotation retired it: by the device, and this is a copy from before; or by a thief, and this is the device. Step 3 tells which
+/// of these can go on. A retired key that locked the token so is a stranger's from then on, for a copy is not to lock a device out
+/// for ever; an exemption lets it in all the same, for it may be the device's.
 fn prove_key(token: Token<'_>, request: &Verified, now: Timestamp) -> Result<(), Refusal> {
     let onboarding = &token.spec.onboarding;
-    if is_bound(token.status, &request.key) || state_naming_key(token.status, request).is_some() {
+    let print = Thumbprint::of(&request.key);
+    let waiver = token.status.exemption.as_ref().is_some_and(|e| e.waive_join_state && e.expires > now);
+    let heard = token.spec.recovery.mode != RecoveryMode::Insecure && (waiver || !token.status.caught_keys.contains(&print));
+    let named = state_naming_key(token.status, request).is_some() && (heard || newer_state(token.status, request).is_some());
+    if is_bound(token.status, &request.key) || named {
         return match (token.status.bound_public_key.is_some(), token.status.step()) {
             (true, None) => Err(inconsistent()),
             _ => Ok(()),
@@ -207,7 +226,8 @@ fn course(
     exemption: Option<&Exemption>,
     now: Timestamp,
 ) -> Result<Course, Refusal> {
-    if let Some(course) = lost_answer(base, request, now) {
+    let bound = is_bound(status, &request.key);
+    if let Some(course) = lost_answer(base, request, now).filter(|_| bound) {
         return Ok(course);
     }
     let waiver = exemption.is_some_and(|e| e.waive_join_state);
@@ -221,7 +241,7 @@ fn course(
     match mismatch {
         None => renewal_or_recovery(base, request, now),
         Some(_) if waiver => Ok(Course::Recovery { waived: true }),
-        Some(why) => Err(two_holders(format!("join state: {why}"))),
+        Some(why) => Err(two_holders(format!("join state: {why}"), request)),
     }
 }
 
@@ -261,9 +281,11 @@ fn state_mismatch(base: &Base, status: &Status, claims: &Claims) -> Option<Strin
     if step.generation != expected.generation {
         wrong.push(format!("generation {}, expected {}", step.generation, expected.generation));
     }
-    // The same counters of another line of steps: a restored server followed one holder, and this is the other.
-    if wrong.is_empty() && claims.iat_ms != base.issued_at_ms {
-        wrong.push(format!("issued at {}, expected {}", claims.issued_at(), Timestamp::from_millis(base.issued_at_ms)));
+    // The same counters of another line of steps: a restored server followed one holder, and this is the other. The attempt itself
+    // is not told: whoever knows it and has the state before could take the step's answer.
+    if wrong.is_empty() && base.last.as_ref().is_some_and(|last| last.attempt != claims.jti) {
+        let expected = Timestamp::from_millis(base.issued_at_ms);
+        wrong.push(format!("of another line of steps: issued at {}, expected one of {expected}", claims.issued_at()));
     }
     (!wrong.is_empty()).then(|| wrong.join("; "))
 }
@@ -279,15 +301,17 @@ fn renewal_or_recovery(base: &Base, request: &Verified, now: Timestamp) -> Resul
         return Ok(Course::Recovery { waived: false });
     }
     if shown.generation != expected.generation {
-        let why = format!("generation mismatch: certificate of generation {}, expected {}", shown.generation, expected.generation);
-        return Err(two_holders(why));
+        let why =
+            format!("generation mismatch: certificate of generation {}, expected {}", shown.generation, expected.generation);
+        return Err(two_holders(why, request));
     }
     Ok(Course::Renewal)
 }
 
-fn two_holders(why: String) -> Refusal {
+/// The key is noted as one of two holders: once a rotation has retired it, whoever still has it is a stranger.
+fn two_holders(why: String, request: &Verified) -> Refusal {
     let problem = Problem::new(ProblemType::JoinStateMismatch, format!("{}: {why}", ProblemType::JoinStateMismatch.title()));
-    Refusal { problem, lock: Some(why) }
+    Refusal { problem, lock: Some(why), caught: Some(Thumbprint::of(&request.key)) }
 }
 
 /// Steps 4 and 5: the limit, rotation, and what the token becomes.
@@ -299,11 +323,13 @@ fn advance(
     exemption: Option<&Exemption>,
     fresh: Fresh,
 ) -> Result<Grant, Refusal> {
-    let rolled_forward_from = base.as_ref().and_then(|base| base.rolled_from);
+    let rolled_forward = base.as_ref().and_then(|base| base.rolled_forward);
     let mut status = token.status.clone();
-    if let (Some(_), Some(base)) = (rolled_forward_from, &base) {
+    if let (Some(_), Some(base)) = (rolled_forward, &base) {
         status.recovery_count = base.step.recovery;
-        retire(&mut status, &request.key);
+    }
+    if base.is_some() {
+        rebind(&mut status, &request.key);
     }
     let waived = matches!(course, Course::Recovery { waived: true });
     let kind = match (course, &base) {
@@ -313,13 +339,12 @@ fn advance(
         (Course::First | Course::Replay(_), _) => JoinKind::First,
     };
     let mut used = None;
-    let step = match (&base, kind) {
-        (Some(base), JoinKind::Renewal) => Step { generation: base.step.generation.saturating_add(1), ..base.step },
-        _ => {
-            used = take_recovery(token.spec, &mut status, exemption, waived)?;
-            status.last_recovered_at = Some(fresh.now);
-            Step { recovery: status.recovery_count, generation: 1, instance: fresh.instance }
-        }
+    let step = if let (Some(base), JoinKind::Renewal) = (&base, kind) {
+        Step { generation: base.step.generation.saturating_add(1), ..base.step }
+    } else {
+        used = take_recovery(token.spec, &mut status, exemption, waived)?;
+        status.last_recovered_at = Some(fresh.now);
+        Step { recovery: status.recovery_count, generation: 1, instance: fresh.instance }
     };
     let (key, rotated_from) = rotate(token.status, &mut status, request, kind, fresh.now)?;
     let issued_at_ms = fresh.now.millis().max(base.map_or(0, |base| base.issued_at_ms + 1));
@@ -339,9 +364,10 @@ fn advance(
         step,
         key,
         issued_at_ms,
+        attempt: request.attempt,
         not_after: fresh.not_after,
         rotated_from,
-        rolled_forward_from,
+        rolled_forward,
         exemption: used,
         status,
     })
@@ -354,9 +380,10 @@ fn replay(step: Step, request: &Verified, last: &LastStep, status: Status) -> Gr
         step,
         key: request.key.clone(),
         issued_at_ms: last.issued_at_ms,
+        attempt: last.attempt,
         not_after: last.not_after,
         rotated_from: None,
-        rolled_forward_from: None,
+        rolled_forward: None,
         exemption: None,
         status,
     }
@@ -406,16 +433,19 @@ fn rotate(
     if *new == request.key || is_bound(before, new) || status.retired_keys.contains(&print) {
         return Err(ProblemType::KeyReused.into());
     }
-    status.bound_public_key = Some(SshKey(request.key.clone()));
-    retire(status, new);
+    rebind(status, new);
     status.last_rotated_at = Some(now);
     Ok((new.clone(), Some(Thumbprint::of(&request.key))))
 }
 
-/// Moves the bound key to the retired ones, where `successor` is another.
-fn retire(status: &mut Status, successor: &PublicKey) {
-    if let Some(bound) = status.bound_public_key.take().filter(|bound| bound.0 != *successor) {
+/// Binds `key`. The key bound before, where it is another, is retired.
+fn rebind(status: &mut Status, key: &PublicKey) {
+    let print = Thumbprint::of(key);
+    if let Some(bound) = status.bound_public_key.replace(SshKey(key.clone())).filter(|bound| bound.0 != *key) {
         status.retired_keys.insert(0, Thumbprint::of(&bound.0));
-        status.retired_keys.truncate(MAX_RETIRED);
+    }
+    for keys in [&mut status.retired_keys, &mut status.caught_keys] {
+        keys.retain(|other| *other != print);
+        keys.truncate(MAX_RETIRED);
     }
 }

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::join::{Id, Recoveries, RecoveryMode, SshKey, Step, Thumbprint};
 use crate::time::Timestamp;
 
+/// Most retired or caught keys remembered.
+pub const MAX_RETIRED: usize = 32;
+
 /// `spec.bound_keypair`: what an operator wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,6 +95,10 @@ pub struct Status {
     /// Keys bound before, the newest first; not accepted again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired_keys: Vec<Thumbprint>,
+    /// Keys that two held, each of which locked the token once, the newest first; their holders are strangers once a rotation has
+    /// retired them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caught_keys: Vec<Thumbprint>,
     /// A pending exemption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exemption: Option<Exemption>,
@@ -135,6 +142,14 @@ impl Status {
         let instance = self.bound_bot_instance_id.or(self.bound_host_id)?;
         let last = self.last_step.as_ref()?;
         Some(Step { recovery: self.recovery_count, generation: last.generation, instance })
+    }
+
+    /// Notes that two hold `key`.
+    pub fn catch(&mut self, key: Thumbprint) {
+        if !self.caught_keys.contains(&key) {
+            self.caught_keys.insert(0, key);
+            self.caught_keys.truncate(MAX_RETIRED);
+        }
     }
 
     /// Recoveries used and allowed under `spec`.

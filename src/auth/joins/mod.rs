@@ -3,34 +3,31 @@
 //! Nothing is answered before it is durable: token, instance and audit events are one transaction, which holds only if neither
 //! token nor policy changed since they were read. Certificates made for a commit that does not hold are never sent.
 
+mod commit;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boundkey_hal::PublicKey;
 
-use super::audit::{Event, EventKind};
 use super::ca::{self, Authority, CaError, Issued, Profile};
-use super::resource::{
-    Authentication, BotInstance, InstanceSpec, InstanceStatus, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, Subject,
-    first_forbidden,
-};
-use super::store::{Change, Commit, IssuedRecord, JoinView, Store, StoreError};
+use super::resource::{Key, Kind, Resource, Subject, first_forbidden};
+use super::store::{Change, Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
 use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest, MAX_OUTPUTS};
 use crate::join::server::challenge::{self, Challenge, SealingKey};
 use crate::join::server::decision::{self, Fresh, Grant, Refusal};
 use crate::join::server::record::rotation_due;
 use crate::join::server::request::{self, Context, Holder, Verified};
-use crate::join::{Claims, Id, JoinKind, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
+use crate::join::{Claims, Id, JoinKind, Jws, Problem, ProblemType, Thumbprint, base64url};
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
+use commit::Occasion;
 
 /// Lifetime of certificates where none is asked for.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 /// Longest lifetime where no role says otherwise.
 const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
-/// How long the record of an instance outlives its newest certificate.
-const INSTANCE_GRACE: Duration = Duration::from_secs(300);
 
 /// Everything a join needs, shared by all connections.
 pub struct Joins {
@@ -78,10 +75,10 @@ impl Joins {
         let request = request::peek(jws)?;
         let now = self.clock.now();
         let view = self.view(&request.token, now)?;
-        let attempt = self.decide(jws, &view, now);
-        match attempt {
-            Ok(accepted) => self.accept(accepted, &view, now, from),
-            Err(refused) => Err(self.refuse(refused, &view, now, from)),
+        let occasion = Occasion { view: &view, now, from };
+        match self.decide(jws, &view, now) {
+            Ok(accepted) => self.accept(accepted, occasion),
+            Err(refused) => Err(self.refuse(refused, occasion)),
         }
     }
 
@@ -137,12 +134,8 @@ impl Joins {
         let instance = grant.step.instance.to_string();
         let subject = Subject { bot: bot_name, token: name, instance: &instance };
         let bad_csr = |why: String| Problem::new(ProblemType::BadRequest, why);
-        let holder = Holder {
-            cluster: self.cluster.clone(),
-            token: name.clone(),
-            incarnation: incarnation(view)?,
-            step: grant.step,
-        };
+        let holder =
+            Holder { cluster: self.cluster.clone(), token: name.clone(), incarnation: incarnation(view)?, step: grant.step };
         let key = ca::subject_key(&request.csr).map_err(bad_csr)?;
         let identity = self.issue(&key, bot_name, &Profile::Identity(holder), (now, grant.not_after))?;
         let mut outputs = Vec::with_capacity(request.outputs.len());
@@ -181,8 +174,8 @@ impl Joins {
         })
     }
 
-    fn accept(&self, accepted: Accepted, view: &JoinView, now: Timestamp, from: SocketAddr) -> Result<JoinAnswer, Problem> {
-        let Accepted { request, verified, grant, certified, ttl_warning } = accepted;
+    fn accept(&self, accepted: Accepted, occasion: Occasion<'_>) -> Result<JoinAnswer, Problem> {
+        let (view, now, grant) = (occasion.view, occasion.now, &accepted.grant);
         let name = &view.token.resource.metadata.name;
         let inc = incarnation(view)?;
         let claims = Claims {
@@ -191,19 +184,20 @@ impl Joins {
             inc,
             step: grant.step,
             jkt: Thumbprint::of(&grant.key),
+            jti: grant.attempt,
             iat_ms: grant.issued_at_ms,
         };
         let join_state = self.authority.sign_join_state(&claims).map_err(|e| failed(&e))?;
         let recoveries = grant.status.recoveries(&view.token.resource.spec.bound_keypair);
-        let mut warnings: Vec<_> = ttl_warning.into_iter().collect();
+        let mut warnings: Vec<_> = accepted.ttl_warning.iter().cloned().collect();
         if let Some(left @ 0..=1) = recoveries.remaining() {
             warnings.push(format!(
                 "{} left: raise spec.bound_keypair.recovery.limit of token {name} before this device loses its certificate",
                 if left == 1 { "one recovery is" } else { "no recovery is" }
             ));
         }
-        let commit = self.commit_of(&request, &verified, &grant, &certified, view, now, from);
-        self.store.commit(commit)?;
+        self.store.commit(occasion.accepted(&accepted))?;
+        let Accepted { request, grant, certified, .. } = accepted;
         let bundle = self.authority.certificate();
         let known = request.bundle.is_some_and(|print| print == sha256(bundle));
         Ok(JoinAnswer {
@@ -222,171 +216,42 @@ impl Joins {
         })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one place that puts all of a join together")]
-    fn commit_of(
-        &self,
-        request: &JoinRequest,
-        verified: &Verified,
-        grant: &Grant,
-        certified: &Certified,
-        view: &JoinView,
-        now: Timestamp,
-        from: SocketAddr,
-    ) -> Commit {
-        let mut token = view.token.resource.clone();
-        let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
-        token.status.bound_keypair = grant.status.clone();
-        let instance = grant.step.instance;
-        let ends = certified.outputs.iter().map(|issued| issued.not_after).max().unwrap_or_default().max(grant.not_after);
-        let issued = certified.outputs.iter().chain([&certified.identity]).map(|issued| IssuedRecord {
-            serial: issued.serial.clone(),
-            token: name.clone(),
-            bot: bot.clone(),
-            instance: instance.to_string(),
-            not_after: issued.not_after,
-        });
-        let event = |kind| Event {
-            token: Some(name.clone()),
-            bot: bot.clone(),
-            instance_id: Some(instance.to_string()),
-            remote_addr: Some(from.to_string()),
-            ..Event::new(now, kind)
-        };
-        let main = match grant.kind {
-            JoinKind::First => EventKind::JoinFirst,
-            JoinKind::Recovery => EventKind::JoinRecovery,
-            JoinKind::Renewal => EventKind::JoinRenewal,
-            JoinKind::Replay => EventKind::JoinReplay,
-        };
-        let mode = view.token.resource.spec.bound_keypair.recovery.mode;
-        let mut joined = event(main)
-            .with("generation", grant.step.generation)
-            .with("recovery_count", grant.status.recovery_count)
-            .with("recovery_mode", mode_name(mode))
-            .with("public_key", grant.status.bound_public_key.as_ref().map(ToString::to_string));
-        if let Some(why) = &verified.certificate_ignored {
-            joined = joined.with("certificate_ignored", why.as_str());
-        }
-        let mut events = vec![];
-        if let Some(from) = grant.rolled_forward_from {
-            let from = from.map(|step| format!("recovery sequence {}, generation {}", step.recovery, step.generation));
-            events.push(event(EventKind::JoinRolledForward).with("from", from.unwrap_or_else(|| "not bound".into())));
-        }
-        events.push(joined);
-        if let Some(old) = grant.rotated_from {
-            let new = Thumbprint::of(&grant.key).to_string();
-            events.push(event(EventKind::KeyRotated).with("previous_key", old.to_string()).with("new_key", new));
-        }
-        if let Some(used) = grant.exemption {
-            events.push(event(EventKind::ExemptionUsed).with("ended", used.ended));
-        }
-        let bound = view.instance.as_ref().filter(|stored| stored.resource.metadata.name == instance.to_string());
-        let previous = view.token.resource.status.bound_keypair.step().map(|step| step.instance);
-        let mut record = bound.map_or_else(
-            || BotInstance {
-                metadata: Metadata::named(instance.to_string()),
-                spec: InstanceSpec {
-                    bot_name: bot.clone().unwrap_or_default(),
-                    token: name.clone(),
-                    previous_instance: previous.filter(|id| *id != instance && mode != RecoveryMode::Insecure),
-                },
-                status: InstanceStatus::default(),
-            },
-            |stored| stored.resource.clone(),
-        );
-        record.metadata.expires = record.metadata.expires.max(Some(ends.plus(INSTANCE_GRACE)));
-        let authentication = Authentication {
-            time: now,
-            kind: grant.kind,
-            generation: grant.step.generation,
-            remote_addr: Some(from.to_string()),
-        };
-        record.status.note(authentication, request.heartbeat.clone());
-        Commit {
-            policy: Some(view.policy),
-            changes: vec![
-                Change { key: Key::new(Kind::Token, &name), expected: Some(view.token.revision), to: Some(Resource::Token(token)) },
-                Change {
-                    key: Key::new(Kind::BotInstance, instance.to_string()),
-                    expected: bound.map(|stored| stored.revision),
-                    to: Some(Resource::BotInstance(record)),
-                },
-            ],
-            issued: issued.collect(),
-            events,
-        }
-    }
-
     /// Writes down a refusal, and the lock that it calls for; returns what the device is told.
-    fn refuse(&self, refused: Refused, view: &JoinView, now: Timestamp, from: SocketAddr) -> Problem {
-        let Refused { refusal: Refusal { problem, lock }, verified } = refused;
+    fn refuse(&self, refused: Refused, occasion: Occasion<'_>) -> Problem {
+        let Refusal { problem, lock, caught } = &refused.refusal;
         // Stale challenges and failures of our own tell nothing about the device; it tries again.
         if matches!(problem.kind, ProblemType::ChallengeStale | ProblemType::ServerError) {
-            return problem;
+            return refused.refusal.problem;
         }
-        let token = &view.token.resource;
-        let mut event = Event {
-            token: Some(token.metadata.name.clone()),
-            bot: token.spec.bot_name.clone(),
-            instance_id: token.status.bound_keypair.step().map(|step| step.instance.to_string()),
-            success: false,
-            reason: Some(problem.detail.clone()),
-            remote_addr: Some(from.to_string()),
-            ..Event::new(now, EventKind::JoinRefused)
-        }
-        .with("problem", problem.kind.name())
-        .with("recovery_count", token.status.bound_keypair.recovery_count)
-        .with("recovery_mode", mode_name(token.spec.bound_keypair.recovery.mode));
-        if let Some(verified) = &verified {
-            event = event.with("key", Thumbprint::of(&verified.key).to_string());
-        }
+        let mut event = occasion.refused(&refused);
         let mut commit = Commit::default();
         if let Some(why) = lock {
-            match self.lock(&why, view, now) {
-                Ok((change, created)) => {
-                    commit.policy = Some(view.policy);
-                    // The token too, so that a join that runs beside this one does not hold.
-                    let key = Key::new(Kind::Token, &token.metadata.name);
-                    let same = Some(Resource::Token(token.clone()));
-                    commit.changes = vec![Change { key, expected: Some(view.token.revision), to: same }, change];
-                    commit.events.push(Event { remote_addr: Some(from.to_string()), ..created });
-                }
+            let id = match Id::random(&*self.random) {
+                Ok(id) => id,
                 Err(e) => return failed(&e),
-            }
-        } else if let Some(unwritten) = self.throttle.admit(verified.is_some() && !is_of_stranger(problem.kind), now) {
-            if unwritten > 0 {
-                event = event.with("refusals_not_written", unwritten);
-            }
+            };
+            let (change, locked) = occasion.lock(why, id);
+            // The token is written too, so that a join that runs beside this one does not hold.
+            let mut token = occasion.view.token.clone();
+            caught.iter().for_each(|key| token.resource.status.bound_keypair.catch(*key));
+            let key = Key::new(Kind::Token, &token.resource.metadata.name);
+            let token = Change { key, expected: Some(token.revision), to: Some(Resource::Token(token.resource)) };
+            commit.policy = Some(occasion.view.policy);
+            commit.changes = vec![token, change];
+            commit.events = vec![locked];
         } else {
-            return problem;
+            let proven = refused.verified.is_some() && !is_of_stranger(problem.kind);
+            match self.throttle.admit(proven, occasion.now) {
+                None => return refused.refusal.problem,
+                Some(0) => {}
+                Some(unwritten) => event = event.with("refusals_not_written", unwritten),
+            }
         }
         commit.events.insert(0, event);
         match self.store.commit(commit) {
-            Ok(()) => problem,
+            Ok(()) => refused.refusal.problem,
             Err(e) => e.into(),
         }
-    }
-
-    /// The lock for two holders of one key.
-    fn lock(&self, why: &str, view: &JoinView, now: Timestamp) -> Result<(Change, Event), NoRandomness> {
-        let token = &view.token.resource;
-        let name = &token.metadata.name;
-        let bot = token.spec.bot_name.as_deref().unwrap_or("none");
-        let id = Id::random(&*self.random)?.to_string();
-        let message = format!("token {name} of bot {bot} is locked: two holders of one key, it may be stolen ({why})");
-        let lock = Lock {
-            metadata: Metadata::named(&id),
-            spec: LockSpec { target: LockTarget::Token(name.clone()), message: message.clone(), expires: None, automatic: true },
-        };
-        let event = Event {
-            token: Some(name.clone()),
-            bot: token.spec.bot_name.clone(),
-            reason: Some(message),
-            ..Event::new(now, EventKind::LockCreated)
-        }
-        .with("lock", id.clone())
-        .with("automatic", true);
-        Ok((Change { key: Key::new(Kind::Lock, id), expected: None, to: Some(Resource::Lock(lock)) }, event))
     }
 }
 
@@ -470,14 +335,6 @@ fn not_allowed(name: &str, bot: &str, view: &JoinView) -> String {
         return format!("{name} is not allowed: bot {bot} has no role");
     }
     format!("{name} is not allowed by role {} of bot {bot}", roles.join(", "))
-}
-
-fn mode_name(mode: RecoveryMode) -> &'static str {
-    match mode {
-        RecoveryMode::Standard => "standard",
-        RecoveryMode::Relaxed => "relaxed",
-        RecoveryMode::Insecure => "insecure",
-    }
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -1,0 +1,184 @@
+//! What a join leaves in the store: token, instance, certificates and audit events of one transaction.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Accepted, Refused};
+use crate::auth::audit::{Event, EventKind};
+use crate::auth::resource::{
+    Authentication, BotInstance, InstanceSpec, InstanceStatus, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource,
+};
+use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};
+use crate::join::server::decision::Grant;
+use crate::join::{Id, JoinKind, RecoveryMode, Thumbprint};
+use crate::time::Timestamp;
+
+/// How long the record of an instance outlives its newest certificate.
+const INSTANCE_GRACE: Duration = Duration::from_secs(300);
+
+/// A join under way: on what it is decided, when, and from where it came.
+#[derive(Clone, Copy)]
+pub(super) struct Occasion<'a> {
+    pub(super) view: &'a JoinView,
+    pub(super) now: Timestamp,
+    pub(super) from: SocketAddr,
+}
+
+impl Occasion<'_> {
+    /// Everything that a granted join changes, with the events that tell of it.
+    pub(super) fn accepted(&self, accepted: &Accepted) -> Commit {
+        let Accepted { grant, certified, .. } = accepted;
+        let instance = grant.step.instance.to_string();
+        let mut token = self.view.token.resource.clone();
+        let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
+        token.status.bound_keypair = grant.status.clone();
+        let issued = certified.outputs.iter().chain([&certified.identity]).map(|issued| IssuedRecord {
+            serial: issued.serial.clone(),
+            token: name.clone(),
+            bot: bot.clone(),
+            instance: instance.clone(),
+            not_after: issued.not_after,
+        });
+        let known = self.view.instance.as_ref().filter(|stored| stored.resource.metadata.name == instance);
+        let record = self.instance(accepted, known.map(|stored| stored.resource.clone()));
+        Commit {
+            policy: Some(self.view.policy),
+            issued: issued.collect(),
+            changes: vec![
+                Change {
+                    key: Key::new(Kind::Token, name.clone()),
+                    expected: Some(self.view.token.revision),
+                    to: Some(Resource::Token(token)),
+                },
+                Change {
+                    key: Key::new(Kind::BotInstance, instance),
+                    expected: known.map(|stored| stored.revision),
+                    to: Some(Resource::BotInstance(record)),
+                },
+            ],
+            events: self.events(accepted),
+        }
+    }
+
+    /// The record of the instance after this join; a new one where there was none.
+    fn instance(&self, accepted: &Accepted, known: Option<BotInstance>) -> BotInstance {
+        let Accepted { request, grant, certified, .. } = accepted;
+        let token = &self.view.token.resource;
+        let mut record = known.unwrap_or_else(|| {
+            // The state before was verified, but for insecure mode.
+            let verified = token.spec.bound_keypair.recovery.mode != RecoveryMode::Insecure;
+            let previous = token.status.bound_keypair.step().map(|step| step.instance);
+            BotInstance {
+                metadata: Metadata::named(grant.step.instance.to_string()),
+                spec: InstanceSpec {
+                    bot_name: token.spec.bot_name.clone().unwrap_or_default(),
+                    token: token.metadata.name.clone(),
+                    previous_instance: previous.filter(|id| verified && *id != grant.step.instance),
+                },
+                status: InstanceStatus::default(),
+            }
+        });
+        let ends = certified.outputs.iter().map(|issued| issued.not_after).max().unwrap_or_default().max(grant.not_after);
+        record.metadata.expires = record.metadata.expires.max(Some(ends.plus(INSTANCE_GRACE)));
+        let authentication = Authentication {
+            time: self.now,
+            kind: grant.kind,
+            generation: grant.step.generation,
+            remote_addr: Some(self.from.to_string()),
+        };
+        record.status.note(authentication, request.heartbeat.clone());
+        record
+    }
+
+    fn events(&self, accepted: &Accepted) -> Vec<Event> {
+        let Accepted { verified, grant, .. } = accepted;
+        let mut events = vec![];
+        if let Some(rolled) = grant.rolled_forward {
+            let from = rolled.from.map(|step| format!("recovery sequence {}, generation {}", step.recovery, step.generation));
+            let from = from.unwrap_or_else(|| "not bound".into());
+            events.push(self.of_grant(EventKind::JoinRolledForward, grant).with("from", from));
+        }
+        let main = match grant.kind {
+            JoinKind::First => EventKind::JoinFirst,
+            JoinKind::Recovery => EventKind::JoinRecovery,
+            JoinKind::Renewal => EventKind::JoinRenewal,
+            JoinKind::Replay => EventKind::JoinReplay,
+        };
+        let mut joined = self
+            .of_grant(main, grant)
+            .with("generation", grant.step.generation)
+            .with("recovery_count", grant.status.recovery_count)
+            .with("recovery_mode", self.mode())
+            .with("public_key", grant.status.bound_public_key.as_ref().map(ToString::to_string));
+        if let Some(why) = &verified.certificate_ignored {
+            joined = joined.with("certificate_ignored", why.as_str());
+        }
+        events.push(joined);
+        if let Some(old) = grant.rotated_from {
+            let new = Thumbprint::of(&grant.key).to_string();
+            let rotated = self.of_grant(EventKind::KeyRotated, grant);
+            events.push(rotated.with("previous_key", old.to_string()).with("new_key", new));
+        }
+        if let Some(used) = grant.exemption {
+            events.push(self.of_grant(EventKind::ExemptionUsed, grant).with("ended", used.ended));
+        }
+        events
+    }
+
+    /// The event of a refused join.
+    pub(super) fn refused(&self, refused: &Refused) -> Event {
+        let Refused { refusal, verified } = refused;
+        let status = &self.view.token.resource.status.bound_keypair;
+        let event = Event {
+            instance_id: status.step().map(|step| step.instance.to_string()),
+            success: false,
+            reason: Some(refusal.problem.detail.clone()),
+            ..self.event(EventKind::JoinRefused)
+        }
+        .with("problem", refusal.problem.kind.name())
+        .with("recovery_count", status.recovery_count)
+        .with("recovery_mode", self.mode());
+        match verified {
+            Some(verified) => event.with("key", Thumbprint::of(&verified.key).to_string()),
+            None => event,
+        }
+    }
+
+    /// The lock `id` for two holders of one key: the change, and the event that tells of it.
+    pub(super) fn lock(&self, why: &str, id: Id) -> (Change, Event) {
+        let token = &self.view.token.resource;
+        let name = &token.metadata.name;
+        let bot = token.spec.bot_name.as_deref().unwrap_or("none");
+        let id = id.to_string();
+        let message = format!("token {name} of bot {bot} is locked: two holders of one key, it may be stolen ({why})");
+        let lock = Lock {
+            metadata: Metadata::named(&id),
+            spec: LockSpec { target: LockTarget::Token(name.clone()), message: message.clone(), expires: None, automatic: true },
+        };
+        let event = Event { reason: Some(message), ..self.event(EventKind::LockCreated) };
+        let event = event.with("lock", id.clone()).with("automatic", true);
+        (Change { key: Key::new(Kind::Lock, id), expected: None, to: Some(Resource::Lock(lock)) }, event)
+    }
+
+    fn of_grant(&self, kind: EventKind, grant: &Grant) -> Event {
+        Event { instance_id: Some(grant.step.instance.to_string()), ..self.event(kind) }
+    }
+
+    fn event(&self, kind: EventKind) -> Event {
+        let token = &self.view.token.resource;
+        Event {
+            token: Some(token.metadata.name.clone()),
+            bot: token.spec.bot_name.clone(),
+            remote_addr: Some(self.from.to_string()),
+            ..Event::new(self.now, kind)
+        }
+    }
+
+    fn mode(&self) -> &'static str {
+        match self.view.token.resource.spec.bound_keypair.recovery.mode {
+            RecoveryMode::Standard => "standard",
+            RecoveryMode::Relaxed => "relaxed",
+            RecoveryMode::Insecure => "insecure",
+        }
+    }
+}

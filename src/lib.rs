@@ -15,9 +15,9 @@
 pub mod agent;
 #[cfg(feature = "auth")]
 pub mod auth;
+pub mod certify;
 #[cfg(feature = "auth")]
 pub mod ctl;
-pub mod certify;
 pub mod join;
 pub mod logging;
 pub mod pem;

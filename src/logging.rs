@@ -23,6 +23,9 @@ use crate::time::{Clock, Timestamp};
 /// Variable with the level; a command line goes before it, and it before the configuration.
 pub const LEVEL_VARIABLE: &str = "BOUNDKEY_LOG";
 
+/// Libraries that report expected answers of their hardware as errors; real ones come back to us, and we report them.
+const ALARMISTS: [&str; 2] = ["cryptoki", "tss_esapi"];
+
 /// A word that is no format or level. `Display` is what is wrong and, on a second line, what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownWord {
@@ -76,8 +79,10 @@ impl FromStr for Level {
     type Err = UnknownWord;
 
     fn from_str(text: &str) -> Result<Self, UnknownWord> {
-        let unknown =
-            |_| UnknownWord { what: format!("{text:?} is not a log level"), advice: "write error, warn, info, debug, trace or off" };
+        let unknown = |_| UnknownWord {
+            what: format!("{text:?} is not a log level"),
+            advice: "write error, warn, info, debug, trace or off",
+        };
         text.parse().map(Self).map_err(unknown)
     }
 }
@@ -93,7 +98,9 @@ impl Level {
             return Ok(level);
         }
         match env(LEVEL_VARIABLE).filter(|text| !text.is_empty()) {
-            Some(text) => text.parse().map_err(|e: UnknownWord| UnknownWord { what: format!("{LEVEL_VARIABLE}: {}", e.what), ..e }),
+            Some(text) => {
+                text.parse().map_err(|e: UnknownWord| UnknownWord { what: format!("{LEVEL_VARIABLE}: {}", e.what), ..e })
+            }
             None => Ok(configured.unwrap_or_default()),
         }
     }
@@ -127,8 +134,12 @@ struct Stderr {
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Libraries speak of their insides: in a log for operators only their warnings count.
-        let ours = metadata.target().starts_with("boundkey");
-        let limit = if ours || self.level >= LevelFilter::Debug { self.level } else { self.level.min(LevelFilter::Warn) };
+        let from = |name: &&str| metadata.target().starts_with(*name);
+        let limit = match self.level {
+            level if level >= LevelFilter::Debug || from(&"boundkey") => level,
+            _ if ALARMISTS.iter().any(from) => LevelFilter::Off,
+            level => level.min(LevelFilter::Warn),
+        };
         metadata.level() <= limit
     }
 

@@ -32,8 +32,9 @@ fn main() -> Result<(), Failure> {
     let (joins, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let (elapsed, failure) = std::thread::scope(|scope| {
         let (joins, stop) = (&joins, &stop);
-        let threads: Vec<_> =
-            (0..devices).map(|n| scope.spawn(move || join_until_stopped(&format!("load-{n}"), server, pin, secret, joins, stop))).collect();
+        let threads: Vec<_> = (0..devices)
+            .map(|n| scope.spawn(move || join_until_stopped(&format!("load-{n}"), server, pin, secret, joins, stop)))
+            .collect();
         // First joins make keys and are slower: they are not counted.
         while joins.load(Ordering::Relaxed) < devices as u64 && !threads.iter().any(std::thread::ScopedJoinHandle::is_finished) {
             std::thread::sleep(Duration::from_millis(10));
@@ -50,12 +51,23 @@ fn main() -> Result<(), Failure> {
         return Err(failure);
     }
     let (count, time) = elapsed;
-    println!(r#"{{"joins":{count},"seconds":{:.3},"devices":{devices},"per_second":{:.1}}}"#, time.as_secs_f64(), count as f64 / time.as_secs_f64());
+    println!(
+        r#"{{"joins":{count},"seconds":{:.3},"devices":{devices},"per_second":{:.1}}}"#,
+        time.as_secs_f64(),
+        count as f64 / time.as_secs_f64()
+    );
     Ok(())
 }
 
 /// One device: joins again and again, each time on a new connection, as a device does that wakes up for it.
-fn join_until_stopped(token: &str, server: &str, pin: [u8; 32], secret: &str, joins: &AtomicU64, stop: &AtomicBool) -> Result<(), Failure> {
+fn join_until_stopped(
+    token: &str,
+    server: &str,
+    pin: [u8; 32],
+    secret: &str,
+    joins: &AtomicU64,
+    stop: &AtomicBool,
+) -> Result<(), Failure> {
     let dir = std::env::temp_dir().join(format!("boundkey-load-{}-{token}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
     let mut keys = FileStore::new(&dir);

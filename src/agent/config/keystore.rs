@@ -44,6 +44,38 @@ impl Keystore {
     }
 }
 
+/// Variable with the PIN of a PKCS#11 token, for configurations that do not say where it is.
+#[cfg(feature = "pkcs11")]
+pub const PIN_VARIABLE: &str = "BOUNDKEY_PIN";
+/// Variable with the auth value of keys in a TPM, for configurations that do not say where it is.
+#[cfg(feature = "tpm")]
+pub const AUTH_VARIABLE: &str = "BOUNDKEY_TPM_AUTH";
+
+impl Keystore {
+    /// Takes PIN or auth value from the environment where nothing else says where it is. `env` looks up variables.
+    #[must_use]
+    #[cfg_attr(not(any(feature = "pkcs11", feature = "tpm")), expect(unused_variables, reason = "files have neither"))]
+    pub fn with_environment(self, env: &dyn Fn(&str) -> Option<String>) -> Self {
+        // An empty variable is how a unit file unsets one.
+        #[cfg(any(feature = "pkcs11", feature = "tpm"))]
+        let is_set = |name: &str| env(name).map(zeroize::Zeroizing::new).is_some_and(|value| !value.is_empty());
+        match self {
+            #[cfg(feature = "pkcs11")]
+            Self::Pkcs11(mut config) => {
+                if config.pin.is_none() && is_set(PIN_VARIABLE) {
+                    config.pin = Some(boundkey_hal::pkcs11::PinSource::Environment(PIN_VARIABLE.into()));
+                }
+                Self::Pkcs11(config)
+            }
+            #[cfg(feature = "tpm")]
+            Self::Tpm { tcti, auth: None } if is_set(AUTH_VARIABLE) => {
+                Self::Tpm { tcti, auth: Some(boundkey_hal::tpm::AuthSource::Environment(AUTH_VARIABLE.into())) }
+            }
+            other => other,
+        }
+    }
+}
+
 /// A kind of key store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeystoreKind {

@@ -19,6 +19,8 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 pub use error::{ConfigError, Refusal};
+#[cfg(feature = "pkcs11")]
+pub use keystore::PIN_VARIABLE;
 pub use keystore::{Keystore, KeystoreKind, KeystoreOptions, KeystorePath};
 pub use onboarding::{Onboarding, SecretSource, TokenSource};
 pub use output::{Account, Destination, Lifetime, Output, Reload};
@@ -107,7 +109,7 @@ impl Config {
             auth_server: file.auth_server,
             trust: file.trust,
             onboarding: file.onboarding,
-            keystore: file.keystore,
+            keystore: file.keystore.with_environment(env),
             storage: file.storage,
             credential_ttl: file.credential_ttl,
             renewal_interval: file.renewal_interval,

@@ -3,11 +3,14 @@
 
 mod support;
 
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use boundkey::pem;
+use boundkey::time::{Clock as _, System, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData as _};
 use serde_json::{Value, json};
 use support::imposter::Imposter;
@@ -105,13 +108,14 @@ fn another_ca_than_the_pinned_one() {
     assert_eq!(server.audit().iter().filter(|e| e["event"] != "resource.created").count(), 0, "it told the server nothing");
 }
 
-/// Key and certificates of a server at 127.0.0.1 whose certificate ended with 2020, and the pin of its CA.
-fn expired_certificate() -> (String, String) {
+/// Key and certificates of a server at 127.0.0.1 whose certificate ended at `end` (seconds since 1970), and the pin of its CA.
+fn certificate_until(end: i64) -> (String, String) {
     let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let mut server = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-    (server.not_before, server.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    server.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    server.not_after = time::OffsetDateTime::from_unix_timestamp(end).unwrap();
     let ca_certificate = ca.self_signed(&ca_key).unwrap();
     let certificate = server.signed_by(&key, &Issuer::new(ca, &ca_key)).unwrap();
     let digest = ring::digest::digest(&ring::digest::SHA256, &ca_key.subject_public_key_info());
@@ -147,12 +151,48 @@ fn the_server_speaks_an_older_tls() {
 #[test]
 fn the_server_certificate_has_expired() {
     let server = Server::start();
-    let (pem, pin) = expired_certificate();
+    let (pem, pin) = certificate_until(1_609_459_200);
     let file = server.dir.join("expired.pem");
     std::fs::write(&file, &pem).unwrap();
     let (_process, addr) = openssl_server(&file, "-tls1_3");
     let device = device_at(&server, &addr, &pin);
     expect(&device, 3, "server-expired", "the server's certificate expired at 2021-01-01T00:00:00Z", "this device's clock");
+}
+
+/// Expired since this program was built: perhaps only this device's clock is ahead. The server's own clock decides.
+#[test]
+fn the_server_certificate_has_expired_by_the_clock_of_the_server() {
+    let server = Server::start();
+    let end = Timestamp::from_secs(System.now().secs() - 1);
+    let (pem, pin) = certificate_until(i64::try_from(end.secs()).unwrap());
+    let challenge = json!({
+        "challenge": "x", "key": null, "incarnation": "00112233-4455-6677-8899-aabbccddeeff", "rotate": false, "algorithms": ["EdDSA"],
+        "expires": end.plus(Duration::from_secs(60)), "time": end.plus(Duration::from_secs(1)),
+    });
+    let imposter = Imposter::with_tls(&pem, move |_| http("200 OK", "application/json", &challenge.to_string()));
+    let device = device_at(&server, &imposter.addr, &pin);
+    expect(
+        &device,
+        3,
+        "server-expired",
+        &format!("expired at {end}, and the server's own clock is past it"),
+        "look at the server",
+    );
+    assert!(!device.storage().join("state").exists(), "it made no key for such a server");
+}
+
+#[test]
+fn a_server_that_takes_connections_and_says_nothing() {
+    let server = Server::start();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let device = device_at(&server, &silent.local_addr().unwrap().to_string(), &server.ca_pin);
+    expect(
+        &device,
+        3,
+        "timed-out",
+        "the server did not answer in time",
+        "check the network, auth_server and that boundkey-auth runs",
+    );
 }
 
 #[test]

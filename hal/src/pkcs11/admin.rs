@@ -81,7 +81,7 @@ pub fn init_token(module: &Path, label: &str, so_pin: &PinSource, user_pin: &Pin
         if !token::all(library)?.iter().any(|t| t.info.token_initialized() && t.info.label() == label) {
             let blank = blank(library)?;
             library
-                .init_token(blank.slot, &so_pin.read()?, label)
+                .init_token(blank.slot, &so_pin.read()?.secret, label)
                 .map_err(|e| failed(format_args!("initialise token {label}"), &e).last())?;
         }
         // Found again by its label: its slot can have changed.
@@ -114,5 +114,5 @@ fn set_user_pin(library: &Pkcs11, token: &Token, so_pin: &PinSource, user_pin: &
     token::log_in(&session, token, UserType::So, so_pin)?;
     let (shortest, longest) = (token.info.min_pin_length(), token.info.max_pin_length());
     let setting = std::format!("set the user PIN, which has {shortest} to {longest} bytes");
-    session.init_pin(&user_pin).map_err(|e| failed(setting, &e))
+    session.init_pin(&user_pin.secret).map_err(|e| failed(setting, &e))
 }

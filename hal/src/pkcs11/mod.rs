@@ -11,7 +11,7 @@
 //! ```
 //!
 //! - Each call finds the token, opens a session, logs in, acts and closes. Only the module stays loaded and initialised.
-//! - A wrong PIN is tried once per call and never again by itself; where a token says that one more locks it, none is tried.
+//! - A wrong PIN is tried once in the life of a process; where a token says that one more locks it, none is tried.
 //! - Other failures lead to a fresh start of the module within the call, a token that is not there to a few: one that came back
 //!   is found again.
 //! - Several programs can share a token, and several agents too, each with its own [`Config::prefix`]. Ours take turns.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::string::String;
 
 use cryptoki::types::AuthPin;
+use ring::digest::{SHA256, digest};
 use zeroize::Zeroizing;
 
 use crate::{Error, ErrorKind};
@@ -26,12 +27,19 @@ pub enum PinSource {
     File(PathBuf),
 }
 
+/// A PIN as it was read.
+pub(super) struct Pin {
+    pub(super) secret: AuthPin,
+    /// Tells it from other PINs.
+    pub(super) print: [u8; 32],
+}
+
 impl PinSource {
     /// Reads the PIN.
     ///
     /// A PIN that is not there is [`ErrorKind::Denied`], and a file that cannot be reached [`ErrorKind::Unreachable`]
     /// (its directory may be mounted later), but never `NotFound`: that speaks of keys.
-    pub(super) fn read(&self) -> Result<AuthPin, Error> {
+    pub(super) fn read(&self) -> Result<Pin, Error> {
         match self {
             Self::Credential(name) => {
                 if name.is_empty() || name.starts_with('.') || name.contains('/') {
@@ -54,7 +62,7 @@ impl PinSource {
     }
 }
 
-fn read_file(path: &Path) -> Result<AuthPin, Error> {
+fn read_file(path: &Path) -> Result<Pin, Error> {
     let place = path.display();
     let mut buffer = Zeroizing::new([0; MAX_PIN + 1]);
     let mut filled = 0;
@@ -74,8 +82,10 @@ fn read_file(path: &Path) -> Result<AuthPin, Error> {
     Ok(pin(parse(&buffer[..filled], &format!("the PIN file {place}"))?))
 }
 
-fn pin(text: &str) -> AuthPin {
-    AuthPin::new(text.into())
+fn pin(text: &str) -> Pin {
+    let mut print = [0; 32];
+    print.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+    Pin { secret: AuthPin::new(text.into()), print }
 }
 
 /// The PIN in `text`, which came from `place`.
@@ -122,7 +132,7 @@ mod tests {
     #[test]
     fn a_credential_cannot_leave_its_directory() {
         for name in ["", ".", "..", "../pin", "/etc/passwd", "a/b"] {
-            let error = PinSource::Credential(name.into()).read().expect_err("not a credential");
+            let error = PinSource::Credential(name.into()).read().err().expect("not a credential");
             assert_eq!(error.kind(), ErrorKind::Denied);
         }
     }

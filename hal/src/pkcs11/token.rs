@@ -2,6 +2,7 @@
 
 use core::fmt;
 use std::string::{String, ToString as _};
+use std::sync::{Mutex, PoisonError};
 use std::vec::Vec;
 
 use cryptoki::context::Pkcs11;
@@ -100,7 +101,19 @@ pub(super) enum Access {
     Write,
 }
 
-/// Logs in, unless a wrong PIN would be the last.
+/// PINs that a token refused in the life of this process, each with the token's serial number and whose PIN it is.
+static REFUSED: Mutex<Vec<Refused>> = Mutex::new(Vec::new());
+
+#[derive(PartialEq, Eq)]
+struct Refused {
+    serial: String,
+    label: String,
+    officer: bool,
+    pin: [u8; 32],
+}
+
+/// Logs in, unless a wrong PIN would be the last, or this one is known to be wrong: a daemon asks again and again, and not every
+/// token says when the last try is near.
 pub(super) fn log_in(session: &Session, token: &Token, user: UserType, pin: &PinSource) -> Result<(), Failure> {
     let (info, name) = (&token.info, Label(token));
     let (who, locked, last, unset) = match user {
@@ -121,10 +134,28 @@ pub(super) fn log_in(session: &Session, token: &Token, user: UserType, pin: &Pin
     if unset {
         return Err(Error::new(ErrorKind::Denied, format_args!("{name} has no user PIN yet: initialise the token")).into());
     }
-    match session.login(user, Some(&pin.read()?)) {
+    let pin = pin.read()?;
+    let this = Refused {
+        serial: info.serial_number().into(),
+        label: info.label().into(),
+        officer: matches!(user, UserType::So),
+        pin: pin.print,
+    };
+    let mut refused = REFUSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if refused.contains(&this) {
+        let advice = "correct it; if it was changed on the token instead, start anew";
+        let what = format_args!("{name}: the {who} is wrong, so it is not tried again: {advice}");
+        return Err(Error::new(ErrorKind::Denied, what).into());
+    }
+    match session.login(user, Some(&pin.secret)) {
         // A login is the process's: another part of it may have logged in.
         Ok(()) | Err(Cause::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
-        Err(e) => Err(failed(format_args!("log in to {name}"), &e)),
+        Err(e) => {
+            if matches!(e, Cause::Pkcs11(RvError::PinIncorrect, _)) {
+                refused.push(this);
+            }
+            Err(failed(format_args!("log in to {name}"), &e))
+        }
     }
 }
 

@@ -30,6 +30,9 @@ pub(super) trait Tpm {
     /// The value, `None` where it was never counted up.
     fn read_counter(&mut self, index: u32) -> Result<Option<u64>, Fault>;
 
+    /// How dictionary-attack protection stands.
+    fn lockout(&mut self) -> Result<Lockout, Fault>;
+
     /// In how many seconds at most a TPM in dictionary-attack lockout forgets one failed try.
     fn lockout_interval(&mut self) -> Option<u32>;
 
@@ -45,4 +48,17 @@ pub(super) trait Tpm {
 pub(super) struct About {
     pub(super) manufacturer: std::string::String,
     pub(super) firmware: [u32; 2],
+}
+
+/// Dictionary-attack protection of a TPM as it stands. Keys made here are not under it; those of other programs can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lockout {
+    /// Whether keys under protection are refused now.
+    pub is_locked: bool,
+    /// Failed tries that it remembers.
+    pub failed_tries: u32,
+    /// How many lock it.
+    pub allowed_tries: u32,
+    /// In how many seconds it forgets one.
+    pub forgets_one_in: u32,
 }

@@ -28,12 +28,14 @@ use tss_esapi::tss2_esys::{TPM2B_DIGEST, TPMT_TK_HASHCHECK};
 use tss_esapi::{Context, TctiNameConf};
 
 use super::config::Config;
-use super::device::{About, Tpm};
+use super::device::{About, Lockout, Tpm};
 use super::fault::{self, Fault};
 use super::key_file::{OWNER, PERSISTENT, WrappedKey};
 use super::public_area::{self, Name};
 use crate::ErrorKind;
 
+/// Bit of TPMA_PERMANENT (part 2, section 8.6): in lockout.
+const IN_LOCKOUT: u32 = 1 << 9;
 /// First handles of the two kinds that fill a TPM.
 const TRANSIENT_OBJECTS: u32 = 0x8000_0000;
 const LOADED_SESSIONS: u32 = 0x0200_0000;
@@ -196,8 +198,9 @@ impl Tpm for Esys {
         for tag in vendor {
             model += &printable(self.property(tag)?);
         }
-        if !model.trim().is_empty() {
-            manufacturer = std::format!("{} {}", manufacturer.trim(), model.trim());
+        // Fields of four characters each, filled with spaces.
+        for word in model.split_whitespace() {
+            manufacturer = std::format!("{} {word}", manufacturer.trim());
         }
         let firmware = [self.property(PropertyTag::FirmwareVersion1)?, self.property(PropertyTag::FirmwareVersion2)?];
         Ok(About { manufacturer: manufacturer.trim().to_string(), firmware })
@@ -281,6 +284,15 @@ impl Tpm for Esys {
                 Err(_) => Err(Fault::told(ErrorKind::Corrupt, format_args!("the TPM's NV counter {index:#x} is not 8 bytes"))),
             },
         }
+    }
+
+    fn lockout(&mut self) -> Result<Lockout, Fault> {
+        Ok(Lockout {
+            is_locked: self.property(PropertyTag::Permanent)? & IN_LOCKOUT != 0,
+            failed_tries: self.property(PropertyTag::LockoutCounter)?,
+            allowed_tries: self.property(PropertyTag::MaxAuthFail)?,
+            forgets_one_in: self.property(PropertyTag::LockoutInterval)?,
+        })
     }
 
     fn lockout_interval(&mut self) -> Option<u32> {

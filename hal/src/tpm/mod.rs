@@ -35,6 +35,7 @@ use std::vec::Vec;
 
 pub use config::{Config, DEFAULT_TIME_LIMIT, Tcti};
 pub use counter::Counter;
+pub use device::Lockout;
 use key_file::WrappedKey;
 use link::converse;
 pub use public_area::Name;
@@ -68,6 +69,11 @@ impl TpmStore {
     /// It is the same until the TPM is cleared or replaced; with another one pinned, this is [`ErrorKind::Corrupt`].
     pub fn storage_key_name(&self) -> Result<Name, Error> {
         converse(&self.config, "name its storage key", |tpm| tpm.storage_key_name())
+    }
+
+    /// How the TPM's dictionary-attack protection stands.
+    pub fn lockout(&self) -> Result<Lockout, Error> {
+        converse(&self.config, "tell of its lockout", |tpm| tpm.lockout())
     }
 
     fn load(&self, id: &KeyId) -> Result<(WrappedKey, PublicKey), Error> {

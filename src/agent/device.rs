@@ -4,16 +4,17 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use boundkey_hal::file::FileStore;
 use boundkey_hal::{Algorithm, KeyId, KeyStore, PublicKey, durable};
 
 use super::config::Keystore;
 use super::error::AgentError;
+use super::keystore;
 use crate::join::Thumbprint;
 use crate::join::device::{KnownKey, Memory};
 use crate::state::{DirStorage, StateFile};
 
-const LOCK_FILE: &str = "lock";
+/// Held by the agent that runs on a storage directory.
+pub(super) const LOCK_FILE: &str = "lock";
 
 /// A device's storage directory and key store, held by this process alone.
 pub struct Device {
@@ -25,9 +26,18 @@ pub struct Device {
     _lock: File,
 }
 
+/// What to do where the key store is another one than the device remembers: a TPM that was cleared or replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pinning {
+    /// Refuse it.
+    Keep,
+    /// Remember it from now on. An operator's word is needed for that.
+    Renew,
+}
+
 impl Device {
-    /// Opens the storage directory `dir`, making it if missing, and the key store.
-    pub fn open(dir: &Path, keystore: &Keystore) -> Result<Self, AgentError> {
+    /// Opens the storage directory `dir`, making it if missing, and the key store, which is remembered at its first use.
+    pub fn open(dir: &Path, keystore: &Keystore, pinning: Pinning) -> Result<Self, AgentError> {
         let failed = |e| AgentError::Storage(dir.display().to_string(), e);
         let storage = DirStorage::create(dir).map_err(failed)?;
         let mut options = File::options();
@@ -42,27 +52,31 @@ impl Device {
         if let Some(why) = state.damaged() {
             log::warn!("one of the two slots of the state file is {why}; the other one holds, nothing is lost");
         }
-        let mut device = Self { state, keys: open_keystore(keystore, dir)?, _lock: lock };
-        device.adopt_keys()?;
+        let mut memory = state.memory().clone();
+        if memory.keystore_pin.is_none() || pinning == Pinning::Renew {
+            memory.keystore_pin = keystore::identify(keystore, dir)?;
+        }
+        let keys = keystore::open(keystore, dir, memory.keystore_pin.as_deref())?;
+        let mut device = Self { state, keys, _lock: lock };
+        device.adopt_keys(&mut memory)?;
+        if memory != Memory::default() {
+            device.remember(&memory)?;
+        }
         Ok(device)
     }
 
     /// Takes up keys that the store has and a lost state file does not name: without it they are all that is left of the device.
-    fn adopt_keys(&mut self) -> Result<(), AgentError> {
+    fn adopt_keys(&mut self, memory: &mut Memory) -> Result<(), AgentError> {
         if self.state.exists() {
             return Ok(());
         }
         let mut found = Vec::new();
         self.keys.list(&mut |id| found.extend(number(id.as_str()).map(|n| (n, id.clone()))))?;
         found.sort();
-        let mut memory = Memory::default();
         for (_, id) in found {
             let key = known(&id, &self.keys.public_key(&id)?);
             log::warn!("there is no state file, but the key store has key {id} ({}): taken up", key.thumbprint);
             memory.add_key(key);
-        }
-        if !memory.keys.is_empty() {
-            self.remember(&memory)?;
         }
         Ok(())
     }
@@ -83,7 +97,9 @@ impl Device {
         };
         for old in memory.add_key(known(&id, &public)) {
             log::info!("forgetting key {}: more than {} keys", old.id, crate::join::device::MAX_KEYS);
-            if let Err(e) = old.id.parse().map_err(|e| format!("{e}")).and_then(|id| self.keys.delete(&id).map_err(|e| e.to_string())) {
+            if let Err(e) =
+                old.id.parse().map_err(|e| format!("{e}")).and_then(|id| self.keys.delete(&id).map_err(|e| e.to_string()))
+            {
                 log::warn!("key {} could not be deleted: {e}", old.id);
             }
         }
@@ -99,15 +115,4 @@ fn known(id: &KeyId, public: &PublicKey) -> KnownKey {
 /// The number in `bound-N`.
 fn number(id: &str) -> Option<u32> {
     id.strip_prefix("bound-")?.parse().ok()
-}
-
-/// The key store that the configuration asks for, and no other.
-pub fn open_keystore(keystore: &Keystore, dir: &Path) -> Result<Box<dyn KeyStore>, AgentError> {
-    Ok(match keystore {
-        Keystore::File => Box::new(FileStore::new(dir)),
-        #[cfg(feature = "pkcs11")]
-        Keystore::Pkcs11(config) => Box::new(boundkey_hal::pkcs11::Pkcs11Store::new(config.clone())),
-        #[cfg(feature = "tpm")]
-        Keystore::Tpm { .. } => super::tpm::open(keystore, dir)?,
-    })
 }

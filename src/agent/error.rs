@@ -10,6 +10,9 @@ use crate::join::{Problem, ProblemType};
 use crate::state::LoadError;
 use crate::time::{NoRandomness, Timestamp};
 
+/// [`AgentError::kind`] of what the key store could not do.
+pub const KEYSTORE: &str = "keystore";
+
 /// Why the agent did not do what it was to do. `Display` is what failed, [`AgentError::advice`] what to do next.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -43,13 +46,17 @@ impl std::fmt::Display for AgentError {
         match self {
             Self::Answer(e) => e.fmt(f),
             Self::Config(e) => e.fmt(f),
-            Self::GaveUp(GiveUp::UnknownKey(key)) => write!(f, "the server asks for proof of key {key}, which this device does not have"),
+            Self::GaveUp(GiveUp::UnknownKey(key)) => {
+                write!(f, "the server asks for proof of key {key}, which this device does not have")
+            }
             Self::GaveUp(GiveUp::NoCommonAlgorithm(theirs)) => {
                 write!(f, "the key store makes none of the key types that the server takes ({})", theirs.join(", "))
             }
             Self::Key(e) => write!(f, "key store: {e}"),
             Self::Other(what) | Self::Output(what, _) => f.write_str(what),
-            Self::ServerExpired(end) => write!(f, "the server's certificate expired at {end}, and the server's own clock is past it"),
+            Self::ServerExpired(end) => {
+                write!(f, "the server's certificate expired at {end}, and the server's own clock is past it")
+            }
             Self::State(e) => e.fmt(f),
             Self::Storage(what, e) => write!(f, "storage: {what}: {e}"),
             Self::StorageInUse(dir) => write!(f, "storage: {dir} is in use by another boundkey"),
@@ -84,14 +91,13 @@ impl AgentError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::ServerExpired(_) => 3,
             Self::Transport(TransportError::Refused(problem)) => match problem.kind {
                 ProblemType::Locked | ProblemType::JoinStateMismatch => 4,
                 ProblemType::NoRecoveriesLeft => 5,
                 ProblemType::RegistrationRefused | ProblemType::KeyNotProven => 6,
                 _ => 1,
             },
-            Self::Transport(_) => 3,
+            Self::ServerExpired(_) | Self::Transport(_) => 3,
             Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) => 7,
             Self::State(_) | Self::Storage(..) | Self::StorageInUse(_) => 8,
             Self::GaveUp(GiveUp::UnknownKey(_)) => 6,
@@ -105,7 +111,7 @@ impl AgentError {
             Self::Answer(_) => "answer",
             Self::Config(_) => "config",
             Self::GaveUp(GiveUp::UnknownKey(_)) => "unknown-key",
-            Self::Key(_) | Self::GaveUp(_) => "keystore",
+            Self::Key(_) | Self::GaveUp(_) => KEYSTORE,
             Self::Other(_) => "other",
             Self::Output(..) => "output",
             Self::ServerExpired(_) => "server-expired",
@@ -152,7 +158,10 @@ impl AgentError {
 fn key_advice(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Busy | ErrorKind::Unreachable => "see that the device or library is there and not in use, then try again",
-        ErrorKind::Corrupt => "nothing was overwritten; restore the key, or run `boundkeyctl reset token/NAME` and register the device anew",
+        ErrorKind::Corrupt => {
+            "nothing was overwritten; restore the key, or, if it is gone for good, run `boundkey keypair create --overwrite` here and \
+             `boundkeyctl reset token/NAME` on the server, and register the device anew"
+        }
         ErrorKind::Denied => "let the user that boundkey runs as use it: file mode, group (tss for a TPM), PIN",
         ErrorKind::Exists => "use that key, or delete it first",
         ErrorKind::Locked => "wait until the lockout ends, or have the token's owner lift it; do not try again before",
@@ -180,8 +189,12 @@ fn transport_advice(e: &TransportError) -> &'static str {
         }
         TransportError::CertificateExpired(_) => "look at the server's certificate, and at this device's clock",
         TransportError::CertificateName(_) => "use a name that was given to `boundkey-auth init --name`, or correct auth_server",
-        TransportError::CutShort => "nothing was lost: the next try gets the same answer; if it stays, look at what is between device and server",
-        TransportError::NotTrusted(_) => "compare ca_pins (or ca_file) with what `boundkey-auth init` printed; do not go on if they differ",
+        TransportError::CutShort => {
+            "nothing was lost: the next try gets the same answer; if it stays, look at what is between device and server"
+        }
+        TransportError::NotTrusted(_) => {
+            "compare ca_pins (or ca_file) with what `boundkey-auth init` printed; do not go on if they differ"
+        }
         TransportError::Refused(problem) => refusal_advice(problem),
         TransportError::TimedOut | TransportError::Tls(_) | TransportError::Unreachable(_) => {
             "check the network, auth_server and that boundkey-auth runs; the daemon keeps trying"
@@ -199,8 +212,12 @@ fn refusal_advice(problem: &Problem) -> &'static str {
         ProblemType::JoinStateMismatch | ProblemType::Locked => {
             "find out whether the key was copied; then, to let this device back in, run `boundkeyctl exempt token/NAME`"
         }
-        ProblemType::JoinStateRequired => "this device lost its join state; run `boundkeyctl exempt token/NAME` to let it back in",
-        ProblemType::KeyNotProven => "check that onboarding.token is this device's own token, and that its key is the registered one",
+        ProblemType::JoinStateRequired => {
+            "this device lost its join state; run `boundkeyctl exempt token/NAME` to let it back in"
+        }
+        ProblemType::KeyNotProven => {
+            "check that onboarding.token is this device's own token, and that its key is the registered one"
+        }
         ProblemType::KeyReused => "restart the agent: it makes another key",
         ProblemType::NameNotAllowed => "allow it in a role of the bot (`boundkeyctl edit role/NAME`), or correct outputs",
         ProblemType::NoRecoveriesLeft => {

@@ -8,7 +8,7 @@ use boundkey_hal::{Algorithm, PublicKey, durable};
 use zeroize::Zeroizing;
 
 use super::config::Keystore;
-use super::device::Device;
+use super::device::{Device, Pinning};
 use super::error::AgentError;
 use crate::join::SshKey;
 
@@ -42,7 +42,10 @@ pub enum Place {
 /// Creates a key, or finds the one that is there; returns what to print.
 pub fn create(request: &Request) -> Result<String, AgentError> {
     let (public, private) = match &request.place {
-        Place::Device { storage, keystore } => (in_device(request, Device::open(storage, keystore)?)?, None),
+        Place::Device { storage, keystore } => {
+            let pinning = if request.overwrite { Pinning::Renew } else { Pinning::Keep };
+            (in_device(request, Device::open(storage, keystore, pinning)?)?, None)
+        }
         Place::Static(path) => {
             let pem = static_key(request, path.as_ref())?;
             let key = PrivateKey::from_pem(&pem).map_err(|why| AgentError::Other(why.into()))?;

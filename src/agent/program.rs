@@ -13,7 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::config::{Config, ConfigError, Keystore, KeystoreKind, KeystoreOptions};
 use super::error::AgentError;
 use super::keypair::{self, Place};
-use super::{run, status, systemd};
+use super::{doctor, hsm, keystore, run, status, systemd};
 use crate::logging::{self, Format, Level};
 use crate::time::{Clock, Random, System};
 
@@ -43,7 +43,8 @@ pub fn command() -> Command {
         .env("BOUNDKEY_CONFIG")
         .value_parser(PathBufValueParser::new())
         .help("Configuration [default: /etc/boundkey.yaml]");
-    let format = Arg::new("format").long("format").value_parser(["text", "json"]).default_value("text").help("Form of the output");
+    let format =
+        Arg::new("format").long("format").value_parser(["text", "json"]).default_value("text").help("Form of the output");
     let level = Arg::new("log-level").long("log-level").value_name("LEVEL").help("error, warn, info, debug, trace or off");
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     let start = Command::new("start")
@@ -56,8 +57,15 @@ pub fn command() -> Command {
              Exit codes of --oneshot: 0 done, 1 other, 2 usage or configuration, 3 auth endpoint unreachable or not trusted, \
              4 locked, 5 no recoveries left, 6 registration refused, 7 key store, 8 storage",
         );
-    let status =
-        Command::new("status").about("Show token, certificate, recoveries, key and last error").arg(config.clone()).arg(format.clone());
+    let status = Command::new("status")
+        .about("Show token, certificate, recoveries, key and last error")
+        .arg(config.clone())
+        .arg(format.clone());
+    let doctor = Command::new("doctor")
+        .about("Look at all that a join needs, and say how to mend what is not well")
+        .arg(config.clone())
+        .arg(format.clone())
+        .after_help("Exit code 0 if nothing failed, else 1");
     let create = Command::new("create")
         .about("Make the device's key, or show the one it has, with a token document to register it")
         .arg(config.clone())
@@ -70,7 +78,12 @@ pub fn command() -> Command {
                 .help("Storage directory, where there is no configuration yet"),
         )
         .arg(flag("overwrite", "Make a new key also where there is one"))
-        .arg(Arg::new("algorithm").long("algorithm").value_parser(["ed25519", "p256"]).help("Algorithm [default: the key store's choice]"))
+        .arg(
+            Arg::new("algorithm")
+                .long("algorithm")
+                .value_parser(["ed25519", "p256"])
+                .help("Algorithm [default: the key store's choice]"),
+        )
         .arg(flag("static", "Make a key for hosts without writable storage").conflicts_with("storage"))
         .arg(
             Arg::new("static-key-path")
@@ -96,7 +109,9 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(start)
         .subcommand(status)
+        .subcommand(doctor)
         .subcommand(keypair)
+        .subcommand(hsm::command())
         .subcommand(install)
 }
 
@@ -111,8 +126,8 @@ pub fn main() -> ExitCode {
         }
     };
     match dispatch(&matches) {
-        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
+        Ok((text, code)) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => ExitCode::from(code),
             Err(_) => ExitCode::from(1),
         },
         Err(e) => {
@@ -126,24 +141,31 @@ fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Runs a subcommand; returns what goes to stdout.
-fn dispatch(matches: &ArgMatches) -> Result<String, AgentError> {
-    match matches.subcommand() {
+/// Runs a subcommand; returns what goes to stdout, and the exit code.
+fn dispatch(matches: &ArgMatches) -> Result<(String, u8), AgentError> {
+    let text = match matches.subcommand() {
         Some(("start", matches)) => start(matches),
         Some(("status", matches)) => {
             let config = load(matches, None)?;
             status::show(&config, Arc::new(System), is_json(matches))
         }
+        Some(("doctor", matches)) => return examine(matches),
         Some(("keypair", matches)) => match matches.subcommand() {
             Some((_, matches)) => create_keypair(matches),
             None => Err(usage("no subcommand", "see `boundkey keypair --help`")),
         },
+        Some((hsm::NAME, matches)) => {
+            keystore::quieten();
+            log_plainly()?;
+            hsm::run(matches)
+        }
         Some(("install", matches)) => match matches.subcommand() {
             Some((_, matches)) => systemd::install(matches, &load(matches, None)?),
             None => Err(usage("no subcommand", "see `boundkey install --help`")),
         },
         _ => Err(usage("no subcommand", "see `boundkey --help`")),
-    }
+    };
+    Ok((text?, 0))
 }
 
 fn usage(what: impl Into<String>, advice: impl Into<String>) -> AgentError {
@@ -167,14 +189,36 @@ fn start(matches: &ArgMatches) -> Result<String, AgentError> {
 
 /// Reads the configuration, and logs from here on as it says.
 fn load(matches: &ArgMatches, level: Option<Level>) -> Result<Config, AgentError> {
-    let path = matches.get_one::<PathBuf>("config").map_or(Path::new(CONFIG), PathBuf::as_path);
-    let config = Config::load(path, &env)?;
+    let config = read_quietly(matches)?;
     let level = Level::choose(level, &env, config.log.level).map_err(|e| usage(e.what, e.advice))?;
     logging::install(config.log.format, level, &env, Box::new(System));
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
     Ok(config)
+}
+
+/// Reads the configuration; libraries of its key store are quiet from here on.
+fn read_quietly(matches: &ArgMatches) -> Result<Config, ConfigError> {
+    let path = matches.get_one::<PathBuf>("config").map_or(Path::new(CONFIG), PathBuf::as_path);
+    let config = Config::load(path, &env)?;
+    if config.keystore != Keystore::File {
+        keystore::quieten();
+    }
+    Ok(config)
+}
+
+/// Findings go to stdout, good and bad ones: what cannot be read is one too.
+fn examine(matches: &ArgMatches) -> Result<(String, u8), AgentError> {
+    let report = match read_quietly(matches) {
+        Ok(config) => {
+            log_plainly()?;
+            doctor::examine(&config, &(Arc::new(System) as Arc<dyn Clock>))
+        }
+        Err(e) => doctor::without_configuration(&e),
+    };
+    let text = if is_json(matches) { report.json() } else { report.text() };
+    Ok((text, u8::from(report.has_failed())))
 }
 
 fn create_keypair(matches: &ArgMatches) -> Result<String, AgentError> {
@@ -184,8 +228,12 @@ fn create_keypair(matches: &ArgMatches) -> Result<String, AgentError> {
         log_plainly()?;
         Place::Static(path("static-key-path"))
     } else if let Some(storage) = path("storage") {
+        let keystore = keystore_of(matches)?;
+        if keystore != Keystore::File {
+            keystore::quieten();
+        }
         log_plainly()?;
-        Place::Device { storage, keystore: keystore_of(matches)? }
+        Place::Device { storage, keystore }
     } else if path("config").is_some() || Path::new(CONFIG).exists() {
         let config = load(matches, None)?;
         token = Some(config.onboarding.token.read()?);
@@ -197,8 +245,13 @@ fn create_keypair(matches: &ArgMatches) -> Result<String, AgentError> {
         "p256" => Algorithm::EcdsaP256,
         _ => Algorithm::Ed25519,
     });
-    let mut text =
-        keypair::create(&keypair::Request { place, overwrite: matches.get_flag("overwrite"), algorithm, token, json: is_json(matches) })?;
+    let mut text = keypair::create(&keypair::Request {
+        place,
+        overwrite: matches.get_flag("overwrite"),
+        algorithm,
+        token,
+        json: is_json(matches),
+    })?;
     if !text.ends_with('\n') {
         text.push('\n');
     }
@@ -221,7 +274,7 @@ fn keystore_of(matches: &ArgMatches) -> Result<Keystore, AgentError> {
         pin_path: path("pin-path")?,
         pin_credential: text("pin-credential"),
     };
-    Ok(Keystore::try_from(options).map_err(ConfigError::from)?)
+    Ok(Keystore::try_from(options).map_err(ConfigError::from)?.with_environment(&env))
 }
 
 /// Logs as text, where no configuration says otherwise.

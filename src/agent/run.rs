@@ -12,8 +12,8 @@ use rustls::pki_types::pem::PemObject as _;
 use super::backoff::{Backoff, jittered};
 use super::clock::{DeviceClock, since_boot};
 use super::config::{Config, ConfigError, Trust as TrustConfig};
-use super::device::Device;
-use super::error::AgentError;
+use super::device::{Device, Pinning};
+use super::error::{AgentError, KEYSTORE};
 use super::join::{Joined, Joiner};
 use super::outputs::{self, Reloads};
 use super::report::Reporter;
@@ -23,7 +23,7 @@ use super::transport::Https;
 use super::wait::{Waiter, Wake};
 use crate::join::JoinKind;
 use crate::join::message::JOIN_PATH;
-use crate::time::{Clock, Random};
+use crate::time::{Clock, Random, Timestamp};
 
 /// Longest backoff while there is no certificate that holds.
 const CAP_WITHOUT_CERTIFICATE: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ pub struct Agent {
 impl Agent {
     /// Opens what the configuration names.
     pub fn open(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<Self, AgentError> {
-        let device = Device::open(&config.storage, &config.keystore)?;
+        let device = Device::open(&config.storage, &config.keystore, Pinning::Keep)?;
         let clock = Arc::new(DeviceClock::new(system.clone(), device.state.memory().last_known_time));
         let trust = Trust::new(roots(config)?, clock.clone());
         let https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
@@ -80,6 +80,14 @@ impl Agent {
         outputs::install(&fresh, &joined.bundle, &mut self.reloads)
     }
 
+    /// Notes a success, and says so where the last try failed for the key store: someone may be on their way to it.
+    fn note_success(&mut self, next_renewal: Option<Timestamp>, warnings: Vec<String>) {
+        if self.reporter.report().last_error.as_ref().is_some_and(|e| e.r#type == KEYSTORE) {
+            log::info!("the key store works again");
+        }
+        self.reporter.succeeded(next_renewal, warnings);
+    }
+
     fn note_failure(&mut self, e: &AgentError) {
         log::error!("{e}\n{}", e.advice());
         self.reporter.failed(e, self.clock.now());
@@ -93,9 +101,9 @@ impl Agent {
 
 /// One join. Outputs are installed and what uses them is reloaded, else it is an error.
 pub fn oneshot(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<(), AgentError> {
-    let mut agent = Agent::open(config, system, random)?;
+    let mut agent = Agent::open(config, system, random).inspect_err(|e| report_unopened(config, system, e))?;
     let done = agent.join().and_then(|(joined, _)| {
-        agent.reporter.succeeded(None, joined.answer.warnings.clone());
+        agent.note_success(None, joined.answer.warnings.clone());
         let installed = agent.install(joined);
         let reloaded = agent.reloads.run_all();
         installed.and(reloaded)
@@ -104,6 +112,13 @@ pub fn oneshot(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random
         agent.reporter.failed(e, agent.clock.now());
     }
     done
+}
+
+/// Leaves for `boundkey status` why there is not even an agent. Another agent's report is left alone.
+fn report_unopened(config: &Config, system: &Arc<dyn Clock>, e: &AgentError) {
+    if !matches!(e, AgentError::StorageInUse(_)) {
+        Reporter::open(&config.storage).failed(e, DeviceClock::new(system.clone(), Timestamp::default()).now());
+    }
 }
 
 /// Renews until SIGTERM or SIGINT.
@@ -146,6 +161,7 @@ fn turn(
         Err(e @ (AgentError::Config(_) | AgentError::StorageInUse(_))) => return Err(e),
         Err(e) => {
             log::error!("{e}\n{}", e.advice());
+            report_unopened(config, system, &e);
             notifier.status(&e.to_string());
             return Ok(backoff.next(CAP_WITHOUT_CERTIFICATE, &**random)?);
         }
@@ -156,7 +172,7 @@ fn turn(
             let wait = jittered(wait, &**random)?;
             let next = agent.clock.now().plus(wait);
             let end = joined.answer.identity.not_after;
-            agent.reporter.succeeded(Some(next), joined.answer.warnings.clone());
+            agent.note_success(Some(next), joined.answer.warnings.clone());
             notifier.status(&format!("certificate until {end}; next renewal {next}"));
             if let Err(e) = agent.install(joined) {
                 agent.reporter.failed(&e, agent.clock.now());
@@ -166,7 +182,8 @@ fn turn(
         Err(e) => {
             agent.note_failure(&e);
             notifier.status(&e.to_string());
-            let cap = if agent.has_certificate() { CAP_WITH_CERTIFICATE.min(config.renewal_interval) } else { CAP_WITHOUT_CERTIFICATE };
+            let cap =
+                if agent.has_certificate() { CAP_WITH_CERTIFICATE.min(config.renewal_interval) } else { CAP_WITHOUT_CERTIFICATE };
             let wait = backoff.next(cap, &**random)?;
             log::info!("trying again in {}", humantime::format_duration(Duration::from_secs(wait.as_secs().max(1))));
             Ok(wait)
@@ -204,7 +221,8 @@ fn interval(config: &Config, lifetime: Duration) -> Duration {
     outputs.chain([config.renewal_interval, lifetime * 2 / 3]).min().unwrap_or(config.renewal_interval)
 }
 
-fn roots(config: &Config) -> Result<Roots, AgentError> {
+/// Whom the configuration trusts.
+pub(super) fn roots(config: &Config) -> Result<Roots, AgentError> {
     let path = match &config.trust {
         TrustConfig::Pins(pins) => return Ok(Roots::Pins(pins.iter().map(|pin| pin.0).collect())),
         TrustConfig::File(path) => path,
@@ -213,7 +231,8 @@ fn roots(config: &Config) -> Result<Roots, AgentError> {
         ConfigError::new(format!("ca_file {}: {why}", path.display()), "give a PEM file with the CA certificate, or use ca_pins")
     };
     let pem = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
-    let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|e| unusable(e.to_string()))?;
+    let certificates =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(|e| unusable(e.to_string()))?;
     if certificates.is_empty() {
         return Err(unusable("it holds no certificate".into()).into());
     }

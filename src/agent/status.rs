@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::clock::DeviceClock;
 use super::config::Config;
-use super::device::open_keystore;
 use super::error::AgentError;
+use super::keystore;
 use super::report::Reporter;
 use crate::join::device::Memory;
 use crate::state::{DirStorage, StateFile};
@@ -28,9 +28,12 @@ pub fn show(config: &Config, system: std::sync::Arc<dyn Clock>, as_json: bool) -
 
 fn describe(config: &Config, memory: &Memory, reporter: &Reporter) -> Value {
     let key = memory.current_key();
-    let place = open_keystore(&config.keystore, &config.storage)
-        .and_then(|mut store| Ok(store.capabilities()?))
-        .map_or_else(|e| json!({ "error": e.to_string() }), |found| json!({ "place": found.place.as_str(), "hardware": found.hardware }));
+    let place = keystore::open(&config.keystore, &config.storage, memory.keystore_pin.as_deref())
+        .and_then(|mut store| store.capabilities())
+        .map_or_else(
+            |e| json!({ "error": e.to_string() }),
+            |found| json!({ "place": found.place.as_str(), "hardware": found.hardware }),
+        );
     let mut keystore = json!({
         "type": config.keystore.kind(),
         "key": key.map(|key| &key.id),
@@ -39,6 +42,9 @@ fn describe(config: &Config, memory: &Memory, reporter: &Reporter) -> Value {
     });
     if let (Value::Object(keystore), Value::Object(place)) = (&mut keystore, place) {
         keystore.extend(place);
+        let id = key.and_then(|key| key.id.parse().ok());
+        let places = keystore::places(&config.keystore, &config.storage, id.as_ref());
+        keystore.extend(places.into_iter().map(|(name, value)| (name.to_owned(), value.into())));
     }
     let report = reporter.report();
     let or_none = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -80,7 +86,8 @@ fn text(status: &Value, now: Timestamp) -> String {
     }
     let recovery = &status["recovery"];
     if recovery.is_object() {
-        let left = recovery["remaining"].as_u64().map_or_else(String::new, |left| format!(" of {}, {left} left", recovery["limit"]));
+        let left =
+            recovery["remaining"].as_u64().map_or_else(String::new, |left| format!(" of {}, {left} left", recovery["limit"]));
         line("recoveries", &format!("{} used{left} ({})", recovery["count"], plain(&recovery["mode"])));
     }
     let certificate = &status["certificate"];
@@ -93,7 +100,15 @@ fn text(status: &Value, now: Timestamp) -> String {
     let keystore = &status["keystore"];
     line("key store", &format!("{}, {}", plain(&keystore["type"]), plain(keystore.get("place").unwrap_or(&keystore["error"]))));
     if keystore["key"].is_string() {
-        line("key", &format!("{}, {} {}", plain(&keystore["key"]), plain(&keystore["algorithm"]), plain(&keystore["thumbprint"])));
+        line(
+            "key",
+            &format!("{}, {} {}", plain(&keystore["key"]), plain(&keystore["algorithm"]), plain(&keystore["thumbprint"])),
+        );
+    }
+    for (name, field) in [("key file", "file"), ("module", "module")] {
+        if let Some(value) = keystore[field].as_str() {
+            line(name, value);
+        }
     }
     if let Some(damage) = status["state_file"].as_str() {
         line("state file", damage);

@@ -8,8 +8,8 @@ use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, StreamOwned};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{
-    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, TcpConnector, Transport as Socket,
-    TransportAdapter,
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, TcpConnector,
+    Transport as Socket, TransportAdapter,
 };
 
 use super::tls::{PinMismatch, Trust};
@@ -110,6 +110,33 @@ impl Https {
         format!("{}{path}", self.base)
     }
 
+    /// Gets JSON from a path.
+    pub fn get(&self, path: &str) -> Result<Vec<u8>, TransportError> {
+        self.answer(self.agent.get(self.url(path)).call())
+    }
+
+    /// The body of an answer, if it is the one wanted.
+    fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Vec<u8>, TransportError> {
+        let mut response = sent.map_err(|e| self.explain(e))?;
+        let status = response.status();
+        let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        let body =
+            response.body_mut().with_config().limit(MAX_ANSWER as u64).read_to_vec().map_err(|e| match self.explain(e) {
+                // The head arrived: what is missing is the rest of the answer.
+                TransportError::Unreachable(_) | TransportError::NotBoundkey(_) => TransportError::CutShort,
+                other => other,
+            })?;
+        if kind.starts_with(PROBLEM_JSON) {
+            let problem = serde_json::from_slice(&body);
+            return Err(problem.map_or_else(|e| TransportError::NotBoundkey(e.to_string()), TransportError::Refused));
+        }
+        if status == 200 && kind.starts_with("application/json") {
+            return Ok(body);
+        }
+        let kind = if kind.is_empty() { "an answer without a type" } else { &kind };
+        Err(TransportError::NotBoundkey(format!("status {} with {kind}", status.as_u16())))
+    }
+
     fn explain(&self, e: ureq::Error) -> TransportError {
         let io = match e {
             ureq::Error::Timeout(_) => return TransportError::TimedOut,
@@ -156,24 +183,7 @@ impl Https {
 
 impl Transport for Https {
     fn post(&mut self, path: &str, body: &[u8]) -> Result<Vec<u8>, TransportError> {
-        let sent = self.agent.post(self.url(path)).content_type("application/json").send(body);
-        let mut response = sent.map_err(|e| self.explain(e))?;
-        let status = response.status();
-        let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-        let body = response.body_mut().with_config().limit(MAX_ANSWER as u64).read_to_vec().map_err(|e| match self.explain(e) {
-            // The head arrived: what is missing is the rest of the answer.
-            TransportError::Unreachable(_) | TransportError::NotBoundkey(_) => TransportError::CutShort,
-            other => other,
-        })?;
-        if kind.starts_with(PROBLEM_JSON) {
-            let problem = serde_json::from_slice(&body);
-            return Err(problem.map_or_else(|e| TransportError::NotBoundkey(e.to_string()), TransportError::Refused));
-        }
-        if status == 200 && kind.starts_with("application/json") {
-            return Ok(body);
-        }
-        let kind = if kind.is_empty() { "an answer without a type" } else { &kind };
-        Err(TransportError::NotBoundkey(format!("status {} with {kind}", status.as_u16())))
+        self.answer(self.agent.post(self.url(path)).content_type("application/json").send(body))
     }
 
     fn doubt(&self) -> Option<Timestamp> {

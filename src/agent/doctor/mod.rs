@@ -1,0 +1,58 @@
+//! `boundkey doctor`: looks at all that a join needs, and says of each part whether it is well and how to mend it.
+//!
+//! Made to run beside the daemon: it takes no lock, and changes nothing but for a throw-away key, made and deleted again.
+
+mod clock;
+pub mod hardware;
+mod keystore;
+mod outputs;
+mod report;
+mod server;
+mod storage;
+
+use std::sync::Arc;
+
+use super::clock::DeviceClock;
+use super::config::{Config, ConfigError};
+use crate::time::{Clock, Timestamp};
+
+pub use report::Report;
+
+/// Everything, with a configuration.
+pub fn examine(config: &Config, system: &Arc<dyn Clock>) -> Report {
+    let mut report = Report::default();
+    configuration(&mut report, config);
+    let memory = storage::check(&mut report, config, system);
+    hardware::check(&mut report);
+    let offered = keystore::check(&mut report, config, memory.as_ref());
+    let known = memory.as_ref().map_or(Timestamp::default(), |memory| memory.last_known_time);
+    let device_clock = Arc::new(DeviceClock::new(system.clone(), known));
+    clock::check(&mut report, &device_clock, system.now());
+    if let Some(answer) = server::check(&mut report, config, &device_clock, memory.as_ref(), &offered) {
+        clock::compare(&mut report, system.now(), answer.time);
+    }
+    outputs::check(&mut report, config);
+    report
+}
+
+/// What can be said without one.
+pub fn without_configuration(e: &ConfigError) -> Report {
+    let mut report = Report::default();
+    report.fail("config", e.to_string(), e.advice());
+    hardware::check(&mut report);
+    report
+}
+
+fn configuration(report: &mut Report, config: &Config) {
+    let before = report.len();
+    for warning in config.warnings.iter().cloned().chain(config.daemon_warnings()) {
+        let (what, advice) = warning.rsplit_once("; ").unwrap_or((&warning, "see the documentation of the configuration"));
+        report.warn("config", what, advice);
+    }
+    if let Err(e) = config.onboarding.token.read() {
+        report.fail("config", e.to_string(), e.advice());
+    }
+    if report.len() == before {
+        report.ok("config", config.path.display().to_string());
+    }
+}

@@ -1,0 +1,158 @@
+//! The storage directory, and what the device remembers in it.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
+
+use super::Report;
+use crate::agent::clock::DeviceClock;
+use crate::agent::config::Config;
+use crate::agent::device::LOCK_FILE;
+use crate::agent::error::AgentError;
+use crate::agent::identity::StoredIdentity;
+use crate::agent::report::Reporter;
+use crate::join::device::Memory;
+use crate::state::{DirStorage, StateFile};
+use crate::time::Clock;
+
+const CHECK: &str = "storage";
+/// What one renewal may need at worst: two slots, the identity with its bundle, a key, each beside its old version.
+const NEEDED: u64 = 32 * 1024;
+/// So little that it deserves a word.
+const COMFORTABLE: u64 = 256 * 1024;
+
+/// What the device remembers; `None` where that cannot be read.
+pub fn check(report: &mut Report, config: &Config, system: &Arc<dyn Clock>) -> Option<Memory> {
+    let dir = &config.storage;
+    directory(report, dir);
+    space(report, dir);
+    if let Some(pid) = holder(&dir.join(LOCK_FILE)) {
+        report.ok(CHECK, format!("an agent runs on it, process {pid}: what follows is as of its last write"));
+    }
+    let state = match StateFile::open(DirStorage::open(dir)) {
+        Ok(state) => state,
+        Err(e) => {
+            let e = AgentError::State(e);
+            report.fail("state", e.to_string(), e.advice());
+            return None;
+        }
+    };
+    let memory = state.memory().clone();
+    match (state.exists(), state.damaged()) {
+        (false, _) => report.ok("state", "none: this device never joined"),
+        (true, None) => report.ok("state", "whole"),
+        (true, Some(why)) => {
+            let advice = "nothing was lost, and the next join writes it anew; if it comes again, look at the medium (dmesg)";
+            report.warn("state", format!("one slot is {why}; the other one holds"), advice);
+        }
+    }
+    let now = DeviceClock::new(system.clone(), memory.last_known_time).now();
+    if memory.step.is_some() {
+        identity(report, dir, &memory, now);
+        recoveries(report, &memory);
+    }
+    if let Some(last) = &Reporter::open(dir).report().last_error {
+        report.warn("last join", format!("failed at {}: {}", last.at, last.message), last.advice.clone());
+    }
+    Some(memory)
+}
+
+fn directory(report: &mut Report, dir: &Path) {
+    let place = dir.display();
+    let metadata = match std::fs::metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => metadata,
+        Ok(_) => return report.fail(CHECK, format!("{place} is not a directory"), "remove it, or correct storage.path"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return report.warn(
+                CHECK,
+                format!("{place} is not there yet"),
+                "nothing to do: the first start makes it, private to its user",
+            );
+        }
+        Err(e) => {
+            let e = AgentError::Storage(place.to_string(), e);
+            return report.fail(CHECK, e.to_string(), e.advice());
+        }
+    };
+    if let Err(e) = access(dir, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK) {
+        let e = AgentError::Storage(place.to_string(), e.into());
+        return report.fail(CHECK, e.to_string(), e.advice());
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        report.warn(CHECK, format!("{place} has mode {mode:04o}: others can look in"), format!("run chmod 700 {place}"));
+    } else {
+        report.ok(CHECK, format!("{place} is private and can be written"));
+    }
+}
+
+fn space(report: &mut Report, dir: &Path) {
+    let Some(existing) = dir.ancestors().find(|path| path.exists()) else { return };
+    let Ok(found) = statvfs(existing) else { return };
+    let free = u64::from(found.blocks_available()).saturating_mul(u64::from(found.fragment_size()));
+    // Some file systems do not count inodes, and say that they have none at all.
+    let no_inodes = found.files() > 0 && found.files_available() == 0;
+    let advice = "make room on the file system of storage.path";
+    if free < NEEDED || no_inodes {
+        let what = if no_inodes { "no file can be made any more".into() } else { format!("{} KiB are free", free / 1024) };
+        report.fail(CHECK, format!("{what}, and a renewal may need {} KiB", NEEDED / 1024), advice);
+    } else if free < COMFORTABLE {
+        report.warn(CHECK, format!("only {} KiB are free", free / 1024), advice);
+    }
+}
+
+/// Who holds the lock, from the kernel's list: to try it would keep an agent from starting in that moment.
+fn holder(lock: &Path) -> Option<u32> {
+    let inode = std::fs::metadata(lock).ok()?.ino();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    // `1: FLOCK  ADVISORY  WRITE 1234 fe:01:56789 0 EOF` (proc_locks(5)); the device is not always that of stat(2).
+    let pids = locks.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let flock = fields.next()? == "FLOCK";
+        let pid: u32 = fields.nth(2)?.parse().ok()?;
+        let same = fields.next()?.rsplit(':').next()?.parse() == Ok(inode);
+        (flock && same).then_some(pid)
+    });
+    pids.into_iter()
+        .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("boundkey")))
+}
+
+fn identity(report: &mut Report, dir: &Path, memory: &Memory, now: crate::time::Timestamp) {
+    const CHECK: &str = "identity";
+    let rejoin = "nothing to do while recoveries are left: the next join is one";
+    let known = match StoredIdentity::load(&DirStorage::open(dir)) {
+        Err(e) => return report.fail(CHECK, e.to_string(), e.advice()),
+        Ok(None) => return report.warn(CHECK, "the identity certificate is missing or damaged", rejoin),
+        Ok(Some(identity)) => identity.belongs_to(memory),
+    };
+    match &memory.certificate {
+        Some(certificate) if certificate.not_after <= now => {
+            report.warn(CHECK, format!("the certificate expired at {}", certificate.not_after), rejoin);
+        }
+        Some(_) if !known => {
+            let advice = "nothing to do: a power cut left it so, and the next join repeats the last one";
+            report.warn(CHECK, "the certificate is newer than the state", advice);
+        }
+        Some(certificate) => report.ok(CHECK, format!("certificate until {}", certificate.not_after)),
+        None => report.warn(CHECK, "there is no certificate", rejoin),
+    }
+}
+
+fn recoveries(report: &mut Report, memory: &Memory) {
+    const CHECK: &str = "recoveries";
+    match memory.recoveries.map(|recoveries| (recoveries, recoveries.remaining())) {
+        None | Some((_, None)) => report.ok(CHECK, "not limited"),
+        Some((recoveries, Some(0))) => report.warn(
+            CHECK,
+            format!("none is left of {}: without a valid certificate the device stays out", recoveries.limit),
+            format!(
+                "raise spec.bound_keypair.recovery.limit of token {}, or when it is out, run `boundkeyctl exempt`",
+                memory.token
+            ),
+        ),
+        Some((recoveries, Some(left))) => report.ok(CHECK, format!("{left} left of {}", recoveries.limit)),
+    }
+}

@@ -1,0 +1,166 @@
+//! The steps themselves.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use boundkey_hal::pkcs11::{Pkcs11Store, TokenSummary, init_token, tokens};
+use boundkey_hal::{Algorithm, ErrorKind, KeyId, KeyStore as _};
+use clap::ArgMatches;
+use serde_json::{Value, json};
+
+use super::options;
+use crate::agent::config::ConfigError;
+use crate::agent::doctor::hardware;
+use crate::agent::error::AgentError;
+use crate::join::SshKey;
+
+/// Runs a step; returns what goes to stdout.
+pub(super) fn run(matches: &ArgMatches) -> Result<String, AgentError> {
+    let Some((step, matches)) = matches.subcommand() else {
+        return Err(ConfigError::new("no subcommand", "see `boundkey hsm --help`").into());
+    };
+    let found = match step {
+        "modules" => hardware::modules().iter().map(|path| json!({ "module": path })).collect(),
+        "tokens" => list_tokens(matches)?,
+        "keys" => list_keys(matches)?,
+        "init-token" => vec![initialise(matches)?],
+        "create-key" => vec![create(matches)?],
+        _ => vec![delete(matches)?],
+    };
+    if matches.get_one::<String>("format").is_some_and(|format| format == "json") {
+        return Ok(format!("{}\n", Value::Array(found)));
+    }
+    Ok(found.iter().map(text).collect())
+}
+
+/// The URI, or whatever else says best what it is, and its other properties below it.
+fn text(item: &Value) -> String {
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut text = String::new();
+    let title = ["uri", "module", "name"].into_iter().find(|field| item[*field].is_string()).unwrap_or_default();
+    let _ = writeln!(text, "{}", plain(&item[title])); // writing to a String cannot fail
+    for (name, value) in item.as_object().into_iter().flatten().filter(|(name, value)| *name != title && !value.is_null()) {
+        let _ = writeln!(text, "    {name}: {}", plain(value));
+    }
+    text
+}
+
+fn list_tokens(matches: &ArgMatches) -> Result<Vec<Value>, AgentError> {
+    if let Some(module) = matches.get_one::<String>("module").map(PathBuf::from) {
+        return Ok(tokens(&module)?.iter().map(|token| describe(token, &module)).collect());
+    }
+    let mut found = Vec::new();
+    for module in hardware::modules() {
+        match tokens(&module) {
+            Ok(tokens) => found.extend(tokens.iter().map(|token| describe(token, &module))),
+            Err(e) => found.push(json!({ "module": module, "error": e.to_string() })),
+        }
+    }
+    Ok(found)
+}
+
+fn describe(token: &TokenSummary, module: &Path) -> Value {
+    let pin = match token {
+        _ if token.user_pin_locked => "locked",
+        _ if token.user_pin_final_try => "one more wrong one locks it",
+        _ if token.user_pin_count_low => "a wrong one was given",
+        _ if token.user_pin_set => "set",
+        _ if token.login_required => "not set: finish with init-token",
+        _ => "none needed",
+    };
+    json!({
+        "uri": token.initialized.then(|| with_module(&token.uri, module)),
+        "module": module,
+        "label": token.label,
+        "serial": token.serial,
+        "manufacturer": token.manufacturer,
+        "model": token.model,
+        "state": if token.initialized { "ready" } else { "blank" },
+        "pin": token.initialized.then_some(pin),
+        "hardware": token.hardware,
+        "write_protected": token.write_protected,
+    })
+}
+
+fn list_keys(matches: &ArgMatches) -> Result<Vec<Value>, AgentError> {
+    let config = options::token(matches)?;
+    let module = config.module.clone();
+    let mut store = Pkcs11Store::new(config)?;
+    let uris = store.key_uris()?;
+    uris.into_iter().map(|(id, uri)| key(&mut store, &id, &uri, &module)).collect()
+}
+
+fn key(store: &mut Pkcs11Store, id: &KeyId, uri: &str, module: &Path) -> Result<Value, AgentError> {
+    let public = match store.public_key(id) {
+        Ok(public) => json!(SshKey(public).to_string()),
+        // One that is damaged is listed all the same: it is what the technician looks for.
+        Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Other) => {
+            return Ok(json!({ "name": id.as_str(), "error": e.to_string() }));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    Ok(json!({ "uri": with_module(uri, module), "name": id.as_str(), "public_key": public }))
+}
+
+fn initialise(matches: &ArgMatches) -> Result<Value, AgentError> {
+    let missing = || AgentError::from(ConfigError::new("no module or label", "give --module and --label"));
+    let module = matches.get_one::<PathBuf>("module").ok_or_else(missing)?;
+    let label = matches.get_one::<String>("label").ok_or_else(missing)?;
+    match init_token(module, label, &options::so_pin(matches)?, &options::user_pin(matches)?) {
+        Ok(token) => Ok(describe(&token, module)),
+        Err(e) if e.kind() == ErrorKind::Exists => {
+            log::warn!("{e}");
+            let all = tokens(module)?;
+            let there = all.iter().find(|token| token.initialized && token.label == *label);
+            there.map(|token| describe(token, module)).ok_or_else(|| e.into())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn create(matches: &ArgMatches) -> Result<Value, AgentError> {
+    let (id, mut store, module) = target(matches)?;
+    let algorithm = match matches.get_one::<String>("algorithm").map(String::as_str) {
+        Some("ed25519") => Algorithm::Ed25519,
+        _ => Algorithm::EcdsaP256,
+    };
+    match store.generate(&id, algorithm) {
+        Err(e) if e.kind() == ErrorKind::Exists => log::warn!("{e}"),
+        made => drop(made?),
+    }
+    let uri = store.key_uris()?.into_iter().find(|(other, _)| *other == id).map(|(_, uri)| uri);
+    let uri = uri.ok_or_else(|| AgentError::Other(format!("the key {id} was made, but is not on the token")))?;
+    key(&mut store, &id, &uri, &module)
+}
+
+fn delete(matches: &ArgMatches) -> Result<Value, AgentError> {
+    let (id, mut store, _) = target(matches)?;
+    match store.delete(&id) {
+        Err(e) if e.kind() == ErrorKind::NotFound => log::warn!("{e}: nothing to delete"),
+        done => done?,
+    }
+    Ok(json!({ "name": id.as_str(), "state": "deleted" }))
+}
+
+/// The key and the token that a step is about.
+fn target(matches: &ArgMatches) -> Result<(KeyId, Pkcs11Store, PathBuf), AgentError> {
+    let name = matches.get_one::<String>("name").map(String::as_str).unwrap_or_default();
+    let id = name.parse().map_err(|e| ConfigError::new(format!("{name:?}: {e}"), "give another name"))?;
+    let config = options::token(matches)?;
+    let module = config.module.clone();
+    Ok((id, Pkcs11Store::new(config)?, module))
+}
+
+/// The URI with the module in it (RFC 7512 section 2.3), as the agent's configuration takes it for a token.
+fn with_module(uri: &str, module: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut whole = format!("{uri}?module-path=");
+    for byte in module.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(byte) {
+            whole.push(char::from(*byte));
+        } else {
+            let _ = write!(whole, "%{byte:02X}"); // writing to a String cannot fail
+        }
+    }
+    whole
+}

@@ -52,6 +52,11 @@ impl Swtpm {
         self.port
     }
 
+    /// Where its state is, and where [`Swtpm::tool`] runs.
+    pub(crate) fn state(&self) -> &Path {
+        self.state.path()
+    }
+
     /// A store with the key files in `dir`.
     #[cfg(feature = "tpm")]
     pub(crate) fn config(&self, dir: &Path) -> boundkey_hal::tpm::Config {

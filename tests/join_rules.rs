@@ -397,3 +397,20 @@ fn the_same_stamp_on_another_line_of_steps_is_noticed() {
     assert_eq!(stamps[0], stamps[1], "the same counters");
     assert_eq!(refusal(device.join(&mut world)), ProblemType::JoinStateMismatch);
 }
+
+/// The cure for a stolen key: an exemption, then a rotation. The key was caught, so its copies are strangers once it is retired.
+#[test]
+fn after_exemption_and_rotation_a_copy_is_a_stranger() {
+    let (mut world, mut device) = joined(5);
+    let mut thief = device.copy();
+    device.join(&mut world).expect("renewed");
+    assert_eq!(refusal(thief.join(&mut world)), ProblemType::JoinStateMismatch);
+    world.locks.clear();
+    world.revision += 1;
+    device.join(&mut world).expect("renewed");
+    world.later(Duration::from_secs(60));
+    world.spec.rotate_after = Some(world.now);
+    device.join(&mut world).expect("rotated");
+    assert_eq!(refusal(thief.join(&mut world)), ProblemType::KeyNotProven);
+    assert!(!world.locked());
+}

@@ -283,7 +283,8 @@ fn state_mismatch(base: &Base, status: &Status, claims: &Claims) -> Option<Strin
     }
     // The same counters of another line of steps: a restored server followed one holder, and this is the other. The attempt itself
     // is not told: whoever knows it and has the state before could take the step's answer.
-    if wrong.is_empty() && base.last.as_ref().is_some_and(|last| last.attempt != claims.jti) {
+    if wrong.is_empty() && base.last.as_ref().is_some_and(|last| (last.attempt, last.issued_at_ms) != (claims.jti, claims.iat_ms))
+    {
         let expected = Timestamp::from_millis(base.issued_at_ms);
         wrong.push(format!("of another line of steps: issued at {}, expected one of {expected}", claims.issued_at()));
     }
@@ -440,6 +441,10 @@ fn rotate(
 
 /// Binds `key`. The key bound before, where it is another, is retired.
 fn rebind(status: &mut Status, key: &PublicKey) {
+    // The mark of the bound key stays: once a rotation retires it, its copies are strangers.
+    if is_bound(status, key) {
+        return;
+    }
     let print = Thumbprint::of(key);
     if let Some(bound) = status.bound_public_key.replace(SshKey(key.clone())).filter(|bound| bound.0 != *key) {
         status.retired_keys.insert(0, Thumbprint::of(&bound.0));

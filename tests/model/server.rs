@@ -1,0 +1,218 @@
+//! The server: the real verification and the real decision on one token.
+
+use std::time::Duration;
+
+use boundkey::join::message::{ChallengeAnswer, IssuedCertificate, JoinAnswer};
+use boundkey::join::server::challenge::Challenge;
+use boundkey::join::server::decision::{Fresh, Grant, Refusal, Token, decide};
+use boundkey::join::server::record::{Exemption, Spec, Status, rotation_due};
+use boundkey::join::server::request::{Context, Holder, ShownCertificate, Verified, verify};
+use boundkey::join::{Claims, Id, JoinKind, ProblemType, Step, Thumbprint, base64url};
+use boundkey::time::Timestamp;
+
+use super::holder::{IDENTITY_KEY, Request, named};
+use super::medium::{public_key, sign};
+
+pub const TOKEN: &str = "t";
+pub const SECRET: &str = "s";
+const CLUSTER: &str = "c";
+const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+pub const TTL: Duration = Duration::from_secs(3600);
+/// The pool's key that signs join states.
+const SIGNER: u8 = 1;
+
+/// Broken decisions, to see that the model notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Decision {
+    Real,
+    /// Knows no attempt again: a lost answer looks like a second holder.
+    ForgetsAttempts,
+    /// Follows any newer join state, whenever it was issued.
+    FollowsAnyNewer,
+    /// Takes the counters of a join state for all there is to compare.
+    ComparesCountersOnly,
+    /// Does not look at locks.
+    IgnoresLocks,
+}
+
+/// All that a join is decided on.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Server {
+    pub now: Timestamp,
+    pub spec: Spec,
+    pub status: Status,
+    pub locks: Vec<String>,
+    /// Restores so far: what a restored server names, it names anew.
+    pub restores: u8,
+}
+
+/// What became of a request.
+pub struct Verdict {
+    pub server: Server,
+    pub outcome: Result<Granted, ProblemType>,
+}
+
+/// A grant, with the answer that tells of it.
+pub struct Granted {
+    pub kind: JoinKind,
+    pub exempt: bool,
+    pub followed: bool,
+    pub answer: JoinAnswer,
+}
+
+impl Server {
+    pub fn new(limit: u32) -> Self {
+        let mut spec = Spec::default();
+        spec.recovery.limit = limit;
+        let status = Status { incarnation: Some(Id([9; 16])), registration_secret: Some(SECRET.into()), ..Status::default() };
+        Self { now: NOW, spec, status, locks: vec![], restores: 0 }
+    }
+
+    /// What tells this server from others.
+    pub fn content(&self) -> Vec<u8> {
+        serde_json::to_vec(&(self.now, &self.spec, &self.status, &self.locks, self.restores)).expect("plain data")
+    }
+
+    /// The challenge, but for seal and times: both are the caller's matter, which knows what is stale.
+    pub fn challenge(&self) -> ChallengeAnswer {
+        ChallengeAnswer {
+            challenge: "nonce".into(),
+            key: self.status.bound_public_key.as_ref().map(|key| Thumbprint::of(&key.0)),
+            incarnation: self.status.incarnation.expect("set"),
+            rotate: rotation_due(&self.spec, &self.status, self.now),
+            algorithms: vec!["ES256".into()],
+            expires: NOW,
+            time: NOW,
+        }
+    }
+
+    /// What of the server its verification of a request looks at.
+    pub fn verifies_by(&self) -> (Option<Thumbprint>, bool) {
+        let status = &self.status;
+        (status.bound_public_key.as_ref().map(|key| Thumbprint::of(&key.0)), status.registration_secret.is_some())
+    }
+
+    /// Decides, and commits.
+    pub fn take(&self, verified: Result<Verified, Refusal>, decision: Decision) -> Verdict {
+        match verified.and_then(|verified| self.decided(&verified, decision)) {
+            Ok(grant) => {
+                let answer = self.answer(&grant);
+                let granted = Granted {
+                    kind: grant.kind,
+                    exempt: grant.exemption.is_some(),
+                    followed: grant.rolled_forward.is_some(),
+                    answer,
+                };
+                Verdict { server: Self { status: grant.status, ..self.clone() }, outcome: Ok(granted) }
+            }
+            Err(refusal) => {
+                let mut server = self.clone();
+                server.refused(&refusal);
+                Verdict { server, outcome: Err(refusal.problem.kind) }
+            }
+        }
+    }
+
+    fn refused(&mut self, refusal: &Refusal) {
+        self.locks.extend(refusal.lock.as_ref().map(|_| "two holders".to_owned()));
+        refusal.caught.into_iter().for_each(|key| self.status.catch(key));
+    }
+
+    pub fn verified(&self, request: &Request) -> Result<Verified, Refusal> {
+        let certificate = |der: &[u8]| {
+            let (step, not_after, key): (Step, Timestamp, u8) = serde_json::from_slice(der).map_err(|e| e.to_string())?;
+            let incarnation = self.status.incarnation.expect("set");
+            let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, step };
+            Ok(ShownCertificate { holder, not_after, key: public_key(key) })
+        };
+        let context = Context {
+            cluster: CLUSTER,
+            token: TOKEN,
+            spec: &self.spec,
+            status: &self.status,
+            challenge: Challenge { revision: 0, rotate: request.challenge.rotate, expires: NOW },
+            join_state_keys: &[public_key(SIGNER)],
+            server_names: &["localhost".to_owned()],
+            certificate: &certificate,
+        };
+        Ok(verify(&request.jws, &context)?.1)
+    }
+
+    fn decided(&self, verified: &Verified, decision: Decision) -> Result<Grant, Refusal> {
+        let (mut status, mut verified, mut locks) = (self.status.clone(), verified.clone(), self.locks.clone());
+        let claims = verified.presented.as_ref().and_then(|presented| presented.claims.clone().ok());
+        match (decision, &claims, &mut status.last_step) {
+            (Decision::ForgetsAttempts, ..) => verified.attempt = named(&[&verified.attempt.0[..], &self.content()].concat()),
+            (Decision::IgnoresLocks, ..) => locks.clear(),
+            (Decision::FollowsAnyNewer, Some(claims), Some(last)) => {
+                let current = self.status.step().expect("there is a last step");
+                if claims.step.is_after(&current) {
+                    last.issued_at_ms = claims.iat_ms - 1;
+                }
+            }
+            (Decision::ComparesCountersOnly, Some(claims), Some(last)) => {
+                if Some(claims.step) == self.status.step() {
+                    (last.attempt, last.issued_at_ms) = (claims.jti, claims.iat_ms);
+                }
+            }
+            _ => {}
+        }
+        let instance = named(&[&verified.attempt.0[..], &self.status.recovery_count.to_be_bytes(), &[self.restores]].concat());
+        let fresh = Fresh { instance, now: self.now, not_after: self.now.plus(TTL) };
+        decide(Token { for_bot: true, spec: &self.spec, status: &status }, &locks, &verified, fresh)
+    }
+
+    fn answer(&self, grant: &Grant) -> JoinAnswer {
+        let inc = self.status.incarnation.expect("set");
+        let jkt = Thumbprint::of(&grant.key);
+        let claims = Claims {
+            iss: CLUSTER.into(),
+            sub: TOKEN.into(),
+            inc,
+            step: grant.step,
+            jkt,
+            jti: grant.attempt,
+            iat_ms: grant.issued_at_ms,
+        };
+        let der = serde_json::to_vec(&(grant.step, grant.not_after, IDENTITY_KEY)).expect("plain data");
+        JoinAnswer {
+            kind: grant.kind,
+            cluster: CLUSTER.into(),
+            incarnation: inc,
+            step: grant.step,
+            key: jkt,
+            join_state: claims.sign(&public_key(SIGNER), |message| Ok(sign(SIGNER, message))).expect("signed"),
+            recoveries: grant.status.recoveries(&self.spec),
+            identity: IssuedCertificate {
+                certificate: base64url::encode(der),
+                serial: "1".into(),
+                not_before: NOW,
+                not_after: grant.not_after,
+            },
+            outputs: vec![],
+            bundle: None,
+            warnings: vec![],
+            time: NOW,
+        }
+    }
+
+    pub fn rotate(&self) -> Self {
+        // A moment later: an order to rotate counts once.
+        let now = self.now.plus(Duration::from_secs(1));
+        let mut spec = self.spec.clone();
+        spec.rotate_after = Some(now);
+        Self { now, spec, ..self.clone() }
+    }
+
+    /// As `boundkeyctl exempt` leaves the token.
+    pub fn exempt(&self) -> Self {
+        let expires = self.now.plus(Duration::from_secs(24 * 3600));
+        let exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires, reason: None });
+        Self { locks: vec![], status: Status { exemption, ..self.status.clone() }, ..self.clone() }
+    }
+
+    /// This server restored from `backup`; `clock` tells what time it then is.
+    pub fn restored(&self, backup: &Self, clock: impl FnOnce(Timestamp) -> Timestamp) -> Self {
+        Self { now: clock(self.now), restores: self.restores + 1, ..backup.clone() }
+    }
+}

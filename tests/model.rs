@@ -42,6 +42,7 @@ fn noticed(what: &str, bounds: Bounds, rule: &str) {
     let found = explore(what, bounds);
     let violation = found.violation.unwrap_or_else(|| panic!("{what}: not noticed in {} states", found.states));
     assert!(violation.rule.contains(rule), "{what}: {violation:#?}");
+    println!("{what}: noticed after {} moves", violation.path.len());
 }
 
 #[test]

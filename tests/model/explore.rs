@@ -8,11 +8,11 @@ use std::rc::Rc;
 use boundkey::join::message::{ChallengeAnswer, JoinAnswer};
 use boundkey::join::server::decision::Refusal;
 use boundkey::join::server::request::Verified;
-use boundkey::join::{JoinKind, ProblemType, Thumbprint};
+use boundkey::join::{JoinKind, ProblemType};
 
 use super::holder::{self, Done, Request, Who};
 use super::medium::Medium;
-use super::server::Server;
+use super::server::{Server, VerifiesBy};
 use super::state::{Bounds, Move, State};
 
 /// Numbers for things; the same thing has the same number.
@@ -38,10 +38,6 @@ impl<T, K: Hash + Eq> Interned<T, K> {
 
     pub fn get(&self, number: u32) -> Rc<T> {
         self.things[number as usize].clone()
-    }
-
-    pub fn len(&self) -> usize {
-        self.things.len()
     }
 }
 
@@ -107,7 +103,7 @@ pub struct Explorer {
     challenge_of: HashMap<u32, u32>,
     prepared: HashMap<(u32, Who, u32, Option<u8>), Worked>,
     received: HashMap<(u32, Who, u32, u32, Option<u8>), Worked>,
-    verified: HashMap<(u32, (Option<Thumbprint>, bool)), Result<Verified, Refusal>>,
+    verified: HashMap<(u32, VerifiesBy), Result<Verified, Refusal>>,
     taken: HashMap<(u32, u32), Taken>,
     cuts: HashMap<u32, Rc<Vec<u32>>>,
 }

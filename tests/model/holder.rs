@@ -84,7 +84,7 @@ fn text(e: impl std::fmt::Display) -> String {
     e.to_string()
 }
 
-fn gave_up(e: GiveUp) -> String {
+fn gave_up(e: &GiveUp) -> String {
     format!("gave up: {e:?}")
 }
 
@@ -94,8 +94,8 @@ pub fn prepare(medium: &Medium, who: Who, challenge: &ChallengeAnswer, dies_at: 
         let mut state = StateFile::open(disk.clone()).map_err(text)?;
         let mut memory = state.memory().for_token(TOKEN);
         let mut keys = Keys { disk: disk.clone(), maker: who.holder };
-        let needed = Start::new(&memory, TOKEN).challenged(challenge.clone()).map_err(gave_up)?;
-        if let Some(algorithm) = needed.new_key(&[Algorithm::EcdsaP256]).map_err(gave_up)? {
+        let needed = Start::new(&memory, TOKEN).challenged(challenge.clone()).map_err(|e| gave_up(&e))?;
+        if let Some(algorithm) = needed.new_key(&[Algorithm::EcdsaP256]).map_err(|e| gave_up(&e))? {
             make_key(&mut keys, &mut memory, algorithm)?;
         }
         let own = || attempt(who, &memory, challenge);
@@ -180,7 +180,7 @@ fn prepared<'a>(
     keys: &mut Keys,
     certificate: Option<&[u8]>,
 ) -> Result<Prepared<'a>, String> {
-    let challenged = Start::new(memory, TOKEN).challenged(challenge.clone()).map_err(gave_up)?;
+    let challenged = Start::new(memory, TOKEN).challenged(challenge.clone()).map_err(|e| gave_up(&e))?;
     let sign = |message: &[u8]| Ok(sign(IDENTITY_KEY, message));
     let parts = Parts {
         url: URL,

@@ -40,7 +40,7 @@ impl Pending {
             (Self::Rename { name, bytes }, _) => drop(files.insert(name.clone(), bytes.clone())),
             (Self::Write { name, offset, bytes }, fate) => {
                 // The body, not the padding behind it, is what tears.
-                let middle = (bytes.iter().rposition(|b| *b != 0).unwrap_or(0) + 1) / 2;
+                let middle = bytes.iter().rposition(|b| *b != 0).unwrap_or(0).div_ceil(2);
                 let range = [0..bytes.len(), 0..middle, middle..bytes.len()][fate - 1].clone();
                 if let Some(file) = files.get_mut(name) {
                     file[offset + range.start..offset + range.end].copy_from_slice(&bytes[range]);

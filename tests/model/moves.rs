@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
-use super::explore::{Explorer, Outcome};
+use boundkey::join::JoinKind;
+
+use super::explore::{Explorer, Outcome, Taken};
 use super::holder::{Manner, Who};
 use super::medium::Medium;
+use super::rules::may_give_up;
 use super::server::Server;
 use super::state::{DEVICE, Left, Move, NONE, State, THIEF};
 
@@ -68,7 +71,7 @@ impl Explorer {
                 let state = State { device: worked.medium, waiting: request, network, answer: NONE, ..*s };
                 next.push((Move::Send, state));
             }
-            Outcome::Failed(why) => self.may_give_up(s, &why)?,
+            Outcome::Failed(why) => may_give_up(s, &why)?,
             Outcome::Dead => unreachable!("it was to live"),
         }
         let Some(deaths) = s.left.deaths.checked_sub(1) else { return Ok(()) };
@@ -84,7 +87,7 @@ impl Explorer {
     fn arrive(&mut self, s: &State, request: u32) -> Result<Option<State>, String> {
         let taken = self.take(s.server, request);
         self.check(s, DEVICE, request, taken)?;
-        let Some((mut after, answer)) = self.taken(s, DEVICE, taken) else { return Ok(None) };
+        let Some((mut after, answer)) = after(s, DEVICE, taken) else { return Ok(None) };
         match answer {
             Some(answer) => {
                 let awaited = s.waiting == request;
@@ -98,25 +101,6 @@ impl Explorer {
             after.network = s.network.map(|other| if other == request { NONE } else { other });
         }
         Ok(Some(after))
-    }
-
-    /// What a request of `who` makes of the state, and the answer. What changes the token makes all other requests stale.
-    fn taken(&mut self, s: &State, who: u8, taken: super::explore::Taken) -> Option<(State, Option<u32>)> {
-        use boundkey::join::JoinKind::Replay;
-        let mut after = State { server: taken.server, ..*s };
-        let changed = taken.outcome.is_ok() || taken.server != s.server;
-        if changed {
-            (after.network, after.waiting, after.answer) = ([NONE; 2], NONE, NONE);
-            after.thief_acted |= who == THIEF;
-        }
-        let Ok(grant) = taken.outcome else { return Some((after, None)) };
-        if grant.kind == Replay {
-            after.last |= who;
-        } else {
-            after.left.steps = s.left.steps.checked_sub(1)?;
-            after.last = who;
-        }
-        Some((after, Some(grant.answer)))
     }
 
     fn take_answer(&mut self, s: &State, next: &mut Vec<(Move, State)>) -> Result<(), String> {
@@ -163,7 +147,7 @@ impl Explorer {
                 let step = |takes| Move::Steal { manner, from_copy, takes };
                 let taken = self.take(s.server, request);
                 self.check(s, THIEF, request, taken).map_err(|why| (step(false), why))?;
-                let Some((after, answer)) = self.taken(s, THIEF, taken) else { continue };
+                let Some((after, answer)) = after(s, THIEF, taken) else { continue };
                 let sent = State { thief: worked.medium, ..after };
                 next.push((step(false), sent));
                 if let Some(answer) = answer {
@@ -227,3 +211,21 @@ impl Explorer {
 
 /// An operator's own lock.
 pub const OPERATOR: &str = "operator";
+
+/// What a request of `who` makes of the state, and the answer. What changes the token makes all other requests stale.
+fn after(s: &State, who: u8, taken: Taken) -> Option<(State, Option<u32>)> {
+    let mut after = State { server: taken.server, ..*s };
+    let changed = taken.outcome.is_ok() || taken.server != s.server;
+    if changed {
+        (after.network, after.waiting, after.answer) = ([NONE; 2], NONE, NONE);
+        after.thief_acted |= who == THIEF;
+    }
+    let Ok(grant) = taken.outcome else { return Some((after, None)) };
+    if grant.kind == JoinKind::Replay {
+        after.last |= who;
+    } else {
+        after.left.steps = s.left.steps.checked_sub(1)?;
+        after.last = who;
+    }
+    Some((after, Some(grant.answer)))
+}

@@ -8,11 +8,6 @@ use super::moves::OPERATOR;
 use super::state::{DEVICE, NONE, State};
 
 impl Explorer {
-    /// Whether the device may fail to make a request: only where a thief has changed what the server knows.
-    pub fn may_give_up(&self, s: &State, why: &str) -> Result<(), String> {
-        if s.thief_acted { Ok(()) } else { Err(format!("a device alone cannot make its request: {why}")) }
-    }
-
     /// Judges what became of a request of `who`.
     pub fn check(&mut self, s: &State, who: u8, request: u32, taken: Taken) -> Result<(), String> {
         self.locks_and_counters(s, taken)?;
@@ -130,4 +125,9 @@ impl Explorer {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether the device may fail to make a request: only where a thief has changed what the server knows.
+pub fn may_give_up(s: &State, why: &str) -> Result<(), String> {
+    if s.thief_acted { Ok(()) } else { Err(format!("a device alone cannot make its request: {why}")) }
 }

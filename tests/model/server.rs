@@ -46,6 +46,13 @@ pub struct Server {
     pub restores: u8,
 }
 
+/// What the verification of a request depends on, beside the request.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VerifiesBy {
+    bound: Option<Thumbprint>,
+    has_secret: bool,
+}
+
 /// What became of a request.
 pub struct Verdict {
     pub server: Server,
@@ -87,9 +94,12 @@ impl Server {
     }
 
     /// What of the server its verification of a request looks at.
-    pub fn verifies_by(&self) -> (Option<Thumbprint>, bool) {
+    pub fn verifies_by(&self) -> VerifiesBy {
         let status = &self.status;
-        (status.bound_public_key.as_ref().map(|key| Thumbprint::of(&key.0)), status.registration_secret.is_some())
+        VerifiesBy {
+            bound: status.bound_public_key.as_ref().map(|key| Thumbprint::of(&key.0)),
+            has_secret: status.registration_secret.is_some(),
+        }
     }
 
     /// Decides, and commits.
@@ -150,10 +160,8 @@ impl Server {
                     last.issued_at_ms = claims.iat_ms - 1;
                 }
             }
-            (Decision::ComparesCountersOnly, Some(claims), Some(last)) => {
-                if Some(claims.step) == self.status.step() {
-                    (last.attempt, last.issued_at_ms) = (claims.jti, claims.iat_ms);
-                }
+            (Decision::ComparesCountersOnly, Some(claims), Some(last)) if Some(claims.step) == self.status.step() => {
+                (last.attempt, last.issued_at_ms) = (claims.jti, claims.iat_ms);
             }
             _ => {}
         }

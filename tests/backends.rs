@@ -1,14 +1,18 @@
-//! The whole agent on each key store: file, TPM (swtpm) and PKCS#11 (SoftHSM2). One suite, and what each store can do wrong.
+//! The whole agent on each key store: file, TPM (swtpm) and PKCS#11 (SoftHSM2, and tpm2-pkcs11 over swtpm). One suite, and what
+//! each store can do wrong.
 #![cfg(all(feature = "agent", feature = "auth", feature = "tpm", feature = "pkcs11"))]
 
 #[path = "../hal/tests/support/mod.rs"]
 mod hal_support;
 mod support;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use hal_support::process;
 use hal_support::softhsm::{self, SoftHsm};
 use hal_support::swtpm::Swtpm;
+use hal_support::tpm2_pkcs11::{self as tpm2_token, Tpm2Pkcs11};
 use serde_json::{Value, json};
 use support::proxy::{Proxy, Way};
 use support::{Device, Server, TempDir, run, success, wait_for};
@@ -18,6 +22,7 @@ enum Backend {
     File,
     Pkcs11(SoftHsm, #[expect(dead_code, reason = "goes with the test")] TempDir),
     Tpm(Swtpm),
+    Tpm2Pkcs11(#[expect(dead_code, reason = "goes with the test")] Tpm2Pkcs11, PathBuf),
 }
 
 impl Backend {
@@ -30,12 +35,39 @@ impl Backend {
         Self::Tpm(Swtpm::start())
     }
 
+    /// Runs `test`, named `name`, in a process of its own: its daemons find each other by the environment.
+    fn with_tpm2_pkcs11(name: &str, test: fn(&Self)) {
+        process::isolated(name, tpm2_token::environment, |dir| test(&Self::Tpm2Pkcs11(Tpm2Pkcs11::start(dir), dir.into())));
+    }
+
+    fn environment(&self) -> Vec<(&'static str, std::ffi::OsString)> {
+        match self {
+            Self::File | Self::Tpm(_) => Vec::new(),
+            Self::Pkcs11(hsm, _) => hsm.environment(),
+            Self::Tpm2Pkcs11(_, dir) => tpm2_token::environment(dir),
+        }
+    }
+
+    /// The URI of the token, with module and PIN.
+    fn uri(&self) -> Option<String> {
+        match self {
+            Self::File | Self::Tpm(_) => None,
+            Self::Pkcs11(hsm, _) => Some(hsm.uri()),
+            Self::Tpm2Pkcs11(_, dir) => Some(format!(
+                "pkcs11:token={}?module-path={}&pin-source=file:{}",
+                tpm2_token::LABEL,
+                tpm2_token::module().display(),
+                tpm2_token::pin_file(dir).display()
+            )),
+        }
+    }
+
     /// The configuration's `keystore`.
     fn yaml(&self) -> String {
         match self {
             Self::File => "keystore: {type: file}".into(),
-            Self::Pkcs11(hsm, _) => pkcs11_yaml(&hsm.uri()),
             Self::Tpm(tpm) => tpm_yaml(&tpm.tcti()),
+            Self::Pkcs11(..) | Self::Tpm2Pkcs11(..) => pkcs11_yaml(&self.uri().expect("a URI")),
         }
     }
 
@@ -45,9 +77,7 @@ impl Backend {
 
     /// A device that keeps its keys here.
     fn equip(&self, device: &mut Device, server: &Server, addr: &str, onboarding: &str) {
-        if let Self::Pkcs11(hsm, _) = self {
-            device.env = hsm.environment();
-        }
+        device.env = self.environment();
         device.configure_with(addr, &server.ca_pin, onboarding, &self.yaml());
     }
 
@@ -83,16 +113,18 @@ fn create(device: &Device, more: &[&str]) -> String {
 /// Every key store, the same tests.
 macro_rules! suite {
     ($($test:ident),* $(,)?) => {
-        suite!(file, Backend::File, $($test),*);
-        suite!(pkcs11, Backend::pkcs11(), $($test),*);
-        suite!(tpm, Backend::tpm(), $($test),*);
+        suite!(file, |_, test| test(&Backend::File), $($test),*);
+        suite!(pkcs11, |_, test| test(&Backend::pkcs11()), $($test),*);
+        suite!(tpm, |_, test| test(&Backend::tpm()), $($test),*);
+        suite!(tpm2_pkcs11, Backend::with_tpm2_pkcs11, $($test),*);
     };
-    ($store:ident, $backend:expr, $($test:ident),*) => {
+    ($store:ident, $run:expr, $($test:ident),*) => {
         mod $store {
             use super::Backend;
             $(#[test]
             fn $test() {
-                super::$test(&$backend);
+                let run: fn(&str, fn(&Backend)) = $run;
+                run(concat!(stringify!($store), "::", stringify!($test)), super::$test);
             })*
         }
     };
@@ -131,10 +163,10 @@ fn assert_says_where(backend: &Backend, device: &Device, keystore: &Value) {
     let text = String::from_utf8(success(&mut device.command(&["status"])).stdout).expect("UTF-8");
     match backend {
         Backend::File => assert_eq!(file, device.storage().join("key-bound-2.pem").to_str().expect("UTF-8")),
-        Backend::Pkcs11(..) => {
+        Backend::Pkcs11(..) | Backend::Tpm2Pkcs11(..) => {
             assert!(place.contains("token=edge") && place.contains("serial="), "{place}");
-            assert_eq!(keystore["module"], json!(softhsm::module()));
-            assert!(text.contains(softhsm::module().to_str().expect("UTF-8")), "{text}");
+            let module = keystore["module"].as_str().expect("a module");
+            assert!(backend.uri().expect("a URI").contains(module) && text.contains(module), "{text}");
         }
         Backend::Tpm(_) => {
             assert!(place.starts_with("TPM 2.0 IBM") && place.contains("firmware "), "{place}");
@@ -142,7 +174,8 @@ fn assert_says_where(backend: &Backend, device: &Device, keystore: &Value) {
             assert!(text.contains(file), "{text}");
         }
     }
-    assert_eq!(keystore["hardware"], json!(matches!(backend, Backend::Tpm(_))), "SoftHSM2 says that it is software");
+    let hardware = matches!(backend, Backend::Tpm(_) | Backend::Tpm2Pkcs11(..));
+    assert_eq!(keystore["hardware"], json!(hardware), "SoftHSM2 says that it is software");
 }
 
 fn a_secret_renewals_and_a_recovery(backend: &Backend) {
@@ -178,15 +211,14 @@ fn rotation_and_key_history(backend: &Backend) {
     keys.dedup();
     assert_eq!(keys.len(), 3, "three keys, one after the other");
     // An operator who restores the server from a backup goes back to an older key: all are still there.
-    let found = match backend {
-        Backend::File | Backend::Tpm(_) => {
-            let names = std::fs::read_dir(device.storage()).expect("storage").map(|e| e.expect("entry").file_name());
-            names.filter(|name| name.to_string_lossy().starts_with("key-")).count()
-        }
-        Backend::Pkcs11(hsm, _) => {
-            let listed = hal_support::process::run(hsm.pkcs11_tool().args(["--list-objects", "--type", "privkey"]));
-            listed.matches("boundkey-bound-").count()
-        }
+    let found = if let Some(uri) = backend.uri() {
+        let mut list = std::process::Command::new(env!("CARGO_BIN_EXE_boundkey"));
+        let list = list.args(["hsm", "keys", "--format", "json", "--uri", &uri]).envs(backend.environment());
+        let keys: Value = serde_json::from_slice(&success(list).stdout).expect("JSON");
+        keys.as_array().expect("a list").len()
+    } else {
+        let names = std::fs::read_dir(device.storage()).expect("storage").map(|e| e.expect("entry").file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("key-")).count()
     };
     assert!(found >= 3, "{found}");
 }
@@ -335,7 +367,7 @@ fn a_tpm_that_was_cleared() {
     let device = server.device("gw", 1);
     device.configure(&server, &secret(&server, "gw"), &tpm_yaml(&tpm.tcti()));
     device.join();
-    hal_support::process::run(tpm.tool("tpm2_clear").args(["-c", "p"]));
+    process::run(tpm.tool("tpm2_clear").args(["-c", "p"]));
     refused(&device, "cleared", "boundkey keypair create --overwrite");
     server.ctl(&["reset", "token/gw"]);
     refused(&device, "another Name than at enrolment", "boundkeyctl reset");

@@ -138,7 +138,7 @@ fn check_url(url: &str, names: &[String]) -> Result<(), Problem> {
     if host.is_some_and(|host| names.iter().any(|name| name.eq_ignore_ascii_case(host))) {
         return Ok(());
     }
-    Err(malformed(&format!("a JWS for {url:?}, which is not a name of this server: add it with `boundkey-auth init --name`")))
+    Err(malformed(&format!("a JWS for {url:?}, which is none of the names that this server was given at `boundkey-auth init`")))
 }
 
 /// The key given whole, or the one of the token's keys that the thumbprint names.

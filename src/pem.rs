@@ -8,6 +8,11 @@ pub fn certificate(der: &[u8]) -> String {
     encode("CERTIFICATE", der)
 }
 
+/// A certificate revocation list (RFC 7468 section 6).
+pub fn revocation_list(der: &[u8]) -> String {
+    encode("X509 CRL", der)
+}
+
 /// A private key in PKCS#8 (RFC 7468 section 10). The caller wipes it.
 pub fn private_key(pkcs8: &[u8]) -> String {
     encode("PRIVATE KEY", pkcs8)

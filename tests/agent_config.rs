@@ -136,7 +136,7 @@ fn a_mistake_in_the_file_is_named_with_line_and_field() {
         (
             &format!("{m}outputz: []\n"),
             "boundkey.yaml:6: unknown field `outputz`\ncorrect the line: expected one of `version`, `auth_server`, `ca_pins`, \
-             `ca_file`, `onboarding`, `keystore`, `storage`, `credential_ttl`, `renewal_interval`, `log`, `outputs`",
+             `ca_file`, `onboarding`, `keystore`, `storage`, `credential_ttl`, `renewal_interval`, `crl_interval`, `log`, `outputs`",
         ),
         (&format!("{m}version: v1\n"), "boundkey.yaml:1: duplicate field `version`\ncorrect the file, then try again"),
         (

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use boundkey::auth::audit::{Event, EventFilter, EventKind};
 use boundkey::auth::resource::{Bot, BotSpec, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
-use boundkey::auth::store::{Change, Commit, IssuedRecord, SqliteStore, Store, StoreError, Stored};
+use boundkey::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, SqliteStore, Store, StoreError, Stored};
 use boundkey::join::server::record::Exemption;
 use boundkey::time::Timestamp;
 
@@ -99,6 +99,7 @@ fn conformance(store: &dyn Store) {
     revisions_are_never_used_twice(store);
     policy_rises_with_bots_roles_and_locks(store);
     a_join_view_has_all_that_a_decision_needs(store);
+    what_is_locked_or_gone_is_revoked(store);
     ended_exemptions_are_found(store);
     events_are_filtered(store);
     concurrent_commits_do_not_mix(store);
@@ -204,6 +205,64 @@ fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
     assert_eq!(Some(view.token.revision), revision(store, &Key::new(Kind::Token, "view")));
 }
 
+fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
+    const NOW: u64 = 1_000_000;
+    let certificate = |serial: &str, token: &str, bot: &str, instance: &str, not_after: u64| IssuedRecord {
+        serial: serial.into(),
+        token: token.into(),
+        bot: Some(bot.into()),
+        instance: instance.into(),
+        not_after: at(not_after),
+    };
+    let issued = vec![
+        certificate("r1", "rt", "rb", "ri", NOW + 10),
+        certificate("r2", "rt", "rb", "rj", NOW + 20),
+        certificate("r3", "ru", "rb", "rk", NOW),
+        certificate("r4", "ru", "rb", "rk", NOW - KEEP_ISSUED.as_secs()),
+        certificate("r5", "ru", "rb", "rk", NOW - KEEP_ISSUED.as_secs() - 1),
+        certificate("r6", "rv", "rc", "rl", NOW + 30),
+    ];
+    for resource in [token("rt", "rb", None), token("ru", "rb", None), token("rv", "rc", None), bot("rb", &[]), bot("rc", &[])] {
+        put(store, resource);
+    }
+    store.commit(Commit { issued, ..Commit::default() }).unwrap();
+    let revoked = |limit| store.revoked(at(NOW), limit).unwrap();
+    assert_eq!(revoked(9).serials, [""; 0]);
+    assert_eq!(revoked(9).policy, store.policy().unwrap());
+
+    let locked = |target: LockTarget| {
+        put(store, lock("revokes", target));
+        assert_eq!(revoked(9).policy, store.policy().unwrap());
+        let serials = revoked(9).serials;
+        delete(store, &Key::new(Kind::Lock, "revokes"));
+        serials
+    };
+    assert_eq!(locked(LockTarget::Token("rt".into())), ["r2", "r1"]);
+    assert_eq!(locked(LockTarget::Token("ru".into())), ["r3", "r4"], "an hour longer than they hold");
+    assert_eq!(locked(LockTarget::Bot("rb".into())), ["r2", "r1", "r3", "r4"]);
+    assert_eq!(locked(LockTarget::BotInstance("ri".into())), ["r1"]);
+    assert_eq!(locked(LockTarget::Token("r".into())), [""; 0]);
+
+    let Resource::Lock(mut ends) = lock("ends", LockTarget::Bot("rb".into())) else { unreachable!() };
+    for (metadata, spec, holds) in
+        [(None, Some(1), true), (Some(1), None, true), (Some(1), Some(0), false), (Some(0), None, false)]
+    {
+        ends.metadata.expires = metadata.map(|more| at(NOW + more));
+        ends.spec.expires = spec.map(|more| at(NOW + more));
+        put(store, Resource::Lock(ends.clone()));
+        assert_eq!(revoked(9).serials.len(), if holds { 4 } else { 0 }, "{metadata:?} {spec:?}");
+    }
+    delete(store, &Key::new(Kind::Lock, "ends"));
+
+    delete(store, &Key::new(Kind::Token, "rt"));
+    assert_eq!(revoked(9).serials, ["r2", "r1"]);
+    delete(store, &Key::new(Kind::Bot, "rc"));
+    assert_eq!(revoked(9).serials, ["r6", "r2", "r1"]);
+    assert_eq!(revoked(2).serials, ["r6", "r2"]);
+    delete(store, &Key::new(Kind::Bot, "rb"));
+    assert_eq!(revoked(9).serials, ["r6", "r2", "r1", "r3", "r4"]);
+}
+
 fn ended_exemptions_are_found(store: &dyn Store) {
     for (name, ends) in [("x1", 10), ("x2", 20), ("x3", 30)] {
         let Resource::Token(mut token) = token(name, "b", None) else { unreachable!() };
@@ -280,7 +339,8 @@ fn a_sweep_takes_what_has_ended(store: &dyn Store) {
     let now = at(1_000_000);
     put(store, instance("ended", "t", now.secs()));
     put(store, instance("lives", "t", now.secs() + 1));
-    let records = vec![issued("ended", now.secs() - 1), issued("lives", now.secs())];
+    let kept = now.minus(KEEP_ISSUED).secs();
+    let records = vec![issued("ended", kept - 1), issued("lives", kept)];
     let events = vec![event(now.secs() - 3601, "swept"), event(now.secs() - 3600, "swept")];
     store.commit(Commit { issued: records, events, ..Commit::default() }).unwrap();
     let swept = EventFilter { token: Some("swept".into()), ..EventFilter::default() };

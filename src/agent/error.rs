@@ -118,11 +118,12 @@ impl AgentError {
             Self::State(_) | Self::Storage(..) | Self::StorageInUse(_) => "storage",
             Self::Transport(e) => match e {
                 TransportError::Refused(problem) => problem.kind.name(),
-                TransportError::AnswerTooLong | TransportError::NotBoundkey(_) => "not-boundkey",
+                TransportError::AnswerTooLong(_) | TransportError::NotBoundkey(_) => "not-boundkey",
                 TransportError::CertificateExpired(_) => "server-expired",
                 TransportError::CertificateName(_) => "wrong-name",
                 TransportError::CutShort => "cut-short",
                 TransportError::NotTrusted(_) => "not-trusted",
+                TransportError::RevocationList(_) => "revocation-list",
                 TransportError::TimedOut => "timed-out",
                 TransportError::Tls(_) | TransportError::Unreachable(_) => "unreachable",
             },
@@ -184,7 +185,7 @@ fn storage_advice(e: &std::io::Error) -> &'static str {
 
 fn transport_advice(e: &TransportError) -> &'static str {
     match e {
-        TransportError::AnswerTooLong | TransportError::NotBoundkey(_) => {
+        TransportError::AnswerTooLong(_) | TransportError::NotBoundkey(_) => {
             "check auth_server; if a proxy or another version of boundkey-auth answers there, mend that"
         }
         TransportError::CertificateExpired(_) => "look at the server's certificate, and at this device's clock",
@@ -196,6 +197,7 @@ fn transport_advice(e: &TransportError) -> &'static str {
             "compare ca_pins (or ca_file) with what `boundkey-auth init` printed; do not go on if they differ"
         }
         TransportError::Refused(problem) => refusal_advice(problem),
+        TransportError::RevocationList(_) => "nothing was written; upgrade the agent or the server, so that both are of the same version",
         TransportError::TimedOut | TransportError::Tls(_) | TransportError::Unreachable(_) => {
             "check the network, auth_server and that boundkey-auth runs; the daemon keeps trying"
         }

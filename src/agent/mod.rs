@@ -5,6 +5,7 @@
 mod backoff;
 pub mod clock;
 pub mod config;
+pub mod crl;
 pub mod device;
 pub mod doctor;
 pub mod error;

@@ -12,10 +12,11 @@ use rustls::pki_types::pem::PemObject as _;
 use super::backoff::{Backoff, jittered};
 use super::clock::{DeviceClock, since_boot};
 use super::config::{Config, ConfigError, Trust as TrustConfig};
+use super::crl::RevocationList;
 use super::device::{Device, Pinning};
 use super::error::{AgentError, KEYSTORE};
 use super::join::{Joined, Joiner};
-use super::outputs::{self, Reloads};
+use super::outputs::{self, Fresh, Reloads};
 use super::report::Reporter;
 use super::systemd::Notifier;
 use super::tls::{Roots, Trust};
@@ -30,6 +31,9 @@ const CAP_WITHOUT_CERTIFICATE: Duration = Duration::from_secs(60);
 /// Longest backoff while there is one.
 const CAP_WITH_CERTIFICATE: Duration = Duration::from_secs(300);
 
+/// Longest wait for another look at the revocation list after one that failed.
+const CRL_RETRY: Duration = Duration::from_secs(60);
+
 /// A running agent.
 pub struct Agent {
     config: Config,
@@ -39,6 +43,13 @@ pub struct Agent {
     device: Device,
     reporter: Reporter,
     reloads: Reloads,
+    revoked: RevocationList,
+    /// The outputs that want the revocation list, and the trust bundle.
+    verifiers: (Vec<Fresh>, Vec<Vec<u8>>),
+    /// Whether outputs may not have the revocation list at hand yet.
+    unwritten: bool,
+    /// When to look at the revocation list, in time since boot.
+    look_due: Duration,
 }
 
 impl Agent {
@@ -50,7 +61,9 @@ impl Agent {
         let https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
         let reporter = Reporter::open(&config.storage);
         let reloads = Reloads::default();
-        Ok(Self { config: config.clone(), clock, random: random.clone(), https, device, reporter, reloads })
+        let (config, random) = (config.clone(), random.clone());
+        let (revoked, verifiers, unwritten, look_due) = (RevocationList::default(), Default::default(), false, Duration::MAX);
+        Ok(Self { config, clock, random, https, device, reporter, reloads, revoked, verifiers, unwritten, look_due })
     }
 
     /// Joins once and installs the outputs. Returns how long to wait before the next renewal.
@@ -76,8 +89,43 @@ impl Agent {
 
     /// Writes every output; those that changed are to be reloaded.
     fn install(&mut self, joined: Joined) -> Result<(), AgentError> {
-        let fresh = outputs::attach(joined.requested, &joined.answer)?;
-        outputs::install(&fresh, &joined.bundle, &mut self.reloads)
+        let mut fresh = outputs::attach(joined.requested, &joined.answer)?;
+        let wanted = fresh.iter().any(|fresh| fresh.output.crl);
+        let looked = if wanted { self.look(&joined.bundle).map(drop) } else { Ok(()) };
+        let installed = outputs::install(&fresh, &joined.bundle, self.revoked.der(), &mut self.reloads);
+        self.unwritten = installed.is_err();
+        fresh.retain(|fresh| fresh.output.crl);
+        self.verifiers = (fresh, joined.bundle);
+        installed.and(looked)
+    }
+
+    /// Looks at the revocation list; whether it changed.
+    fn look(&mut self, bundle: &[Vec<u8>]) -> Result<bool, AgentError> {
+        let looked = self.revoked.fetch(&mut self.https, bundle, since_boot());
+        let interval = self.config.crl_interval;
+        let wait = if looked.is_ok() { jittered(interval, &*self.random)? } else { interval.min(CRL_RETRY) };
+        self.look_due = since_boot() + wait;
+        Ok(looked?)
+    }
+
+    /// Keeps the revocation list of outputs fresh. Returns when to come back, in time since boot.
+    fn keep_revoked(&mut self) -> Duration {
+        if self.look_due <= since_boot() {
+            let (fresh, bundle) = std::mem::take(&mut self.verifiers);
+            let kept = self.look(&bundle).and_then(|changed| {
+                if changed || self.unwritten {
+                    self.unwritten = true;
+                    outputs::install(&fresh, &bundle, self.revoked.der(), &mut self.reloads)?;
+                    self.unwritten = false;
+                }
+                Ok(())
+            });
+            if let Err(e) = kept {
+                log::error!("{e}\n{}", e.advice());
+            }
+            self.verifiers = (fresh, bundle);
+        }
+        self.look_due
     }
 
     /// Notes a success, and says so where the last try failed for the key store: someone may be on their way to it.
@@ -175,7 +223,7 @@ fn turn(
             agent.note_success(Some(next), joined.answer.warnings.clone());
             notifier.status(&format!("certificate until {end}; next renewal {next}"));
             if let Err(e) = agent.install(joined) {
-                agent.reporter.failed(&e, agent.clock.now());
+                agent.note_failure(&e);
             }
             Ok(wait)
         }
@@ -203,6 +251,7 @@ fn wait_for(
         notifier.watchdog();
         let mut until = end;
         if let Some(agent) = agent.as_mut() {
+            until = until.min(agent.keep_revoked());
             until = agent.reloads.run_due(since_boot()).map_or(until, |due| until.min(due));
         }
         if let Some(period) = notifier.watchdog_period() {

@@ -22,10 +22,16 @@ const CONNECT: Duration = Duration::from_secs(15);
 /// Time for one request and its answer.
 const REQUEST: Duration = Duration::from_secs(45);
 
+/// Media type of this protocol's messages.
+pub const JSON: &str = "application/json";
+
 /// Carries requests to the auth endpoint and answers back.
 pub trait Transport {
     /// Posts JSON to a path; returns the answer's body.
     fn post(&mut self, path: &str, body: &[u8]) -> Result<Vec<u8>, TransportError>;
+
+    /// Gets a path; returns the body, at most `limit` bytes of type `kind`.
+    fn get(&mut self, path: &str, kind: &str, limit: usize) -> Result<Vec<u8>, TransportError>;
 
     /// End of the server's certificate, if the system's clock says that it has passed; see [`Trust::doubt`].
     fn doubt(&self) -> Option<Timestamp>;
@@ -35,8 +41,8 @@ pub trait Transport {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// The answer is longer than any of this protocol.
-    AnswerTooLong,
+    /// The answer is longer than this many bytes: longer than any of this protocol.
+    AnswerTooLong(u64),
     /// The server's certificate expired at that time.
     CertificateExpired(Timestamp),
     /// The server's certificate is for other names.
@@ -47,6 +53,8 @@ pub enum TransportError {
     NotBoundkey(String),
     /// The server's CA is not the one trusted.
     NotTrusted(String),
+    /// The server's revocation list cannot be used.
+    RevocationList(&'static str),
     /// The server refused.
     Refused(Problem),
     /// TLS failed otherwise.
@@ -60,12 +68,13 @@ pub enum TransportError {
 impl std::fmt::Display for TransportError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::AnswerTooLong => write!(f, "the answer is longer than {MAX_ANSWER} bytes"),
+            Self::AnswerTooLong(limit) => write!(f, "the answer is longer than {limit} bytes"),
             Self::CertificateExpired(end) => write!(f, "the server's certificate expired at {end}"),
             Self::CertificateName(name) => write!(f, "the server's certificate is not for {name}"),
             Self::CutShort => f.write_str("the connection ended in the middle of the answer"),
             Self::NotBoundkey(what) => write!(f, "what answers is not an auth endpoint of this version: {what}"),
             Self::NotTrusted(why) => write!(f, "the server is not trusted: {why}"),
+            Self::RevocationList(why) => write!(f, "revocation list: {why}"),
             Self::Refused(problem) => problem.fmt(f),
             Self::Tls(why) => write!(f, "TLS: {why}"),
             Self::TimedOut => f.write_str("the server did not answer in time"),
@@ -110,27 +119,26 @@ impl Https {
         format!("{}{path}", self.base)
     }
 
-    /// Gets JSON from a path.
-    pub fn get(&self, path: &str) -> Result<Vec<u8>, TransportError> {
-        self.answer(self.agent.get(self.url(path)).call())
-    }
-
-    /// The body of an answer, if it is the one wanted.
-    fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Vec<u8>, TransportError> {
+    /// The body of an answer, if it is of type `wanted`.
+    fn answer(
+        &self,
+        sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+        wanted: &str,
+        limit: usize,
+    ) -> Result<Vec<u8>, TransportError> {
         let mut response = sent.map_err(|e| self.explain(e))?;
         let status = response.status();
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-        let body =
-            response.body_mut().with_config().limit(MAX_ANSWER as u64).read_to_vec().map_err(|e| match self.explain(e) {
-                // The head arrived: what is missing is the rest of the answer.
-                TransportError::Unreachable(_) | TransportError::NotBoundkey(_) => TransportError::CutShort,
-                other => other,
-            })?;
+        let body = response.body_mut().with_config().limit(limit as u64).read_to_vec().map_err(|e| match self.explain(e) {
+            // The head arrived: what is missing is the rest of the answer.
+            TransportError::Unreachable(_) | TransportError::NotBoundkey(_) => TransportError::CutShort,
+            other => other,
+        })?;
         if kind.starts_with(PROBLEM_JSON) {
             let problem = serde_json::from_slice(&body);
             return Err(problem.map_or_else(|e| TransportError::NotBoundkey(e.to_string()), TransportError::Refused));
         }
-        if status == 200 && kind.starts_with("application/json") {
+        if status == 200 && kind.starts_with(wanted) {
             return Ok(body);
         }
         let kind = if kind.is_empty() { "an answer without a type" } else { &kind };
@@ -141,7 +149,7 @@ impl Https {
         let io = match e {
             ureq::Error::Timeout(_) => return TransportError::TimedOut,
             ureq::Error::HostNotFound => return TransportError::Unreachable(format!("{} cannot be resolved", self.host)),
-            ureq::Error::BodyExceedsLimit(_) => return TransportError::AnswerTooLong,
+            ureq::Error::BodyExceedsLimit(limit) => return TransportError::AnswerTooLong(limit),
             ureq::Error::Io(io) => io,
             ureq::Error::Protocol(e) => return TransportError::NotBoundkey(e.to_string()),
             e @ ureq::Error::LargeResponseHeader(..) => return TransportError::NotBoundkey(e.to_string()),
@@ -183,7 +191,12 @@ impl Https {
 
 impl Transport for Https {
     fn post(&mut self, path: &str, body: &[u8]) -> Result<Vec<u8>, TransportError> {
-        self.answer(self.agent.post(self.url(path)).content_type("application/json").send(body))
+        let sent = self.agent.post(self.url(path)).content_type(JSON).send(body);
+        self.answer(sent, JSON, MAX_ANSWER)
+    }
+
+    fn get(&mut self, path: &str, kind: &str, limit: usize) -> Result<Vec<u8>, TransportError> {
+        self.answer(self.agent.get(self.url(path)).call(), kind, limit)
     }
 
     fn doubt(&self) -> Option<Timestamp> {

@@ -1,4 +1,4 @@
-//! The devices' API over HTTPS: four calls, all of them small, none of them trusted.
+//! The devices' API over HTTPS: five calls, all of them small, none of them trusted.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,18 +15,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::joins::{Joins, algorithms};
-use crate::join::message::{CA_PATH, CHALLENGE_PATH, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping};
+use crate::join::message::{CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::pem;
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// As long as this server's own memory of the list ([`super::revocation::FRESH`]).
+const CRL_CACHING: &str = "max-age=5";
+
 /// The routes.
 pub fn router(joins: Arc<Joins>) -> Router {
     Router::new()
         .route(PING_PATH, get(ping))
         .route(CA_PATH, get(ca))
+        .route(CRL_PATH, get(crl))
         .route(CHALLENGE_PATH, post(challenge))
         .route(JOIN_PATH, post(join))
         .fallback(async || -> Problem { ProblemType::UnsupportedVersion.into() })
@@ -43,6 +47,14 @@ async fn ping(State(joins): State<Arc<Joins>>) -> Json<Ping> {
 async fn ca(State(joins): State<Arc<Joins>>) -> impl IntoResponse {
     let pem = pem::certificate(joins.authority.certificate());
     ([(header::CONTENT_TYPE, "application/pem-certificate-chain")], pem)
+}
+
+async fn crl(State(joins): State<Arc<Joins>>) -> Response {
+    let headers = [(header::CONTENT_TYPE, CRL_TYPE), (header::CACHE_CONTROL, CRL_CACHING)];
+    match blocking(move || joins.revocation_list()).await {
+        Ok(der) => (headers, der).into_response(),
+        Err(problem) => problem.into_response(),
+    }
 }
 
 async fn challenge(State(joins): State<Arc<Joins>>, body: Result<Bytes, BytesRejection>) -> Response {
@@ -70,16 +82,21 @@ where
         serde_json::from_slice(&bytes).map_err(|e| Problem::new(ProblemType::BadRequest, format!("not the JSON expected: {e}")))
     });
     let answered = match request {
-        Ok(request) => tokio::task::spawn_blocking(move || answer(request)).await.unwrap_or_else(|e| {
-            log::error!("a request died: {e}");
-            Err(ProblemType::ServerError.into())
-        }),
+        Ok(request) => blocking(move || answer(request)).await,
         Err(problem) => Err(problem),
     };
     match answered {
         Ok(answer) => Json(answer).into_response(),
         Err(problem) => problem.into_response(),
     }
+}
+
+/// Runs `answer` on a thread that may block.
+async fn blocking<A: Send + 'static>(answer: impl FnOnce() -> Result<A, Problem> + Send + 'static) -> Result<A, Problem> {
+    tokio::task::spawn_blocking(answer).await.unwrap_or_else(|e| {
+        log::error!("a request died: {e}");
+        Err(ProblemType::ServerError.into())
+    })
 }
 
 impl IntoResponse for Problem {

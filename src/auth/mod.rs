@@ -8,6 +8,7 @@ pub mod joins;
 pub mod operator;
 pub mod program;
 pub mod resource;
+pub mod revocation;
 pub mod serve;
 pub mod store;
 mod throttle;

@@ -18,6 +18,7 @@ use super::data_dir::{Cluster, DataDir, DataDirError};
 use super::joins::Joins;
 use super::operator::{self, Operator};
 use super::resource::check_name;
+use super::revocation::RevocationList;
 use super::store::Store;
 use super::throttle::Throttle;
 use super::{api, serve, tls};
@@ -181,6 +182,7 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
         sealing: SealingKey::new(&*dir.challenge_key()?),
         clock: Arc::new(System),
         random: Arc::new(System),
+        revocation: RevocationList::default(),
         throttle: Throttle::default(),
     });
     let tls_failed = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");

@@ -2,6 +2,8 @@
 //!
 //! Sizes: a request body is at most [`MAX_REQUEST`] bytes, an answer at most [`MAX_ANSWER`].
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Id, Jws, Step, Thumbprint};
@@ -15,10 +17,18 @@ pub const JOIN_PATH: &str = "/v1/join";
 pub const PING_PATH: &str = "/v1/ping";
 /// Path of the trust bundle.
 pub const CA_PATH: &str = "/v1/ca";
+/// Path of the certificate revocation list (RFC 5280 section 5), DER.
+pub const CRL_PATH: &str = "/v1/crl";
+/// Media type of a revocation list (RFC 2585 section 4.2).
+pub const CRL_TYPE: &str = "application/pkix-crl";
 /// Longest request body that a server reads, in bytes.
 pub const MAX_REQUEST: usize = 64 * 1024;
 /// Longest answer that a device reads, in bytes.
 pub const MAX_ANSWER: usize = 128 * 1024;
+/// Longest revocation list, in bytes.
+pub const MAX_CRL: usize = 4 * 1024 * 1024;
+/// How long a revocation list holds.
+pub const CRL_LIFETIME: Duration = Duration::from_secs(3600);
 /// Most outputs in one join.
 pub const MAX_OUTPUTS: usize = 16;
 

@@ -40,6 +40,9 @@ pub const DEFAULT_CREDENTIAL_TTL: Duration = Duration::from_secs(60 * 60);
 /// Time between renewals unless configured.
 pub const DEFAULT_RENEWAL_INTERVAL: Duration = Duration::from_secs(20 * 60);
 
+/// Time between looks at the revocation list unless configured.
+pub const DEFAULT_CRL_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
 /// Variable with the registration secret, for configurations that have none.
 const SECRET_VARIABLE: &str = "BOUNDKEY_REGISTRATION_SECRET";
 /// Variable with a static key.
@@ -70,6 +73,8 @@ pub struct Config {
     pub credential_ttl: Duration,
     /// Time between renewals.
     pub renewal_interval: Duration,
+    /// Time between looks at the revocation list, where an output wants it.
+    pub crl_interval: Duration,
     /// How to log.
     pub log: LogConfig,
     /// Certificates for programs on the device.
@@ -113,6 +118,7 @@ impl Config {
             storage: file.storage,
             credential_ttl: file.credential_ttl,
             renewal_interval: file.renewal_interval,
+            crl_interval: file.crl_interval,
             log: file.log,
             outputs: file.outputs,
             warnings: Vec::new(),
@@ -193,6 +199,7 @@ struct Fields {
     storage: Option<Storage>,
     credential_ttl: Option<Span>,
     renewal_interval: Option<Span>,
+    crl_interval: Option<Span>,
     log: Option<LogConfig>,
     outputs: Option<Outputs>,
 }
@@ -206,6 +213,7 @@ struct FileContent {
     storage: PathBuf,
     credential_ttl: Duration,
     renewal_interval: Duration,
+    crl_interval: Duration,
     log: LogConfig,
     outputs: Vec<Output>,
 }
@@ -236,6 +244,7 @@ impl TryFrom<Fields> for FileContent {
             storage,
             credential_ttl: fields.credential_ttl.map_or(DEFAULT_CREDENTIAL_TTL, |s| s.0),
             renewal_interval: fields.renewal_interval.map_or(DEFAULT_RENEWAL_INTERVAL, |s| s.0),
+            crl_interval: fields.crl_interval.map_or(DEFAULT_CRL_INTERVAL, |s| s.0),
             log: fields.log.unwrap_or_default(),
             outputs,
         })

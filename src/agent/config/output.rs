@@ -33,6 +33,8 @@ pub struct Output {
     pub ip_addresses: Vec<IpAddr>,
     /// Lifetime and renewal interval, where they are not those of the identity.
     pub lifetime: Option<Lifetime>,
+    /// Whether to keep the cluster's revocation list there too.
+    pub crl: bool,
     /// What to do after a change.
     pub reload: Option<Reload>,
 }
@@ -134,6 +136,8 @@ struct OutputFields {
     renewal_interval: Option<Span>,
     #[serde(rename = "key")]
     _key: Option<KeyPlace>,
+    #[serde(default)]
+    crl: bool,
     reload: Option<Reload>,
 }
 
@@ -156,6 +160,7 @@ impl TryFrom<OutputFields> for Output {
             uris: fields.uris.into_iter().map(|u| u.0).collect(),
             ip_addresses: fields.ip_addresses,
             lifetime,
+            crl: fields.crl,
             reload: fields.reload,
         })
     }

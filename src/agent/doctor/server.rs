@@ -10,9 +10,9 @@ use crate::agent::config::Config;
 use crate::agent::error::AgentError;
 use crate::agent::run::roots;
 use crate::agent::tls::Trust;
-use crate::agent::transport::{Https, Transport as _, TransportError};
+use crate::agent::transport::{Https, JSON, Transport as _, TransportError};
 use crate::join::device::Memory;
-use crate::join::message::{PING_PATH, Ping};
+use crate::join::message::{MAX_ANSWER, PING_PATH, Ping};
 use crate::time::Clock as _;
 
 const CHECK: &str = "server";
@@ -56,8 +56,8 @@ pub fn check(
 
 fn ask(config: &Config, clock: &Arc<DeviceClock>) -> Result<(Ping, Https), AgentError> {
     let trust = Trust::new(roots(config)?, clock.clone());
-    let https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
-    let answer = https.get(PING_PATH)?;
+    let mut https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
+    let answer = https.get(PING_PATH, JSON, MAX_ANSWER)?;
     let ping = serde_json::from_slice(&answer).map_err(|e| TransportError::NotBoundkey(e.to_string()))?;
     Ok((ping, https))
 }

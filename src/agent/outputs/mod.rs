@@ -3,7 +3,8 @@
 //! The daemon's loop uses this module so:
 //! 1. [`prepare`] makes keys and requests, which go into the join request in the order of the configuration.
 //! 2. [`attach`] takes the certificates out of the answer and checks each against its key.
-//! 3. [`install`] writes the files and notes in [`Reloads`] which programs to tell; see [`set`] for how files change together.
+//! 3. [`install`] writes the files and notes in [`Reloads`] which programs to tell; see [`set`] for how files change together. It is
+//!    called again, with the same keys and certificates, when the revocation list changed.
 //! 4. [`Reloads::run_due`], at each turn of the loop, tells them.
 //!
 //! One output that fails does not stop the others: all are tried, then the first error is returned.
@@ -30,6 +31,8 @@ use crate::pem;
 pub use error::{Fault, OutputError};
 pub use reload::Reloads;
 use set::{File, Visibility};
+
+const REVOCATION_FILE: &str = "ca.crl";
 
 /// A request for an output's certificate, with the key that it is for.
 pub struct Requested {
@@ -107,10 +110,10 @@ pub fn attach(requested: Vec<Requested>, answer: &JoinAnswer) -> Result<Vec<Fres
 }
 
 /// Writes each output's files and notes its reload in `reloads`. All are tried; the first error is returned, the others are logged.
-pub fn install(fresh: &[Fresh], bundle: &[Vec<u8>], reloads: &mut Reloads) -> Result<(), AgentError> {
+pub fn install(fresh: &[Fresh], bundle: &[Vec<u8>], revoked: Option<&[u8]>, reloads: &mut Reloads) -> Result<(), AgentError> {
     let mut first = Ok(());
     for fresh in fresh {
-        match fresh.install(bundle) {
+        match fresh.install(bundle, revoked) {
             Ok(()) => reloads.add(&fresh.output, since_boot()),
             Err(e) if first.is_ok() => first = Err(e.into()),
             Err(e) => log::error!("{e}\n{}", e.advice()),
@@ -120,18 +123,25 @@ pub fn install(fresh: &[Fresh], bundle: &[Vec<u8>], reloads: &mut Reloads) -> Re
 }
 
 impl Fresh {
-    /// Writes `tls.key`, `tls.crt` (the certificate) and `ca.crt` (the trust bundle, DER each), all PEM.
+    /// Writes `tls.key`, `tls.crt` (the certificate), `ca.crt` (the trust bundle, DER each) and, where the output wants it, `ca.crl`
+    /// (the revocation list, DER; the one that stands there goes on where none is given): all PEM.
     ///
     /// Programs see either all of the old files or all of the new ones, also after a power cut. On an error the old ones stay.
-    pub fn install(&self, bundle: &[Vec<u8>]) -> Result<(), OutputError> {
+    pub fn install(&self, bundle: &[Vec<u8>], revoked: Option<&[u8]>) -> Result<(), OutputError> {
         let key = Zeroizing::new(pem::private_key(&self.key));
         let certificate = pem::certificate(&self.certificate);
         let bundle: String = bundle.iter().map(|der| pem::certificate(der)).collect();
-        let files = [
+        let revoked = match revoked.filter(|_| self.output.crl) {
+            Some(der) => Some(pem::revocation_list(der).into_bytes()),
+            None if self.output.crl => std::fs::read(self.output.destination.path.join(REVOCATION_FILE)).ok(),
+            None => None,
+        };
+        let mut files = vec![
             File { name: "ca.crt", content: bundle.as_bytes(), visibility: Visibility::Public },
             File { name: "tls.crt", content: certificate.as_bytes(), visibility: Visibility::Public },
             File { name: "tls.key", content: key.as_bytes(), visibility: Visibility::AsConfigured },
         ];
+        files.extend(revoked.iter().map(|pem| File { name: REVOCATION_FILE, content: pem, visibility: Visibility::Public }));
         set::replace(&self.output.destination, &files).map_err(|fault| fault.of(&self.output))
     }
 }

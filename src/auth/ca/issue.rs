@@ -18,7 +18,7 @@ use crate::join::server::request::Holder;
 use crate::time::{NoRandomness, Random, Timestamp};
 
 /// How long before its issue a certificate starts: clocks of peers may be behind.
-const BACKDATE: Duration = Duration::from_secs(60);
+pub(super) const BACKDATE: Duration = Duration::from_secs(60);
 /// Lifetime of the CA certificate. Devices pin its key, so its end is the cluster's.
 const CA_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
 /// Lifetime of the TLS server's certificate.
@@ -171,7 +171,7 @@ impl Authority {
     }
 
     /// Name, key identifier and usages of the CA: the same at every call, for `AuthorityKeyIdentifier` and issuer to match.
-    fn ca_params(&self) -> CertificateParams {
+    pub(super) fn ca_params(&self) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, self.cluster.as_str());
@@ -180,7 +180,7 @@ impl Authority {
         params
     }
 
-    fn issuer_key(&self) -> Signer<impl Fn(&[u8]) -> Result<Signature, KeyError>> {
+    pub(super) fn issuer_key(&self) -> Signer<impl Fn(&[u8]) -> Result<Signature, KeyError>> {
         let (id, key) = &self.x509;
         Signer { subject: Subject(key.clone()), sign: move |message: &[u8]| self.sign(id, message) }
     }
@@ -216,6 +216,6 @@ fn uri(name: &str) -> Result<SanType, CaError> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "handed to map_err")]
-fn names(e: rcgen::Error) -> CaError {
+pub(super) fn names(e: rcgen::Error) -> CaError {
     CaError::Names(format!("certificate: {e}"))
 }

@@ -1,5 +1,6 @@
 //! The certificate authority: the cluster's keys, behind the same `KeyStore` trait as the device's, and what they sign.
 
+mod crl;
 mod issue;
 mod request;
 

@@ -9,10 +9,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use boundkey_hal::PublicKey;
 
 use super::ca::{self, Authority, CaError, Issued, Profile};
 use super::resource::{Key, Kind, Resource, Subject, first_forbidden};
+use super::revocation::RevocationList;
 use super::store::{Change, Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
 use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest, MAX_OUTPUTS};
@@ -45,6 +47,8 @@ pub struct Joins {
     pub clock: Arc<dyn Clock>,
     /// Randomness.
     pub random: Arc<dyn Random>,
+    /// What is revoked.
+    pub revocation: RevocationList,
     /// Bounds what strangers can make the audit log grow by.
     pub throttle: Throttle,
 }
@@ -80,6 +84,11 @@ impl Joins {
             Ok(accepted) => self.accept(accepted, occasion),
             Err(refused) => Err(self.refuse(refused, occasion)),
         }
+    }
+
+    /// The revocation list, DER.
+    pub fn revocation_list(&self) -> Result<Bytes, Problem> {
+        self.revocation.at(self.clock.now(), &*self.store, &self.authority).map_err(|e| failed(&e))
     }
 
     fn view(&self, token: &str, now: Timestamp) -> Result<JoinView, Problem> {

@@ -89,8 +89,13 @@ impl LockTarget {
 }
 
 impl Lock {
+    /// When it ends by itself.
+    pub fn ends(&self) -> Option<Timestamp> {
+        [self.spec.expires, self.metadata.expires].into_iter().flatten().min()
+    }
+
     /// Whether it stops anyone at `now`.
     pub fn in_force(&self, now: Timestamp) -> bool {
-        self.spec.expires.is_none_or(|end| end > now) && !self.metadata.expired(now)
+        self.ends().is_none_or(|end| end > now)
     }
 }

@@ -66,6 +66,19 @@ pub struct IssuedRecord {
     pub not_after: Timestamp,
 }
 
+/// How long after its end a certificate stays known, and revoked: a peer's clock may be behind, and RFC 5280 section 3.3 asks for
+/// one more list.
+pub const KEEP_ISSUED: Duration = Duration::from_secs(3600);
+
+/// Certificates that are not to be trusted any more, read at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revoked {
+    /// The policy revision.
+    pub policy: u64,
+    /// Serial numbers, hexadecimal; of those that end last first.
+    pub serials: Vec<String>,
+}
+
 /// What becomes true together, or not at all.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
@@ -111,6 +124,13 @@ pub trait Store: Send + Sync {
     /// What a join with `token` is decided on; `None` without such a token.
     fn join_view(&self, token: &str) -> Result<Option<JoinView>, StoreError>;
 
+    /// The policy revision: another at every change of a bot, role or lock.
+    fn policy(&self) -> Result<u64, StoreError>;
+
+    /// Certificates of tokens, bots and instances that a lock in force at `now` stops, and of tokens and bots that are no more: those
+    /// that have not ended for [`KEEP_ISSUED`]. At most `limit`.
+    fn revoked(&self, now: Timestamp, limit: usize) -> Result<Revoked, StoreError>;
+
     /// Tokens whose exemption ended before or at `now`, unused.
     fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError>;
 
@@ -120,6 +140,7 @@ pub trait Store: Send + Sync {
     /// Audit events, oldest first; each with a number that rises.
     fn events(&self, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError>;
 
-    /// Forgets what ended before `now`: instances, issued certificates, and events older than `keep_events`.
+    /// Forgets what ended before `now`: instances, certificates that ended [`KEEP_ISSUED`] before it, and events older than
+    /// `keep_events`.
     fn sweep(&self, now: Timestamp, keep_events: Duration) -> Result<(), StoreError>;
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Commit, Event, EventFilter, JoinView, Key, Kind, Resource, Store, StoreError, Stored, Token};
+use super::{Commit, Event, EventFilter, JoinView, Key, Kind, Resource, Revoked, Store, StoreError, Stored, Token};
 use crate::time::Timestamp;
 use read::Readers;
 use write::Writer;
@@ -81,6 +81,14 @@ impl Store for SqliteStore {
 
     fn join_view(&self, token: &str) -> Result<Option<JoinView>, StoreError> {
         self.readers.with(|snapshot| read::join_view(snapshot, token))
+    }
+
+    fn policy(&self) -> Result<u64, StoreError> {
+        self.readers.with(read::policy)
+    }
+
+    fn revoked(&self, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
+        self.readers.with(|snapshot| read::revoked(snapshot, now, limit))
     }
 
     fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError> {

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::write::subject;
 use crate::auth::audit::{Event, EventFilter};
 use crate::auth::resource::{Bot, BotInstance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
-use crate::auth::store::{JoinView, StoreError, Stored};
+use crate::auth::store::{JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
 use crate::time::Timestamp;
 
 /// Readers at once; more wait. Two per core of a small server.
@@ -103,8 +103,28 @@ pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str) -> Result<Optio
         instance = typed::<BotInstance>(snapshot, Kind::BotInstance, &id.to_string())?;
         locks.extend(locks_on(snapshot, &LockTarget::BotInstance(id.to_string()))?);
     }
-    let policy = snapshot.prepare_cached("SELECT policy FROM meta")?.query_row([], |row| row.get(0))?;
-    Ok(Some(JoinView { token, bot, roles, locks, instance, policy }))
+    Ok(Some(JoinView { token, bot, roles, locks, instance, policy: policy(snapshot)? }))
+}
+
+pub(super) fn policy(snapshot: &Transaction<'_>) -> Result<u64, StoreError> {
+    Ok(snapshot.prepare_cached("SELECT policy FROM meta")?.query_row([], |row| row.get(0))?)
+}
+
+pub(super) fn revoked(snapshot: &Transaction<'_>, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
+    let mut query = snapshot.prepare_cached(
+        "WITH stopped AS (SELECT subject FROM resource WHERE kind = 'lock' AND (ends IS NULL OR ends > ?1))
+         SELECT serial FROM issued WHERE not_after >= ?2 AND (
+             'token/' || token IN stopped OR 'bot/' || bot IN stopped OR 'bot_instance/' || instance IN stopped
+             OR NOT EXISTS (SELECT 1 FROM resource WHERE kind = 'token' AND name = token)
+             OR (bot IS NOT NULL AND NOT EXISTS (SELECT 1 FROM resource WHERE kind = 'bot' AND name = bot)))
+         ORDER BY not_after DESC, serial LIMIT ?3",
+    )?;
+    let mut rows = query.query(params![now.millis(), now.minus(KEEP_ISSUED).millis(), limit])?;
+    let mut serials = Vec::new();
+    while let Some(row) = rows.next()? {
+        serials.push(column(row, 0)?);
+    }
+    Ok(Revoked { policy: policy(snapshot)?, serials })
 }
 
 fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {

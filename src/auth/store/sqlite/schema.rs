@@ -24,7 +24,7 @@ const MIGRATIONS: [&str; 1] = ["
         name     TEXT NOT NULL,
         revision INTEGER NOT NULL,
         subject  TEXT,      -- 'kind/name' that a lock stops, or whose token an instance joined with
-        ends     INTEGER,   -- when an instance, or the exemption of a token, ends: milliseconds since 1970
+        ends     INTEGER,   -- when an instance, a lock, or the exemption of a token ends: milliseconds since 1970
         document TEXT NOT NULL,
         PRIMARY KEY (kind, name)
     ) STRICT;

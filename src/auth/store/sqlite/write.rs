@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 
 use crate::auth::audit::Event;
 use crate::auth::resource::{Kind, LockTarget, Resource};
-use crate::auth::store::{Change, Commit, IssuedRecord, StoreError};
+use crate::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, StoreError};
 use crate::time::Timestamp;
 
 /// Most commits in one transaction: bounds the wait of the first.
@@ -221,7 +221,8 @@ fn ends(resource: &Resource) -> Option<u64> {
     let end = match resource {
         Resource::BotInstance(instance) => instance.metadata.expires,
         Resource::Token(token) => token.status.bound_keypair.exemption.as_ref().map(|exemption| exemption.expires),
-        Resource::Bot(_) | Resource::Lock(_) | Resource::Role(_) => None,
+        Resource::Lock(lock) => lock.ends(),
+        Resource::Bot(_) | Resource::Role(_) => None,
     };
     end.map(Timestamp::millis)
 }
@@ -257,7 +258,7 @@ fn insert_event(connection: &Connection, event: &Event) -> Result<(), StoreError
 fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> Result<(), StoreError> {
     let sweeps = [
         ("DELETE FROM resource WHERE kind = 'bot_instance' AND ends <= ?", now),
-        ("DELETE FROM issued WHERE not_after < ?", now),
+        ("DELETE FROM issued WHERE not_after < ?", now.minus(KEEP_ISSUED)),
         ("DELETE FROM event WHERE time < ?", events_before),
     ];
     for (statement, limit) in sweeps {

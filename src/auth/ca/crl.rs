@@ -1,0 +1,42 @@
+//! Certificate revocation lists, version 2 (RFC 5280 section 5).
+
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber};
+
+use super::issue::{BACKDATE, names};
+use super::{Authority, CaError};
+use crate::join::message::CRL_LIFETIME;
+use crate::time::Timestamp;
+
+impl Authority {
+    /// The list of revoked certificates, named by their serial numbers in hexadecimal: DER. `number` rises with every list.
+    ///
+    /// They are on hold (RFC 5280 section 5.3.1), for a lock may be taken away again, and since the list was made: what matters is
+    /// that they are on it.
+    pub fn revocation_list(&self, number: u64, serials: &[String], now: Timestamp) -> Result<Vec<u8>, CaError> {
+        let seconds = |time: Timestamp| Timestamp::from_secs(time.secs()).to_system().into();
+        let this_update = seconds(now.minus(BACKDATE));
+        let revoked = |serial: &String| {
+            let number = serial_bytes(serial).ok_or_else(|| CaError::Names(format!("serial number {serial:?} is damaged")))?;
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&number),
+                revocation_time: this_update,
+                reason_code: Some(RevocationReason::CertificateHold),
+                invalidity_date: None,
+            })
+        };
+        let params = CertificateRevocationListParams {
+            this_update,
+            next_update: seconds(now.plus(CRL_LIFETIME)),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect::<Result<_, CaError>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let issuer = rcgen::Issuer::new(self.ca_params(), self.issuer_key());
+        Ok(params.signed_by(&issuer).map_err(names)?.der().to_vec())
+    }
+}
+
+fn serial_bytes(hex: &str) -> Option<Vec<u8>> {
+    hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}

@@ -1,0 +1,247 @@
+//! What a lock takes away that was issued already: the revocation list, as OpenSSL reads it and as outputs keep it.
+#![cfg(all(feature = "agent", feature = "auth"))]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{Device, Server, run_with_input, success, tool, wait_for};
+
+fn openssl(args: &[&str]) -> Command {
+    let mut command = Command::new(tool("openssl", "openssl"));
+    command.args(args);
+    command
+}
+
+/// Head and body of `GET /v1/crl`, by a client that is not ours.
+fn get(server: &Server) -> (String, Vec<u8>) {
+    let request = "GET /v1/crl HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let mut client = openssl(&["s_client", "-quiet", "-ign_eof", "-no_ticket", "-connect", &server.addr]);
+    let answer = run_with_input(&mut client, request).stdout;
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a head") + 4;
+    (String::from_utf8_lossy(&answer[..end]).to_lowercase(), answer[end..].to_vec())
+}
+
+/// The list as a PEM file in the server's directory, once OpenSSL has found it to be the CA's.
+fn list(server: &Server) -> PathBuf {
+    let (head, body) = get(server);
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    let (der, pem) = (server.dir.join("crl.der"), server.dir.join("crl.pem"));
+    std::fs::write(&der, body).unwrap();
+    success(openssl(&["crl", "-inform", "DER", "-in"]).arg(&der).arg("-out").arg(&pem));
+    let verified = success(openssl(&["crl", "-noout", "-verify", "-in"]).arg(&pem).arg("-CAfile").arg(ca(server)));
+    assert!(String::from_utf8_lossy(&verified.stderr).contains("verify OK"));
+    pem
+}
+
+fn ca(server: &Server) -> PathBuf {
+    server.dir.join("data/ca.pem")
+}
+
+/// What OpenSSL says of a list.
+fn text(list: &Path) -> String {
+    let out = success(openssl(&["crl", "-noout", "-text", "-in"]).arg(list)).stdout;
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// What `openssl crl` prints for an option such as `-crlnumber`.
+fn field(list: &Path, option: &str) -> String {
+    let out = success(openssl(&["crl", "-noout", option, "-in"]).arg(list)).stdout;
+    String::from_utf8_lossy(&out).trim().rsplit('=').next().unwrap_or_default().to_owned()
+}
+
+/// Whether OpenSSL, going by `list`, takes `certificate`; if not it must be because it is revoked.
+fn accepted(server: &Server, list: &Path, certificate: &Path) -> bool {
+    let mut command = openssl(&["verify", "-crl_check", "-CRLfile"]);
+    let output = support::run(command.arg(list).arg("-CAfile").arg(ca(server)).arg(certificate));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() || said.contains("certificate revoked"), "{said}");
+    output.status.success()
+}
+
+/// The device's identity certificate, as a file of its own.
+fn certificate(device: &Device) -> PathBuf {
+    let path = device.dir.join(&format!("certificate-{}.pem", device.status()["generation"]));
+    success(openssl(&["x509", "-in"]).arg(device.storage().join("identity.pem")).arg("-out").arg(&path));
+    path
+}
+
+fn only_lock(server: &Server) -> String {
+    let locks: serde_json::Value = serde_json::from_str(&server.ctl(&["get", "lock", "--format", "json"])).expect("JSON");
+    assert_eq!(locks.as_array().map(Vec::len), Some(1), "{locks}");
+    format!("lock/{}", locks[0]["metadata"]["name"].as_str().expect("a name"))
+}
+
+#[test]
+fn a_lock_takes_away_every_certificate_and_gives_it_back() {
+    let server = Server::start();
+    let (device, other) = (server.device("gw", 5), server.device("other", 5));
+    let mut certificates = Vec::new();
+    for _ in 0..2 {
+        device.join();
+        certificates.push(certificate(&device));
+    }
+    other.join();
+    let others = certificate(&other);
+    let instance = device.status()["instance_id"].as_str().expect("joined").to_owned();
+    let good = |wanted: bool| {
+        let list = list(&server);
+        assert!(certificates.iter().all(|certificate| accepted(&server, &list, certificate) == wanted));
+        assert!(accepted(&server, &list, &others), "nobody locked the other one");
+    };
+    good(true);
+    for (option, name) in [("--token", "gw"), ("--bot", "gw"), ("--instance", &*instance)] {
+        server.ctl(&["lock", option, name, "--message", "reported stolen"]);
+        good(false);
+        server.ctl(&["rm", &only_lock(&server)]);
+        good(true);
+    }
+}
+
+#[test]
+fn a_lock_that_ends_by_itself_and_a_token_that_is_gone() {
+    let server = Server::start();
+    let device = server.device("gw", 5);
+    device.join();
+    let certificate = certificate(&device);
+    server.ctl(&["lock", "--token", "gw", "--expires", "2s"]);
+    assert!(!accepted(&server, &list(&server), &certificate));
+    wait_for("the end of the lock to show", || accepted(&server, &list(&server), &certificate));
+    server.ctl(&["rm", "token/gw"]);
+    wait_for("the deleted token to show", || !accepted(&server, &list(&server), &certificate));
+}
+
+#[test]
+fn a_stolen_copy_loses_what_it_got() {
+    let server = Server::start();
+    let device = server.device("gw", 5);
+    device.join();
+    let thief = device.copy();
+    thief.join();
+    let stolen = certificate(&thief);
+    assert!(accepted(&server, &list(&server), &stolen));
+    assert_eq!(device.try_join().0, 4, "two holders of one key");
+    assert!(!accepted(&server, &list(&server), &stolen), "the automatic lock shows at once");
+}
+
+#[test]
+fn the_list_is_as_rfc_5280_has_it_and_made_no_oftener_than_needed() {
+    let mut server = Server::start();
+    let device = server.device("gw", 5);
+    device.join();
+    let (head, first) = get(&server);
+    assert!(head.contains("content-type: application/pkix-crl\r\n"), "{head}");
+    assert!(head.contains("cache-control: max-age="), "{head}");
+    for _ in 0..3 {
+        assert!(get(&server).1 == first, "a list that did not change is not signed anew");
+    }
+    let empty = list(&server);
+    let said = text(&empty);
+    for wanted in [
+        "Version 2 (0x1)",
+        "ecdsa-with-SHA256",
+        "X509v3 Authority Key Identifier",
+        "X509v3 CRL Number",
+        "No Revoked Certificates",
+    ] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    let number = |list: &Path| {
+        let hex = field(list, "-crlnumber");
+        u64::from_str_radix(hex.trim_start_matches("0x"), 16).unwrap_or_else(|e| panic!("{hex}: {e}"))
+    };
+    let before = number(&empty);
+    server.ctl(&["lock", "--token", "gw"]);
+    let locked = list(&server);
+    assert!(number(&locked) > before);
+    assert!(text(&locked).contains("Certificate Hold"), "{}", text(&locked));
+    let hour = success(Command::new("date").args(["-d", &field(&locked, "-nextupdate"), "+%s"])).stdout;
+    let start = success(Command::new("date").args(["-d", &field(&locked, "-lastupdate"), "+%s"])).stdout;
+    let secs = |out: Vec<u8>| String::from_utf8(out).unwrap().trim().parse::<u64>().unwrap();
+    assert_eq!(secs(hour) - secs(start), 3600 + 60, "an hour, and a minute for clocks that are behind");
+    let last = number(&locked);
+    server.kill();
+    server.run();
+    let restarted = list(&server);
+    assert!(number(&restarted) > last, "the number rises over a restart");
+    assert!(text(&restarted).contains("Certificate Hold"));
+}
+
+/// A role for outputs, and a device with one that wants the list.
+fn verifier(server: &Server, name: &str, wanted: &str) -> Device {
+    server.create("kind: role\nversion: v1\nmetadata: {name: any}\nspec: {allow: {dns_names: [\"*.fleet.example\"]}}\n");
+    let device = server.device(name, 5);
+    server.create(&format!("kind: bot\nversion: v1\nmetadata: {{name: {name}}}\nspec: {{roles: [any]}}\n"));
+    let secret = server.status(name)["registration_secret"].as_str().expect("a secret").to_owned();
+    let out = device.dir.join("out");
+    device.configure(
+        server,
+        &format!("  bound_keypair: {{registration_secret: {secret}}}"),
+        &format!(
+            "crl_interval: 1s\noutputs:\n  - type: x509\n    destination: {{type: directory, path: {out}}}\n    \
+             dns_names: [{name}.fleet.example]\n{wanted}    reload: {{command: [sh, -c, \"echo reloaded >>{log}\"]}}\n",
+            out = out.display(),
+            log = device.dir.join("reloads").display()
+        ),
+    );
+    device
+}
+
+#[test]
+fn outputs_keep_the_list_fresh_between_renewals() {
+    let mut server = Server::start();
+    let device = server.device("gw", 5);
+    device.join();
+    let certificate = certificate(&device);
+    let verifier = verifier(&server, "broker", "    crl: true\n");
+    let file = |name: &str| verifier.dir.join("out").join(name);
+    let read = |name: &str| std::fs::read_to_string(file(name)).unwrap_or_default();
+    let reloads = || std::fs::read_to_string(verifier.dir.join("reloads")).unwrap_or_default().lines().count();
+    let daemon = verifier.daemon();
+    wait_for("the first list", || file("ca.crl").exists() && reloads() == 1);
+    let (key, leaf, list) = (read("tls.key"), read("tls.crt"), read("ca.crl"));
+    assert!(list.starts_with("-----BEGIN X509 CRL-----\n"), "{list}");
+    assert!(accepted(&server, &file("ca.crl"), &certificate));
+
+    server.ctl(&["lock", "--token", "gw"]);
+    wait_for("the lock to arrive", || read("ca.crl") != list && reloads() == 2);
+    assert!(!accepted(&server, &file("ca.crl"), &certificate));
+    assert_eq!((read("tls.key"), read("tls.crt")), (key, leaf.clone()), "key and certificate are the same");
+
+    // Without a server the list at hand stays, and is fetched again when there is one.
+    let list = read("ca.crl");
+    server.kill();
+    wait_for("a look that failed", || verifier.log().contains("no connection"));
+    assert_eq!(read("ca.crl"), list);
+    server.run();
+    server.ctl(&["rm", &only_lock(&server)]);
+    wait_for("the lifted lock to arrive", || read("ca.crl") != list);
+    assert!(accepted(&server, &file("ca.crl"), &certificate));
+
+    let list = read("ca.crl");
+    daemon.signal(nix::sys::signal::Signal::SIGUSR1);
+    wait_for("a renewal", || read("tls.crt") != leaf);
+    assert_eq!(read("ca.crl"), list, "a renewal does not take it away");
+}
+
+#[test]
+fn a_single_join_brings_the_list_only_where_it_is_wanted() {
+    let server = Server::start();
+    for (name, wanted, there) in [("with", "    crl: true\n", true), ("without", "", false)] {
+        let verifier = verifier(&server, name, wanted);
+        verifier.join();
+        assert_eq!(verifier.dir.join("out/ca.crl").exists(), there, "{name}");
+        assert!(verifier.dir.join("out/tls.crt").exists());
+    }
+}
+
+#[test]
+fn requests_that_come_together_get_one_list() {
+    let server = Server::start();
+    let lists: Vec<_> = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| get(&server).1)).collect();
+        asked.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    });
+    assert!(lists.iter().all(|list| *list == lists[0]));
+}

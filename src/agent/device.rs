@@ -9,6 +9,7 @@ use boundkey_hal::{Algorithm, KeyId, KeyStore, PublicKey, durable};
 use super::config::Keystore;
 use super::error::AgentError;
 use super::keystore;
+use super::rollback::Guard;
 use crate::join::Thumbprint;
 use crate::join::device::{KnownKey, Memory};
 use crate::state::{DirStorage, StateFile};
@@ -22,6 +23,8 @@ pub struct Device {
     pub state: StateFile<DirStorage>,
     /// Its keys.
     pub keys: Box<dyn KeyStore>,
+    /// Tells an old copy of the storage.
+    pub guard: Guard,
     /// Held while the device is.
     _lock: File,
 }
@@ -48,7 +51,7 @@ impl Device {
             Err(std::fs::TryLockError::WouldBlock) => return Err(AgentError::StorageInUse(dir.display().to_string())),
             Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
         }
-        let state = StateFile::open(storage)?;
+        let state = StateFile::open(storage).map_err(|e| AgentError::State(dir.into(), e))?;
         if let Some(why) = state.damaged() {
             log::warn!("one of the two slots of the state file is {why}; the other one holds, nothing is lost");
         }
@@ -57,7 +60,7 @@ impl Device {
             memory.keystore_pin = keystore::identify(keystore, dir)?;
         }
         let keys = keystore::open(keystore, dir, memory.keystore_pin.as_deref())?;
-        let mut device = Self { state, keys, _lock: lock };
+        let mut device = Self { state, keys, guard: Guard::default(), _lock: lock };
         device.adopt_keys(&mut memory)?;
         if memory != Memory::default() {
             device.remember(&memory)?;
@@ -79,6 +82,12 @@ impl Device {
             memory.add_key(key);
         }
         Ok(())
+    }
+
+    /// Refuses what it remembers, where that is an old copy.
+    pub fn verify(&mut self) -> Result<(), AgentError> {
+        let (guard, memory) = (self.guard.clone(), self.state.memory().clone());
+        guard.verify(&memory, &mut |memory| self.remember(memory))
     }
 
     /// Writes down what the device is to remember.

@@ -1,5 +1,7 @@
 //! What can go wrong with a join, in words for a person, and as the exit codes that scripts branch on.
 
+use std::path::PathBuf;
+
 use boundkey_hal::{Error as KeyError, ErrorKind};
 
 use super::config::ConfigError;
@@ -29,10 +31,12 @@ pub enum AgentError {
     Other(String),
     /// An output could not be written; the join itself succeeded.
     Output(String, String),
+    /// The storage is an old copy: why that is known.
+    RolledBack(String),
     /// The server's certificate had expired at that time, by the server's own clock.
     ServerExpired(Timestamp),
-    /// The device's memory.
-    State(LoadError),
+    /// The device's memory in this storage directory.
+    State(PathBuf, LoadError),
     /// The storage directory.
     Storage(String, std::io::Error),
     /// Another agent runs on the storage directory.
@@ -57,8 +61,9 @@ impl std::fmt::Display for AgentError {
             Self::ServerExpired(end) => {
                 write!(f, "the server's certificate expired at {end}, and the server's own clock is past it")
             }
-            Self::State(e) => e.fmt(f),
+            Self::State(dir, e) => write!(f, "{}/{e}", dir.display()),
             Self::Storage(what, e) => write!(f, "storage: {what}: {e}"),
+            Self::RolledBack(why) => write!(f, "what the storage directory holds is not used: {why}"),
             Self::StorageInUse(dir) => write!(f, "storage: {dir} is in use by another boundkey"),
             Self::Transport(TransportError::Refused(problem)) => write!(f, "the server refused: {problem}"),
             Self::Transport(e) => e.fmt(f),
@@ -78,7 +83,7 @@ macro_rules! from {
     };
 }
 
-from!(Answer(AnswerError), Config(ConfigError), GaveUp(GiveUp), Key(KeyError), State(LoadError), Transport(TransportError));
+from!(Answer(AnswerError), Config(ConfigError), GaveUp(GiveUp), Key(KeyError), Transport(TransportError));
 
 impl From<NoRandomness> for AgentError {
     fn from(e: NoRandomness) -> Self {
@@ -99,7 +104,7 @@ impl AgentError {
             },
             Self::ServerExpired(_) | Self::Transport(_) => 3,
             Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) => 7,
-            Self::State(_) | Self::Storage(..) | Self::StorageInUse(_) => 8,
+            Self::RolledBack(_) | Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => 8,
             Self::GaveUp(GiveUp::UnknownKey(_)) => 6,
             Self::Answer(_) | Self::Other(_) | Self::Output(..) => 1,
         }
@@ -115,7 +120,8 @@ impl AgentError {
             Self::Other(_) => "other",
             Self::Output(..) => "output",
             Self::ServerExpired(_) => "server-expired",
-            Self::State(_) | Self::Storage(..) | Self::StorageInUse(_) => "storage",
+            Self::RolledBack(_) => "rolled-back",
+            Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => "storage",
             Self::Transport(e) => match e {
                 TransportError::Refused(problem) => problem.kind.name(),
                 TransportError::AnswerTooLong(_) | TransportError::NotBoundkey(_) => "not-boundkey",
@@ -145,10 +151,15 @@ impl AgentError {
             Self::ServerExpired(_) | Self::Transport(TransportError::CertificateExpired(_)) => {
                 "look at the server: it renews its certificate by itself while it runs; if this device's clock is ahead, set it".into()
             }
-            Self::State(LoadError::Newer(_)) => "install the newer version of boundkey again".into(),
-            Self::State(LoadError::Io(e)) | Self::Storage(_, e) => storage_advice(e).into(),
-            Self::State(LoadError::Unusable(_)) => {
+            Self::State(_, LoadError::Newer(_)) => "install the newer version of boundkey again".into(),
+            Self::State(_, LoadError::Io(e)) | Self::Storage(_, e) => storage_advice(e).into(),
+            Self::State(_, LoadError::Unusable(_)) => {
                 "nothing was overwritten; move the file `state` away and run `boundkeyctl exempt token/NAME`: the device then rejoins with its key".into()
+            }
+            Self::RolledBack(_) => {
+                "find out who put it there; if the right one cannot be had back, move the file `state` away and run \
+                 `boundkeyctl exempt token/NAME`: the device then rejoins with its key"
+                    .into()
             }
             Self::StorageInUse(_) => "stop the other agent, or give this one a storage.path of its own".into(),
             Self::Transport(e) => transport_advice(e).into(),
@@ -197,7 +208,9 @@ fn transport_advice(e: &TransportError) -> &'static str {
             "compare ca_pins (or ca_file) with what `boundkey-auth init` printed; do not go on if they differ"
         }
         TransportError::Refused(problem) => refusal_advice(problem),
-        TransportError::RevocationList(_) => "nothing was written; upgrade the agent or the server, so that both are of the same version",
+        TransportError::RevocationList(_) => {
+            "nothing was written; upgrade the agent or the server, so that both are of the same version"
+        }
         TransportError::TimedOut | TransportError::Tls(_) | TransportError::Unreachable(_) => {
             "check the network, auth_server and that boundkey-auth runs; the daemon keeps trying"
         }
@@ -211,7 +224,11 @@ fn refusal_advice(problem: &Problem) -> &'static str {
             "try again; if it stays, look at the log of boundkey-auth"
         }
         ProblemType::FirstJoinWithCredentials => "the token is not bound; `boundkeyctl get token/NAME` shows its state",
-        ProblemType::JoinStateMismatch | ProblemType::Locked => {
+        ProblemType::Locked => {
+            "`boundkeyctl get locks` tells who locked it and why; `boundkeyctl rm lock/ID` lifts an operator's lock, and after two holders \
+             of one key `boundkeyctl exempt token/NAME` lets this device back in"
+        }
+        ProblemType::JoinStateMismatch => {
             "find out whether the key was copied; then, to let this device back in, run `boundkeyctl exempt token/NAME`"
         }
         ProblemType::JoinStateRequired => {

@@ -72,6 +72,7 @@ impl Joiner<'_> {
     }
 
     fn try_join(&mut self, device: &mut Device, token: &str) -> Result<Joined, AgentError> {
+        device.verify()?;
         let mut memory = device.state.memory().for_token(token);
         let challenge = self.ask_challenge(&memory, token)?;
         let offered = device.keys.capabilities()?.algorithms;
@@ -113,14 +114,16 @@ impl Joiner<'_> {
         let body = serde_json::to_vec(prepared.request()).map_err(|e| AgentError::Other(e.to_string()))?;
         let answer = self.transport.post(JOIN_PATH, &body)?;
         let answer: JoinAnswer = parse(&answer)?;
-        let Issued { memory, certificate, answer } = prepared.answered(answer)?;
+        let Issued { mut memory, certificate, answer } = prepared.answered(answer)?;
 
         let bundle = match &answer.bundle {
             Some(bundle) => decode_all(bundle)?,
             None => bundle,
         };
         StoredIdentity::store(device.state.storage(), &key.pkcs8, &certificate, &bundle)?;
+        device.guard.mark(&mut memory);
         device.remember(&memory)?;
+        device.guard.follow();
         self.clock.raise(answer.time);
         Ok(Joined { answer, requested, bundle })
     }

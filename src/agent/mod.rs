@@ -17,6 +17,7 @@ pub mod keystore;
 pub mod outputs;
 pub mod program;
 mod report;
+pub mod rollback;
 pub mod run;
 pub mod status;
 pub mod systemd;

@@ -55,7 +55,7 @@ pub struct Agent {
 impl Agent {
     /// Opens what the configuration names.
     pub fn open(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<Self, AgentError> {
-        let device = Device::open(&config.storage, &config.keystore, Pinning::Keep)?;
+        let device = open_device(config)?;
         let clock = Arc::new(DeviceClock::new(system.clone(), device.state.memory().last_known_time));
         let trust = Trust::new(roots(config)?, clock.clone());
         let https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
@@ -160,6 +160,20 @@ pub fn oneshot(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random
         agent.reporter.failed(e, agent.clock.now());
     }
     done
+}
+
+#[cfg(feature = "tpm")]
+fn open_device(config: &Config) -> Result<Device, AgentError> {
+    let mut device = Device::open(&config.storage, &config.keystore, Pinning::Keep)?;
+    if config.rollback_protection {
+        device.guard = super::rollback::Guard::new(&config.keystore, &config.storage, device.state.memory())?;
+    }
+    Ok(device)
+}
+
+#[cfg(not(feature = "tpm"))]
+fn open_device(config: &Config) -> Result<Device, AgentError> {
+    Device::open(&config.storage, &config.keystore, Pinning::Keep)
 }
 
 /// Leaves for `boundkey status` why there is not even an agent. Another agent's report is left alone.

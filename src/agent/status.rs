@@ -16,7 +16,8 @@ use crate::time::{Clock, Timestamp};
 
 /// What `boundkey status` prints, with a line feed at its end.
 pub fn show(config: &Config, system: std::sync::Arc<dyn Clock>, as_json: bool) -> Result<String, AgentError> {
-    let state = StateFile::open(DirStorage::open(&config.storage))?;
+    let state =
+        StateFile::open(DirStorage::open(&config.storage)).map_err(|e| AgentError::State(config.storage.clone(), e))?;
     let memory = state.memory();
     let now = DeviceClock::new(system, memory.last_known_time).now();
     let mut status = describe(config, memory, &Reporter::open(&config.storage));

@@ -52,7 +52,7 @@ const NO_STATIC_KEYS: &str = "remove it: the device then makes a key of its own"
 const MAX_FILE: u64 = 64 * 1024;
 
 from_fields!(Fields => FileContent, LogFields => LogConfig, StorageFields => Storage);
-from_text!(Format, Level);
+from_text!(Format, Level, RollbackProtection);
 
 /// A configuration that was read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub struct Config {
     pub keystore: Keystore,
     /// Directory of the device's state.
     pub storage: PathBuf,
+    /// Whether a counter in the TPM tells an old copy of it; only with keys in a TPM.
+    pub rollback_protection: bool,
     /// How long certificates are to hold.
     pub credential_ttl: Duration,
     /// Time between renewals.
@@ -116,6 +118,7 @@ impl Config {
             onboarding: file.onboarding,
             keystore: file.keystore.with_environment(env),
             storage: file.storage,
+            rollback_protection: file.rollback_protection,
             credential_ttl: file.credential_ttl,
             renewal_interval: file.renewal_interval,
             crl_interval: file.crl_interval,
@@ -211,6 +214,7 @@ struct FileContent {
     onboarding: Onboarding,
     keystore: Keystore,
     storage: PathBuf,
+    rollback_protection: bool,
     credential_ttl: Duration,
     renewal_interval: Duration,
     crl_interval: Duration,
@@ -230,7 +234,13 @@ impl TryFrom<Fields> for FileContent {
             (None, Some(file)) => Trust::File(file.0),
             (None, None) => return Err(Refusal::new("neither `ca_pins` nor `ca_file` is set", how_to_trust)),
         };
-        let storage = fields.storage.map_or_else(|| PathBuf::from(DEFAULT_STORAGE), |s| s.0);
+        let keystore = fields.keystore.unwrap_or_default();
+        let default = || Storage { path: PathBuf::from(DEFAULT_STORAGE), rollback_protection: false };
+        let Storage { path: storage, rollback_protection } = fields.storage.unwrap_or_else(default);
+        if rollback_protection && keystore.kind() != "tpm" {
+            let what = "`storage.rollback_protection: tpm` goes with keys in a TPM";
+            return Err(Refusal::new(what, "write keystore: {type: tpm}, or remove rollback_protection"));
+        }
         let outputs = fields.outputs.map_or_else(Vec::new, |o| o.0);
         if let Some(output) = outputs.iter().find(|o| o.destination.path.starts_with(&storage)) {
             let what = format!("the output {} would write into the storage directory", output.name);
@@ -240,8 +250,9 @@ impl TryFrom<Fields> for FileContent {
             auth_server: fields.auth_server,
             trust,
             onboarding: fields.onboarding,
-            keystore: fields.keystore.unwrap_or_default(),
+            keystore,
             storage,
+            rollback_protection,
             credential_ttl: fields.credential_ttl.map_or(DEFAULT_CREDENTIAL_TTL, |s| s.0),
             renewal_interval: fields.renewal_interval.map_or(DEFAULT_RENEWAL_INTERVAL, |s| s.0),
             crl_interval: fields.crl_interval.map_or(DEFAULT_CRL_INTERVAL, |s| s.0),
@@ -266,7 +277,27 @@ impl TryFrom<LogFields> for LogConfig {
     }
 }
 
-struct Storage(PathBuf);
+struct Storage {
+    path: PathBuf,
+    rollback_protection: bool,
+}
+
+/// What tells an old copy: there is one way.
+struct RollbackProtection;
+
+impl std::str::FromStr for RollbackProtection {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        match text {
+            "tpm" => Ok(Self),
+            _ => Err(Refusal::new(
+                format!("{text:?} is no protection from rollback"),
+                "write rollback_protection: tpm, or remove it",
+            )),
+        }
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -274,12 +305,13 @@ struct StorageFields {
     #[serde(rename = "type")]
     _type: DestinationType,
     path: AbsolutePath,
+    rollback_protection: Option<RollbackProtection>,
 }
 
 impl TryFrom<StorageFields> for Storage {
     type Error = Refusal;
 
     fn try_from(fields: StorageFields) -> Result<Self, Refusal> {
-        Ok(Self(fields.path.0))
+        Ok(Self { path: fields.path.0, rollback_protection: fields.rollback_protection.is_some() })
     }
 }

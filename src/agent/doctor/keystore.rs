@@ -4,7 +4,9 @@ use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore};
 use nix::unistd::{AccessFlags, access};
 
 use super::Report;
-use crate::agent::config::{Config, Keystore};
+use crate::agent::config::Config;
+#[cfg(feature = "tpm")]
+use crate::agent::config::Keystore;
 use crate::agent::error::AgentError;
 use crate::agent::keystore;
 use crate::join::Thumbprint;
@@ -28,7 +30,10 @@ pub fn check(report: &mut Report, config: &Config, memory: Option<&Memory>) -> V
     report.ok(CHECK, format!("{}, {}", config.keystore.kind(), can.place));
     let algorithms = can.algorithms.to_vec();
     #[cfg(feature = "tpm")]
-    lockout(report, config);
+    {
+        lockout(report, config);
+        rollback(report, config, memory);
+    }
     if let Some(key) = memory.and_then(Memory::current_key) {
         match bound_key(&mut *store, key) {
             Ok(()) => report.ok("key", format!("{} ({}) signs", key.id, Algorithm::from(key.algorithm))),
@@ -88,6 +93,16 @@ fn lockout(report: &mut Report, config: &Config) {
         ),
         Ok(_) => {}
         Err(e) => fail(report, CHECK, "", e),
+    }
+}
+
+#[cfg(feature = "tpm")]
+fn rollback(report: &mut Report, config: &Config, memory: Option<&Memory>) {
+    use crate::agent::rollback::Guard;
+    let Some(memory) = memory.filter(|_| config.rollback_protection) else { return };
+    match Guard::new(&config.keystore, &config.storage, memory).and_then(|guard| guard.look(memory)) {
+        Ok(()) => report.ok("rollback", "the state fits the TPM's counter"),
+        Err(e) => report.fail("rollback", e.to_string(), e.advice()),
     }
 }
 

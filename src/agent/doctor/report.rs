@@ -17,7 +17,7 @@ pub enum Outcome {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Check {
+struct Finding {
     check: &'static str,
     outcome: Outcome,
     message: String,
@@ -27,22 +27,22 @@ struct Check {
 
 /// Findings, in the order in which a join would meet them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report(Vec<Check>);
+pub struct Report(Vec<Finding>);
 
 impl Report {
     /// The part `check` is well.
     pub fn ok(&mut self, check: &'static str, message: impl Into<String>) {
-        self.0.push(Check { check, outcome: Outcome::Ok, message: message.into(), advice: None });
+        self.0.push(Finding { check, outcome: Outcome::Ok, message: message.into(), advice: None });
     }
 
     /// The part `check` needs attention.
     pub fn warn(&mut self, check: &'static str, message: impl Into<String>, advice: impl Into<String>) {
-        self.0.push(Check { check, outcome: Outcome::Warn, message: message.into(), advice: Some(advice.into()) });
+        self.0.push(Finding { check, outcome: Outcome::Warn, message: message.into(), advice: Some(advice.into()) });
     }
 
     /// The part `check` keeps the device from joining.
     pub fn fail(&mut self, check: &'static str, message: impl Into<String>, advice: impl Into<String>) {
-        self.0.push(Check { check, outcome: Outcome::Fail, message: message.into(), advice: Some(advice.into()) });
+        self.0.push(Finding { check, outcome: Outcome::Fail, message: message.into(), advice: Some(advice.into()) });
     }
 
     /// How many findings there are.
@@ -57,13 +57,13 @@ impl Report {
 
     /// Whether anything keeps the device from joining.
     pub fn has_failed(&self) -> bool {
-        self.0.iter().any(|check| check.outcome == Outcome::Fail)
+        self.0.iter().any(|finding| finding.outcome == Outcome::Fail)
     }
 
     /// One finding a line, with how to mend it on the next.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for Check { check, outcome, message, advice } in &self.0 {
+        for Finding { check, outcome, message, advice } in &self.0 {
             let outcome = match outcome {
                 Outcome::Fail => "fail",
                 Outcome::Ok => "ok",

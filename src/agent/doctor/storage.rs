@@ -35,7 +35,7 @@ pub fn check(report: &mut Report, config: &Config, system: &Arc<dyn Clock>) -> O
     let state = match StateFile::open(DirStorage::open(dir)) {
         Ok(state) => state,
         Err(e) => {
-            let e = AgentError::State(e);
+            let e = AgentError::State(dir.clone(), e);
             report.fail("state", e.to_string(), e.advice());
             return None;
         }
@@ -89,6 +89,7 @@ fn directory(report: &mut Report, dir: &Path) {
     }
 }
 
+#[allow(clippy::useless_conversion, reason = "the counts are 32 bits wide on some targets")]
 fn space(report: &mut Report, dir: &Path) {
     let Some(existing) = dir.ancestors().find(|path| path.exists()) else { return };
     let Ok(found) = statvfs(existing) else { return };

@@ -34,6 +34,8 @@ pub struct Memory {
     pub recoveries: Option<Recoveries>,
     /// The latest time that an authenticated server told.
     pub last_known_time: Timestamp,
+    /// Where the counter stands that tells an old copy of this memory; 0 while it is being made.
+    pub rollback_counter: Option<u64>,
 }
 
 /// A key of this device.
@@ -129,6 +131,7 @@ impl Memory {
             keystore_pin: self.keystore_pin.clone(),
             keys: self.keys.clone(),
             last_known_time: self.last_known_time,
+            rollback_counter: self.rollback_counter,
             ..Self::default()
         }
     }

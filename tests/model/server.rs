@@ -125,7 +125,9 @@ impl Server {
 
     fn refused(&mut self, refusal: &Refusal) {
         self.locks.extend(refusal.lock.as_ref().map(|_| "two holders".to_owned()));
-        refusal.caught.into_iter().for_each(|key| self.status.catch(key));
+        if let Some(key) = refusal.caught {
+            self.status.catch(key);
+        }
     }
 
     pub fn verified(&self, request: &Request) -> Result<Verified, Refusal> {

@@ -75,8 +75,9 @@ impl Joiner<'_> {
         device.verify()?;
         let mut memory = device.state.memory().for_token(token);
         let challenge = self.ask_challenge(&memory, token)?;
-        let offered = device.keys.capabilities()?.algorithms;
-        let needed = Start::new(&memory, token).challenged(challenge.clone())?.new_key(&offered)?;
+        let asked = Start::new(&memory, token).challenged(challenge.clone())?;
+        // Hardware is asked what it can do only where that matters.
+        let needed = if asked.lacks_key() { asked.new_key(&device.keys.capabilities()?.algorithms)? } else { None };
         if let Some(algorithm) = needed {
             device.make_key(&mut memory, algorithm)?;
         }

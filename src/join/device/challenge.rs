@@ -77,13 +77,17 @@ impl Challenged<'_> {
     /// The algorithm of the key that must be made before [`Self::prepare`]; `None` if none must. `offered` is what the key
     /// store makes.
     pub fn new_key(&self, offered: &[Algorithm]) -> Result<Option<Algorithm>, GiveUp> {
-        let missing = self.signer.is_none() || (self.answer.rotate && self.successor().is_none());
-        if !missing {
+        if !self.lacks_key() {
             return Ok(None);
         }
         let known = self.answer.algorithms.iter().filter_map(|name| Algorithm::from_jws_name(name));
         let common = known.into_iter().find(|algorithm| offered.contains(algorithm));
         common.map(Some).ok_or_else(|| GiveUp::NoCommonAlgorithm(self.answer.algorithms.clone()))
+    }
+
+    /// Whether a key must be made before [`Self::prepare`].
+    pub fn lacks_key(&self) -> bool {
+        self.signer.is_none() || (self.answer.rotate && self.successor().is_none())
     }
 
     /// Whether this join binds its key for the first time, which takes the registration secret.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use boundkey::auth::audit::{Event, EventFilter, EventKind};
 use boundkey::auth::resource::{Bot, BotSpec, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
-use boundkey::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, SqliteStore, Store, StoreError, Stored};
+use boundkey::auth::store::{Change, Commit, IssuedRecord, JoinView, KEEP_ISSUED, SqliteStore, Store, StoreError, Stored};
 use boundkey::join::server::record::Exemption;
 use boundkey::time::Timestamp;
 
@@ -89,7 +89,7 @@ fn revision(store: &dyn Store, key: &Key) -> Option<u64> {
 }
 
 fn policy(store: &dyn Store, token: &str) -> u64 {
-    store.join_view(token).unwrap().unwrap().policy
+    store.join_view(token, None).unwrap().unwrap().policy
 }
 
 /// What any implementation of the trait has to do. Wants an empty store.
@@ -182,10 +182,11 @@ fn policy_rises_with_bots_roles_and_locks(store: &dyn Store) {
 
 fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
     const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
-    assert!(store.join_view("none").unwrap().is_none());
+    const OTHER: &str = "ffeeddcc-bbaa-9988-7766-554433221100";
+    assert!(store.join_view("none", None).unwrap().is_none());
     put(store, token("view", "view", Some(ID)));
-    let view = store.join_view("view").unwrap().unwrap();
-    assert_eq!((view.bot, view.roles.len(), view.locks.len(), view.instance), (None, 0, 0, None));
+    let view = store.join_view("view", None).unwrap().unwrap();
+    assert_eq!((view.bot, view.roles.len(), view.locks.len(), view.instances), (None, 0, 0, vec![]));
 
     put(store, bot("view", &["view", "missing"]));
     put(store, role("view"));
@@ -195,14 +196,23 @@ fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
     }
     put(store, lock("l3", LockTarget::BotInstance(ID.into())));
     put(store, lock("not-ours", LockTarget::Token("other".into())));
-    let view = store.join_view("view").unwrap().unwrap();
-    assert_eq!(view.bot.map(|bot| bot.metadata.name).as_deref(), Some("view"));
+    put(store, instance(OTHER, "view", 9));
+    put(store, lock("l4", LockTarget::BotInstance(OTHER.into())));
+    let view = store.join_view("view", None).unwrap().unwrap();
+    assert_eq!(view.bot.as_ref().map(|bot| bot.metadata.name.as_str()), Some("view"));
     assert_eq!(view.roles.len(), 1);
-    let mut locks: Vec<_> = view.locks.into_iter().map(|lock| lock.metadata.name).collect();
+    let mut locks: Vec<_> = view.locks.iter().map(|lock| lock.metadata.name.clone()).collect();
     locks.sort();
     assert_eq!(locks, ["l1", "l2", "l3"]);
-    assert_eq!(view.instance.map(|instance| instance.resource.metadata.name).as_deref(), Some(ID));
+    let names = |view: &JoinView| view.instances.iter().map(|stored| stored.resource.metadata.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&view), [ID]);
     assert_eq!(Some(view.token.revision), revision(store, &Key::new(Kind::Token, "view")));
+
+    let named = |id: &str| store.join_view("view", Some(id.parse().unwrap())).unwrap().unwrap();
+    assert_eq!((names(&named(OTHER)), named(OTHER).locks.len()), (vec![ID.to_owned(), OTHER.to_owned()], 4));
+    assert_eq!((names(&named(ID)), named(ID).locks.len()), (vec![ID.to_owned()], 3), "not twice");
+    let unknown = named("ffffffff-ffff-ffff-ffff-ffffffffffff");
+    assert_eq!((names(&unknown), unknown.locks.len()), (vec![ID.to_owned()], 3));
 }
 
 fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
@@ -476,7 +486,7 @@ fn damage_is_told_and_does_not_panic() {
         Err(error) => error.to_string(),
         Ok(store) => {
             assert!(failure(store.get(&Key::new(Kind::Token, "t7"))).contains("damaged"));
-            assert!(failure(store.join_view("t7")).contains("damaged"));
+            assert!(failure(store.join_view("t7", None)).contains("damaged"));
             failure(store.commit(changes([create(bot("b", &[]))])))
         }
     };
@@ -490,7 +500,8 @@ fn a_document_that_does_not_parse_names_its_resource() {
     put(&store, token("t", "b", None));
     let file = rusqlite::Connection::open(dir.database()).unwrap();
     file.execute("UPDATE resource SET document = '{'", []).unwrap();
-    for why in [failure(store.get(&Key::new(Kind::Token, "t"))), failure(store.join_view("t")), failure(store.list(Kind::Token))]
+    for why in
+        [failure(store.get(&Key::new(Kind::Token, "t"))), failure(store.join_view("t", None)), failure(store.list(Kind::Token))]
     {
         assert!(why.contains("token/t is damaged"), "{why}");
     }

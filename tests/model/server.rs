@@ -169,7 +169,7 @@ impl Server {
         }
         let instance = named(&[&verified.attempt.0[..], &self.status.recovery_count.to_be_bytes(), &[self.restores]].concat());
         let fresh = Fresh { instance, now: self.now, not_after: self.now.plus(TTL) };
-        decide(Token { for_bot: true, spec: &self.spec, status: &status }, &locks, &verified, fresh)
+        decide(Token { for_bot: true, spec: &self.spec, status: &status, instance: None }, &locks, &verified, fresh)
     }
 
     fn answer(&self, grant: &Grant) -> JoinAnswer {

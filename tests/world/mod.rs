@@ -10,7 +10,7 @@ use boundkey::join::device::{KnownKey, Memory, Start};
 use boundkey::join::message::{ChallengeAnswer, Heartbeat, IssuedCertificate, JoinAnswer};
 use boundkey::join::server::challenge::{Challenge, LIFETIME, SealingKey};
 use boundkey::join::server::decision::{Fresh, Grant, Refusal, Token, decide};
-use boundkey::join::server::record::{Spec, Status, rotation_due};
+use boundkey::join::server::record::{LastStep, Spec, Status, rotation_due};
 use boundkey::join::server::request::{Context, Holder, ShownCertificate, challenge_of, verify};
 use boundkey::join::{Claims, Id, Jws, Problem, ProblemType, Thumbprint, base64url};
 use boundkey::time::{System, Timestamp};
@@ -77,6 +77,8 @@ pub struct World {
     pub revision: u64,
     /// What was decided, oldest first.
     pub grants: Vec<Grant>,
+    /// Last steps of instances, as mode `insecure` wants them.
+    pub instances: BTreeMap<Id, LastStep>,
     certificates: Vec<ShownCertificate>,
     signer: String,
     ids: u8,
@@ -89,7 +91,18 @@ impl World {
         spec.recovery.limit = limit;
         let status = Status { incarnation: Some(Id([9; 16])), registration_secret: Some("s".into()), ..Status::default() };
         let signer = PrivateKey::generate(Algorithm::Ed25519).and_then(|key| Ok(key.to_pem()?.to_string())).expect("a key");
-        Self { now: NOW, spec, status, locks: vec![], revision: 1, grants: vec![], certificates: vec![], signer, ids: 0 }
+        Self {
+            now: NOW,
+            spec,
+            status,
+            locks: vec![],
+            revision: 1,
+            grants: vec![],
+            instances: BTreeMap::new(),
+            certificates: vec![],
+            signer,
+            ids: 0,
+        }
     }
 
     /// The server restored from this copy of it; its clock goes on, and so do the certificates that others hold.
@@ -153,7 +166,9 @@ impl World {
             certificate: &certificate,
         };
         let (request, verified) = verify(jws, &context)?;
-        let about = Token { for_bot: true, spec: &self.spec, status: &self.status };
+        let named = verified.certificate.as_ref().map(|shown| shown.holder.step.instance);
+        let instance = named.and_then(|id| Some((id, self.instances.get(&id)?)));
+        let about = Token { for_bot: true, spec: &self.spec, status: &self.status, instance };
         self.ids += 1;
         let fresh = Fresh { instance: Id([self.ids; 16]), now: self.now, not_after: self.now.plus(TTL) };
         let grant = match decide(about, &self.locks, &verified, fresh) {
@@ -170,6 +185,14 @@ impl World {
         self.status = grant.status.clone();
         self.revision += 1;
         self.grants.push(grant.clone());
+        let last = LastStep {
+            generation: grant.step.generation,
+            issued_at_ms: grant.issued_at_ms,
+            attempt: grant.attempt,
+            from: None,
+            not_after: grant.not_after,
+        };
+        self.instances.insert(grant.step.instance, last);
         let holder = Holder {
             cluster: CLUSTER.into(),
             token: TOKEN.into(),
@@ -246,6 +269,13 @@ impl Device {
     /// A device that knows the registration secret; `seed` tells its attempts from those of others.
     pub fn new(seed: u8) -> Self {
         Self { memory: Memory::default().for_token(TOKEN), secret: Some("s".into()), attempts: seed, ..Self::default() }
+    }
+
+    /// A host that has the key and nothing else, as with a static key.
+    pub fn host(&self, seed: u8) -> Self {
+        let mut host = Self { keys: self.keys.clone(), attempts: seed, ..Self::new(seed) };
+        host.memory.keys = self.memory.keys.iter().map(|key| KnownKey { bound: false, ..key.clone() }).collect();
+        host
     }
 
     /// Another holder of everything the device has; only its future attempts are its own.

@@ -13,8 +13,8 @@ pub use issue::{Issued, Profile, ServerIdentity};
 pub use request::subject_key;
 
 use crate::certify::Subject;
-use crate::join::Claims;
 use crate::join::server::request::{Holder, ShownCertificate};
+use crate::join::{Claims, Id};
 
 /// Names of the cluster's keys in the key store.
 const X509: &str = "ca-x509";
@@ -130,6 +130,11 @@ impl Authority {
         let shown = request::open_identity(der, &self.certificate)?;
         let holder = Holder::from_uri(&shown.uri).ok_or("it is not an identity certificate")?;
         Ok(ShownCertificate { holder, not_after: shown.not_after, key: shown.key })
+    }
+
+    /// The instance that a certificate names, whoever signed it: good to look it up, and no more.
+    pub fn named_instance(der: &[u8]) -> Option<Id> {
+        Some(Holder::from_uri(&request::uri(der)?)?.step.instance)
     }
 
     fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, KeyError> {

@@ -30,16 +30,24 @@ pub(super) fn open_identity(der: &[u8], ca: &[u8]) -> Result<Identity, String> {
     let certificate = parse(der)?;
     let ca = parse(ca)?;
     certificate.verify_signature(Some(ca.public_key())).map_err(|_| "the certificate is not signed by this cluster's CA")?;
-    let names = certificate.subject_alternative_name().map_err(|e| e.to_string())?;
-    let uri = names.iter().flat_map(|names| &names.value.general_names).find_map(|name| match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        _ => None,
-    });
     let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
     Ok(Identity {
-        uri: uri.ok_or("the certificate has no URI")?,
+        uri: first_uri(&certificate).ok_or("the certificate has no URI")?,
         not_after: Timestamp::from_secs(end),
         key: public_key(certificate.public_key())?,
+    })
+}
+
+/// The first URI of a certificate that anyone may have made.
+pub(super) fn uri(der: &[u8]) -> Option<String> {
+    first_uri(&parse(der).ok()?)
+}
+
+fn first_uri(certificate: &X509Certificate<'_>) -> Option<String> {
+    let names = certificate.subject_alternative_name().ok()??;
+    names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
     })
 }
 

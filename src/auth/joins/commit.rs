@@ -10,6 +10,7 @@ use crate::auth::resource::{
 };
 use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};
 use crate::join::server::decision::Grant;
+use crate::join::server::record::LastStep;
 use crate::join::{Id, JoinKind, RecoveryMode, Thumbprint};
 use crate::time::Timestamp;
 
@@ -39,7 +40,7 @@ impl Occasion<'_> {
             instance: instance.clone(),
             not_after: issued.not_after,
         });
-        let known = self.view.instance.as_ref().filter(|stored| stored.resource.metadata.name == instance);
+        let known = self.view.instances.iter().find(|stored| stored.resource.metadata.name == instance);
         let record = self.instance(accepted, known.map(|stored| stored.resource.clone()));
         Commit {
             policy: Some(self.view.policy),
@@ -64,16 +65,16 @@ impl Occasion<'_> {
     fn instance(&self, accepted: &Accepted, known: Option<BotInstance>) -> BotInstance {
         let Accepted { request, grant, certified, .. } = accepted;
         let token = &self.view.token.resource;
+        let insecure = token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure;
         let mut record = known.unwrap_or_else(|| {
-            // The state before was verified, but for insecure mode.
-            let verified = token.spec.bound_keypair.recovery.mode != RecoveryMode::Insecure;
             let previous = token.status.bound_keypair.step().map(|step| step.instance);
             BotInstance {
                 metadata: Metadata::named(grant.step.instance.to_string()),
                 spec: InstanceSpec {
                     bot_name: token.spec.bot_name.clone().unwrap_or_default(),
                     token: token.metadata.name.clone(),
-                    previous_instance: previous.filter(|id| verified && *id != grant.step.instance),
+                    // In insecure mode nobody knows whether it is the same host.
+                    previous_instance: previous.filter(|id| !insecure && *id != grant.step.instance),
                 },
                 status: InstanceStatus::default(),
             }
@@ -87,6 +88,13 @@ impl Occasion<'_> {
             remote_addr: Some(self.from.to_string()),
         };
         record.status.note(authentication, request.heartbeat.clone());
+        record.status.last_step = insecure.then_some(LastStep {
+            generation: grant.step.generation,
+            issued_at_ms: grant.issued_at_ms,
+            attempt: grant.attempt,
+            from: None,
+            not_after: grant.not_after,
+        });
         record
     }
 

@@ -13,16 +13,16 @@ use axum::body::Bytes;
 use boundkey_hal::PublicKey;
 
 use super::ca::{self, Authority, CaError, Issued, Profile};
-use super::resource::{Key, Kind, Resource, Subject, first_forbidden};
+use super::resource::{Key, Kind, Lock, LockTarget, Resource, Subject, first_forbidden};
 use super::revocation::RevocationList;
 use super::store::{Change, Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
 use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest, MAX_OUTPUTS};
 use crate::join::server::challenge::{self, Challenge, SealingKey};
 use crate::join::server::decision::{self, Fresh, Grant, Refusal};
-use crate::join::server::record::rotation_due;
+use crate::join::server::record::{LastStep, rotation_due};
 use crate::join::server::request::{self, Context, Holder, Verified};
-use crate::join::{Claims, Id, JoinKind, Jws, Problem, ProblemType, Thumbprint, base64url};
+use crate::join::{Claims, Id, JoinKind, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
 use commit::Occasion;
 
@@ -57,7 +57,7 @@ impl Joins {
     /// Answers a request for a challenge. Writes nothing.
     pub fn challenge(&self, request: &ChallengeRequest) -> Result<ChallengeAnswer, Problem> {
         let now = self.clock.now();
-        let view = self.view(&request.token, now)?;
+        let view = self.view(&request.token, None, now)?;
         let (spec, status) = (&view.token.resource.spec.bound_keypair, &view.token.resource.status.bound_keypair);
         let rotate = rotation_due(spec, status, now);
         let expires = now.plus(challenge::LIFETIME);
@@ -78,7 +78,8 @@ impl Joins {
     pub fn join(&self, jws: &Jws, from: SocketAddr) -> Result<JoinAnswer, Problem> {
         let request = request::peek(jws)?;
         let now = self.clock.now();
-        let view = self.view(&request.token, now)?;
+        let named = request::shown_certificate(&request).and_then(|der| Authority::named_instance(&der));
+        let view = self.view(&request.token, named, now)?;
         let occasion = Occasion { view: &view, now, from };
         match self.decide(jws, &view, now) {
             Ok(accepted) => self.accept(accepted, occasion),
@@ -91,8 +92,8 @@ impl Joins {
         self.revocation.at(self.clock.now(), &*self.store, &self.authority).map_err(|e| failed(&e))
     }
 
-    fn view(&self, token: &str, now: Timestamp) -> Result<JoinView, Problem> {
-        let view = self.store.join_view(token)?.filter(|view| !view.token.resource.metadata.expired(now));
+    fn view(&self, token: &str, instance: Option<Id>, now: Timestamp) -> Result<JoinView, Problem> {
+        let view = self.store.join_view(token, instance)?.filter(|view| !view.token.resource.metadata.expired(now));
         view.ok_or_else(|| Problem::new(ProblemType::NotFound, "no such token, or it has expired"))
     }
 
@@ -115,10 +116,11 @@ impl Joins {
             certificate: &|der| self.authority.identity(der),
         };
         let (request, verified) = request::verify(jws, &context)?;
-        let locks: Vec<_> = view.locks.iter().filter(|lock| lock.in_force(now)).map(|lock| lock.spec.message.clone()).collect();
+        let instance = instance_shown(&verified, view);
+        let locks = locks_in_force(view, instance.map(|(id, _)| id), now);
         let (ttl, ttl_warning) = allowed_ttl(request.ttl, view);
         let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after: now.plus(ttl) };
-        let about = decision::Token { for_bot: token.is_for_bot(), spec, status };
+        let about = decision::Token { for_bot: token.is_for_bot(), spec, status, instance };
         let grant = decision::decide(about, &locks, &verified, fresh)
             .map_err(|refusal| Refused { refusal, verified: Some(verified.clone()) })?;
         let certified = self.certify(&request, &grant, view, now);
@@ -314,6 +316,25 @@ fn is_of_stranger(kind: ProblemType) -> bool {
 fn failed(cause: &impl std::fmt::Display) -> Problem {
     log::error!("{cause}");
     ProblemType::ServerError.into()
+}
+
+/// The instance whose certificate was shown, and its last step: kept in mode `insecure` alone.
+fn instance_shown<'a>(verified: &Verified, view: &'a JoinView) -> Option<(Id, &'a LastStep)> {
+    let id = verified.certificate.as_ref()?.holder.step.instance;
+    let stored = view.instances.iter().find(|stored| stored.resource.metadata.name == id.to_string())?;
+    let insecure = view.token.resource.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure;
+    Some((id, stored.resource.status.last_step.as_ref().filter(|_| insecure)?))
+}
+
+/// Messages of the locks on token, bot and instance: the one that goes on by itself, else the one of the last recovery.
+fn locks_in_force(view: &JoinView, instance: Option<Id>, now: Timestamp) -> Vec<String> {
+    let bound = view.token.resource.status.bound_keypair.step().map(|step| step.instance);
+    let instance = instance.or(bound).map(|id| id.to_string());
+    let meant = |lock: &&Lock| match &lock.spec.target {
+        LockTarget::BotInstance(id) => Some(id) == instance.as_ref(),
+        LockTarget::Bot(_) | LockTarget::Token(_) => true,
+    };
+    view.locks.iter().filter(|lock| lock.in_force(now)).filter(meant).map(|lock| lock.spec.message.clone()).collect()
 }
 
 fn incarnation(view: &JoinView) -> Result<Id, Problem> {

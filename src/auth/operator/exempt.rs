@@ -20,7 +20,7 @@ impl Operator {
         let Exempt { token: name, recoveries, seconds, reason } = call;
         insist(|| {
             let now = self.clock.now();
-            let Some(view) = self.store.join_view(&name)? else {
+            let Some(view) = self.store.join_view(&name, None)? else {
                 return refused(ProblemType::NotFound, format!("there is no token/{name}"));
             };
             let expires = now.plus(Duration::from_secs(seconds));

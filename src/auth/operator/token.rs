@@ -66,7 +66,7 @@ fn random_secret(random: &dyn Random) -> Result<String, Fault> {
 impl Operator {
     pub(super) fn reset(&self, Reset { token: name }: Reset, who: Who) -> Result<Unbound, Fault> {
         insist(|| {
-            let Some(view) = self.store.join_view(&name)? else {
+            let Some(view) = self.store.join_view(&name, None)? else {
                 return refused(ProblemType::NotFound, format!("there is no token/{name}"));
             };
             let now = self.clock.now();

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Metadata;
 use crate::join::message::Heartbeat;
+use crate::join::server::record::LastStep;
 use crate::join::{Id, JoinKind};
 use crate::time::Timestamp;
 
@@ -45,6 +46,9 @@ pub struct InstanceStatus {
     /// Its generation counter.
     #[serde(default)]
     pub generation: u32,
+    /// Its last step, in mode `insecure`: there each instance of a token goes on from its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_step: Option<LastStep>,
     /// Its last joins.
     #[serde(default)]
     pub authentications: VecDeque<Authentication>,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::audit::{Event, EventFilter};
 use super::resource::{Bot, BotInstance, Key, Kind, Lock, Resource, Role, Token};
+use crate::join::Id;
 use crate::time::Timestamp;
 
 pub use sqlite::SqliteStore;
@@ -32,10 +33,10 @@ pub struct JoinView {
     pub bot: Option<Bot>,
     /// The roles of the bot that exist.
     pub roles: Vec<Role>,
-    /// Locks on token, bot and bound instance, also those that have ended.
+    /// Locks on token, bot and these instances, also those that have ended.
     pub locks: Vec<Lock>,
-    /// The bound instance, if its record has not ended.
-    pub instance: Option<Stored<BotInstance>>,
+    /// The bound instance and the one that the device names, whose records have not ended.
+    pub instances: Vec<Stored<BotInstance>>,
     /// The policy revision: another at every change of a bot, role or lock.
     pub policy: u64,
 }
@@ -121,8 +122,8 @@ pub trait Store: Send + Sync {
     /// All resources of a kind, by name.
     fn list(&self, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError>;
 
-    /// What a join with `token` is decided on; `None` without such a token.
-    fn join_view(&self, token: &str) -> Result<Option<JoinView>, StoreError>;
+    /// What a join with `token` by a device that names `instance` is decided on; `None` without such a token.
+    fn join_view(&self, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError>;
 
     /// The policy revision: another at every change of a bot, role or lock.
     fn policy(&self) -> Result<u64, StoreError>;

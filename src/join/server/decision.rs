@@ -22,6 +22,9 @@ pub struct Token<'a> {
     pub spec: &'a Spec,
     /// What joins made of it.
     pub status: &'a Status,
+    /// The instance that the certificate shown names, and its last step. Looked at in mode `insecure` alone, where many hosts share a
+    /// key and each goes on from its own.
+    pub instance: Option<(Id, &'a LastStep)>,
 }
 
 /// What the caller provides for a step, so that the decision stays pure.
@@ -107,7 +110,7 @@ pub fn decide(token: Token<'_>, locks: &[String], request: &Verified, fresh: Fre
     // Insecure mode does not look at the join state, but a restored server still learns of a newer key from it.
     let follow = newer_state(token.status, request)
         .filter(|_| token.spec.recovery.mode != RecoveryMode::Insecure || !is_bound(token.status, &request.key));
-    let base = Base::of(token.status, &request.key, follow);
+    let base = Base::of_instance(token, request).or_else(|| Base::of(token.status, &request.key, follow));
     let course = match (&base, token.spec.recovery.mode) {
         (None, _) => first_join(request)?,
         (Some(base), RecoveryMode::Insecure) => insecure_course(base, request, fresh.now)?,
@@ -123,6 +126,8 @@ struct Base {
     /// The step the server was at, where it follows the device.
     rolled_forward: Option<RolledForward>,
     last: Option<LastStep>,
+    /// Whether it is that of another instance than the token's last recovery made: the token's own step then stays as it is.
+    aside: bool,
 }
 
 impl Base {
@@ -134,10 +139,29 @@ impl Base {
                 issued_at_ms: claims.iat_ms,
                 rolled_forward: Some(RolledForward { from: status.step() }),
                 last: None,
+                aside: false,
             });
         }
         let last = status.last_step.clone()?;
-        Some(Self { step: status.step()?, issued_at_ms: last.issued_at_ms, rolled_forward: None, last: Some(last) })
+        let (step, issued_at_ms) = (status.step()?, last.issued_at_ms);
+        Some(Self { step, issued_at_ms, rolled_forward: None, last: Some(last), aside: false })
+    }
+
+    /// In mode `insecure`: where the instance has got to whose certificate is shown. A certificate of ours of a later generation is
+    /// one that a restored server has forgotten.
+    fn of_instance(token: Token<'_>, request: &Verified) -> Option<Self> {
+        let shown = request.certificate.as_ref()?.holder.step;
+        let insecure = token.spec.recovery.mode == RecoveryMode::Insecure && is_bound(token.status, &request.key);
+        let (_, last) = token.instance.filter(|(instance, _)| insecure && *instance == shown.instance)?;
+        let known = Step { generation: last.generation, ..shown };
+        let forgotten = shown.is_after(&known);
+        Some(Self {
+            step: if forgotten { shown } else { known },
+            issued_at_ms: last.issued_at_ms,
+            rolled_forward: forgotten.then_some(RolledForward { from: Some(known) }),
+            last: (!forgotten).then(|| last.clone()),
+            aside: token.status.step()?.instance != shown.instance,
+        })
     }
 }
 
@@ -327,7 +351,7 @@ fn advance(
     let rolled_forward = base.as_ref().and_then(|base| base.rolled_forward);
     let mut status = token.status.clone();
     if let (Some(_), Some(base)) = (rolled_forward, &base) {
-        status.recovery_count = base.step.recovery;
+        status.recovery_count = status.recovery_count.max(base.step.recovery);
     }
     if base.is_some() {
         rebind(&mut status, &request.key);
@@ -348,18 +372,21 @@ fn advance(
         Step { recovery: status.recovery_count, generation: 1, instance: fresh.instance }
     };
     let (key, rotated_from) = rotate(token.status, &mut status, request, kind, fresh.now)?;
+    let aside = kind == JoinKind::Renewal && base.as_ref().is_some_and(|base| base.aside);
     let issued_at_ms = fresh.now.millis().max(base.map_or(0, |base| base.issued_at_ms + 1));
     status.registration_secret = None;
     status.bound_public_key = Some(SshKey(key.clone()));
-    let instance = Some(step.instance);
-    (status.bound_bot_instance_id, status.bound_host_id) = if token.for_bot { (instance, None) } else { (None, instance) };
-    status.last_step = Some(LastStep {
-        generation: step.generation,
-        issued_at_ms,
-        attempt: request.attempt,
-        from: request.presented.as_ref().map(|p| p.digest.clone()),
-        not_after: fresh.not_after,
-    });
+    if !aside {
+        let instance = Some(step.instance);
+        (status.bound_bot_instance_id, status.bound_host_id) = if token.for_bot { (instance, None) } else { (None, instance) };
+        status.last_step = Some(LastStep {
+            generation: step.generation,
+            issued_at_ms,
+            attempt: request.attempt,
+            from: request.presented.as_ref().map(|p| p.digest.clone()),
+            not_after: fresh.not_after,
+        });
+    }
     Ok(Grant {
         kind,
         step,

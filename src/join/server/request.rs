@@ -89,6 +89,11 @@ pub fn peek(jws: &Jws) -> Result<JoinRequest, Problem> {
     serde_json::from_slice(&payload).map_err(|e| malformed(&format!("a join request that cannot be read: {e}")))
 }
 
+/// The certificate (DER) that a request shows, not yet verified: to look up what it names.
+pub fn shown_certificate(request: &JoinRequest) -> Option<Vec<u8>> {
+    certificate_in(&request.renewal.as_ref()?.header().ok()?).ok()
+}
+
 /// The challenge that `jws` names, not yet verified.
 pub fn challenge_of(jws: &Jws) -> Result<String, Problem> {
     header(jws)?.nonce.ok_or_else(|| malformed("a JWS without a nonce"))
@@ -180,15 +185,19 @@ fn secret_proven(request: &JoinRequest, key: &PublicKey, url: &str, context: &Co
     for_us && !secret.is_empty() && binding.verify_hmac::<Jwk>(secret.as_bytes()).is_ok_and(same_key)
 }
 
-fn renewal(proof: &Jws, outer: &Header, request: &JoinRequest, context: &Context<'_>) -> Result<ShownCertificate, String> {
+/// RFC 7515 section 4.1.6: base64, not base64url.
+fn certificate_in(header: &Header) -> Result<Vec<u8>, String> {
     use base64::Engine as _;
+    let leaf = header.x5c.as_ref().and_then(|chain| chain.first()).ok_or("the renewal proof has no certificate")?;
+    base64::engine::general_purpose::STANDARD.decode(leaf).map_err(|e| e.to_string())
+}
+
+fn renewal(proof: &Jws, outer: &Header, request: &JoinRequest, context: &Context<'_>) -> Result<ShownCertificate, String> {
     let header = proof.header().map_err(|e| e.to_string())?;
     if header.nonce != outer.nonce || header.url != outer.url {
         return Err("the renewal proof answers another challenge".into());
     }
-    let leaf = header.x5c.as_ref().and_then(|chain| chain.first()).ok_or("the renewal proof has no certificate")?;
-    let der = base64::engine::general_purpose::STANDARD.decode(leaf).map_err(|e| e.to_string())?;
-    let shown = (context.certificate)(&der)?;
+    let shown = (context.certificate)(&certificate_in(&header)?)?;
     let signed: RenewalProof = proof.verify(&shown.key).map_err(|e| e.to_string())?;
     let wrong = [
         (signed.attempt != request.attempt, "it is of another attempt"),

@@ -19,6 +19,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{Commit, Event, EventFilter, JoinView, Key, Kind, Resource, Revoked, Store, StoreError, Stored, Token};
+use crate::join::Id;
 use crate::time::Timestamp;
 use read::Readers;
 use write::Writer;
@@ -79,8 +80,8 @@ impl Store for SqliteStore {
         self.readers.with(|snapshot| read::list(snapshot, kind))
     }
 
-    fn join_view(&self, token: &str) -> Result<Option<JoinView>, StoreError> {
-        self.readers.with(|snapshot| read::join_view(snapshot, token))
+    fn join_view(&self, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError> {
+        self.readers.with(|snapshot| read::join_view(snapshot, token, instance))
     }
 
     fn policy(&self) -> Result<u64, StoreError> {

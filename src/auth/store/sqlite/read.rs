@@ -10,6 +10,7 @@ use super::write::subject;
 use crate::auth::audit::{Event, EventFilter};
 use crate::auth::resource::{Bot, BotInstance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::auth::store::{JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
+use crate::join::Id;
 use crate::time::Timestamp;
 
 /// Readers at once; more wait. Two per core of a small server.
@@ -86,12 +87,16 @@ pub(super) fn list(snapshot: &Transaction<'_>, kind: Kind) -> Result<Vec<Stored<
     Ok(all)
 }
 
-pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str) -> Result<Option<JoinView>, StoreError> {
+pub(super) fn join_view(
+    snapshot: &Transaction<'_>,
+    token: &str,
+    instance: Option<Id>,
+) -> Result<Option<JoinView>, StoreError> {
     let Some(token) = typed::<Token>(snapshot, Kind::Token, token)? else {
         return Ok(None);
     };
     let mut locks = locks_on(snapshot, &LockTarget::Token(token.resource.metadata.name.clone()))?;
-    let (mut bot, mut roles, mut instance) = (None, Vec::new(), None);
+    let (mut bot, mut roles, mut instances) = (None, Vec::new(), Vec::new());
     if let Some(name) = &token.resource.spec.bot_name {
         bot = typed::<Bot>(snapshot, Kind::Bot, name)?.map(|stored| stored.resource);
         locks.extend(locks_on(snapshot, &LockTarget::Bot(name.clone()))?);
@@ -99,11 +104,12 @@ pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str) -> Result<Optio
     for name in bot.iter().flat_map(|bot| &bot.spec.roles) {
         roles.extend(typed::<Role>(snapshot, Kind::Role, name)?.map(|stored| stored.resource));
     }
-    if let Some(id) = token.resource.status.bound_keypair.bound_bot_instance_id {
-        instance = typed::<BotInstance>(snapshot, Kind::BotInstance, &id.to_string())?;
+    let bound = token.resource.status.bound_keypair.bound_bot_instance_id;
+    for id in bound.into_iter().chain(instance.filter(|id| Some(*id) != bound)) {
+        instances.extend(typed::<BotInstance>(snapshot, Kind::BotInstance, &id.to_string())?);
         locks.extend(locks_on(snapshot, &LockTarget::BotInstance(id.to_string()))?);
     }
-    Ok(Some(JoinView { token, bot, roles, locks, instance, policy: policy(snapshot)? }))
+    Ok(Some(JoinView { token, bot, roles, locks, instances, policy: policy(snapshot)? }))
 }
 
 pub(super) fn policy(snapshot: &Transaction<'_>) -> Result<u64, StoreError> {

@@ -572,6 +572,27 @@ mod rollback {
         refused(&server, &device, "joins old by the TPM's counter");
     }
 
+    /// An operator's way back from a cleared TPM is the same as without protection, and protection goes on.
+    #[test]
+    fn a_tpm_that_was_cleared() {
+        let (server, tpm) = (Server::start(), Swtpm::start());
+        let device = protected(&server, &tpm, 1);
+        device.join();
+        process::run(tpm.tool("tpm2_clear").args(["-c", "p"]));
+        let (code, said) = device.try_join();
+        assert!(code == 7 && said.contains("TPM cleared"), "{code}: {said}");
+        server.ctl(&["reset", "token/gw"]);
+        super::create(&device, &["--overwrite"]);
+        let old = std::fs::read_to_string(device.config()).expect("configuration");
+        let secrets =
+            old.lines().map(|line| if line.contains("registration_secret") { secret(&server, "gw") } else { line.into() });
+        std::fs::write(device.config(), secrets.collect::<Vec<_>>().join("\n")).expect("configuration");
+        device.join();
+        let at = value(&tpm);
+        device.join();
+        assert_eq!(value(&tpm), at + 1);
+    }
+
     /// Turned on for a device that has joined long ago; a copy from before does not get round it.
     #[test]
     fn a_copy_from_before_the_protection() {

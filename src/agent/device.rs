@@ -9,7 +9,7 @@ use boundkey_hal::{Algorithm, KeyId, KeyStore, PublicKey, durable};
 use super::config::Keystore;
 use super::error::AgentError;
 use super::keystore;
-use super::rollback::Guard;
+use super::rollback::{self, Guard};
 use crate::join::Thumbprint;
 use crate::join::device::{KnownKey, Memory};
 use crate::state::{DirStorage, StateFile};
@@ -57,7 +57,12 @@ impl Device {
         }
         let mut memory = state.memory().clone();
         if memory.keystore_pin.is_none() || pinning == Pinning::Renew {
-            memory.keystore_pin = keystore::identify(keystore, dir)?;
+            let found = keystore::identify(keystore, dir)?;
+            if memory.keystore_pin.is_some() && memory.keystore_pin != found {
+                // The counter went with the TPM.
+                memory.rollback_counter = memory.rollback_counter.map(|_| rollback::BEGUN);
+            }
+            memory.keystore_pin = found;
         }
         let keys = keystore::open(keystore, dir, memory.keystore_pin.as_deref())?;
         let mut device = Self { state, keys, guard: Guard::default(), _lock: lock };

@@ -21,6 +21,9 @@
 use super::error::AgentError;
 use crate::join::device::Memory;
 
+/// In a memory: the counter is being made, and what it will stand at is not known yet.
+pub const BEGUN: u64 = 0;
+
 /// The counter beside a storage directory; one that is not asked for does nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
@@ -36,12 +39,9 @@ mod counting {
     use boundkey_hal::tpm::Counter;
     use boundkey_hal::tpm::counter::DEFAULT_INDEX;
 
-    use super::{AgentError, Guard, Memory};
+    use super::{AgentError, BEGUN, Guard, Memory};
     use crate::agent::config::Keystore;
     use crate::agent::keystore::tpm;
-
-    /// In a memory: the counter is being made, and what it will stand at is not known yet.
-    const BEGUN: u64 = 0;
 
     /// How memory and counter go together, where they do.
     enum Verdict {

@@ -360,6 +360,28 @@ fn a_key_of_another_tpm_and_a_truncated_one() {
     device.join();
 }
 
+/// Keys with an auth value of their own, from a file or the environment; a wrong one locks nothing.
+#[test]
+fn a_tpm_key_with_an_auth_value() {
+    let (server, tpm) = (Server::start(), Swtpm::start());
+    let mut device = server.device("gw", 1);
+    let file = device.dir.join("auth");
+    std::fs::write(&file, "open sesame\n").expect("write");
+    let keystore = format!("keystore: {{type: tpm, tcti: \"{}\", auth_path: {}}}", tpm.tcti(), file.display());
+    device.configure(&server, &secret(&server, "gw"), &keystore);
+    device.join();
+    std::fs::write(&file, "close sesame").expect("write");
+    for _ in 0..5 {
+        refused(&device, "the TPM refused the auth value", "PIN");
+    }
+    assert_eq!(tpm.property("TPM2_PT_LOCKOUT_COUNTER"), 0);
+    device.configure(&server, "", &tpm_yaml(&tpm.tcti()));
+    refused(&device, "the TPM refused the auth value", "PIN");
+    device.env.push(("BOUNDKEY_TPM_AUTH", "open sesame".into()));
+    device.join();
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal"]);
+}
+
 /// The key is gone. An operator's way back is two commands, and nothing less.
 #[test]
 fn a_tpm_that_was_cleared() {

@@ -63,6 +63,8 @@ fn c046_c201_c202_c204_joins_are_told_with_what_they_did() {
         assert!(event["public_key"].as_str().is_some_and(|key| key.starts_with("ssh-")), "{event}");
         assert!(event["remote_addr"].as_str().is_some_and(|from| from.starts_with("127.0.0.1:")), "{event}");
     }
+    let left = |name| events(&server, name)[0]["recoveries_left"].clone();
+    assert_eq!((left("join.first"), left("join.recovery")), (1.into(), 0.into()), "told before it hurts");
     let rotated = &events(&server, "key.rotated")[0];
     assert_ne!(rotated["previous_key"], rotated["new_key"]);
 }

@@ -67,7 +67,10 @@ impl Occasion<'_> {
         let token = &self.view.token.resource;
         let insecure = token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure;
         let mut record = known.unwrap_or_else(|| {
-            let previous = token.status.bound_keypair.step().map(|step| step.instance);
+            // A restored server knows the instance before from the device alone.
+            let claims = accepted.verified.presented.as_ref().and_then(|presented| presented.claims.as_ref().ok());
+            let followed = claims.filter(|_| grant.rolled_forward.is_some()).map(|claims| claims.step);
+            let previous = followed.or(token.status.bound_keypair.step()).map(|step| step.instance);
             BotInstance {
                 metadata: Metadata::named(grant.step.instance.to_string()),
                 spec: InstanceSpec {
@@ -118,6 +121,10 @@ impl Occasion<'_> {
             .with("recovery_count", grant.status.recovery_count)
             .with("recovery_mode", self.mode())
             .with("public_key", grant.status.bound_public_key.as_ref().map(ToString::to_string));
+        let spec = &self.view.token.resource.spec.bound_keypair;
+        if let Some(left @ 0..=1) = grant.status.recoveries(spec).remaining() {
+            joined = joined.with("recoveries_left", left);
+        }
         if let Some(why) = &verified.certificate_ignored {
             joined = joined.with("certificate_ignored", why.as_str());
         }

@@ -144,7 +144,15 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
     if names.is_empty() {
         names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
     }
-    let authority = data_dir(matches)?.init(&cluster, &names, &System, System.now())?;
+    let dir = data_dir(matches)?;
+    let authority = match dir.init(&cluster, &names, &System, System.now()) {
+        // An `init` that was interrupted right before it told the pin: this is where to learn it.
+        Err(e @ DataDirError::Exists(_)) => {
+            let pin = dir.authority(&dir.cluster()?)?.pin();
+            return Err(failure(format!("{e}; its CA pin is {pin}"), e.advice()));
+        }
+        made => made?,
+    };
     let pin = authority.pin();
     let text = if given("format") == ["json"] {
         serde_json::json!({ "cluster": cluster, "server_names": names, "ca_pin": pin }).to_string()

@@ -1,0 +1,35 @@
+//! The TLS server's certificate renews itself, while the server runs, a month before its end.
+#![cfg(all(feature = "agent", feature = "auth"))]
+
+mod support;
+
+use std::process::Command;
+
+use support::{Server, success, tool, wait_for};
+
+/// Serial number of the certificate that the server presents.
+fn presented(server: &Server) -> String {
+    let script = "openssl s_client -connect \"$0\" </dev/null 2>/dev/null | openssl x509 -noout -serial";
+    let output = success(Command::new("sh").args(["-c", script, &server.addr]));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The clock passes the sixtieth of the certificate's ninety days a second after the server started.
+#[test]
+fn renews_itself_in_time_and_devices_go_on() {
+    tool("openssl", "openssl");
+    let mut server = Server::start();
+    let device = server.device("gw", 1);
+    device.join();
+    let first = presented(&server);
+    assert!(server.stop().success());
+    let plain = server.command();
+    let mut late = Command::new(tool("faketime", "faketime"));
+    late.args(["-f", "+59.999d x60"]).arg(plain.get_program()).args(plain.get_args());
+    assert!(server.run_as(late), "{}", server.log());
+    wait_for("another certificate", || presented(&server) != first);
+    assert!(server.log().contains("renewed the TLS server's certificate"), "{}", server.log());
+    // Two months have passed for the server: the device's certificate ran out, and its one recovery is spent.
+    server.ctl(&["exempt", "token/gw"]);
+    device.join();
+}

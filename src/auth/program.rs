@@ -208,6 +208,10 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
             let _ = stopped.wait_for(|stop| *stop).await;
         }
     };
+    // Before anyone is told that the server is ready: from then on an order to stop is heard.
+    let no_signals = |e| failure(format!("signals: {e}"), "report this with the system's version");
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let busy = |e| failure(format!("{listen}: {e}"), "choose another --listen address, or stop what listens there");
     let listener = TcpListener::bind(listen).await.map_err(busy)?;
     let address = listener.local_addr().map_err(busy)?;
@@ -221,9 +225,6 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
     log::info!("cluster {} listens on {address}; operators on {}", joins.cluster, socket.display());
 
     let devices = tokio::spawn(serve::serve(listener, tls_config.into(), api::router(joins.clone()), until_stopped()));
-    let no_signals = |e| failure(format!("signals: {e}"), "report this with the system's version");
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut every = tokio::time::interval(UPKEEP);
     loop {
         tokio::select! {

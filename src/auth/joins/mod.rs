@@ -244,7 +244,9 @@ impl Joins {
             let (change, locked) = occasion.lock(why, id);
             // The token is written too, so that a join that runs beside this one does not hold.
             let mut token = occasion.view.token.clone();
-            caught.iter().for_each(|key| token.resource.status.bound_keypair.catch(*key));
+            if let Some(key) = caught {
+                token.resource.status.bound_keypair.catch(*key);
+            }
             let key = Key::new(Kind::Token, &token.resource.metadata.name);
             let token = Change { key, expected: Some(token.revision), to: Some(Resource::Token(token.resource)) };
             commit.policy = Some(occasion.view.policy);

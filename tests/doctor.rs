@@ -101,7 +101,9 @@ fn storage_that_is_not_well() {
     let whole = std::fs::read(&state).expect("a state file");
     let damaged = |places: &[usize]| {
         let mut bytes = whole.clone();
-        places.iter().for_each(|at| bytes[*at] ^= 1);
+        for at in places {
+            bytes[*at] ^= 1;
+        }
         std::fs::write(&state, bytes).expect("write");
         doctor(&device)
     };

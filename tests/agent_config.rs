@@ -181,11 +181,6 @@ fn a_mistake_in_the_file_is_named_with_line_and_field() {
             "boundkey.yaml:7: onboarding.bound_keypair.registration_secret: the secret is empty\ncopy it from `boundkeyctl get \
              token/NAME --with-secrets`",
         ),
-        (
-            &format!("{m}  bound_keypair: {{static_private_key_path: /k}}\n"),
-            "boundkey.yaml:6: onboarding.bound_keypair: static keys (`static_private_key_path`) are not supported yet\nremove it: the \
-             device then makes a key of its own",
-        ),
     ]);
 }
 
@@ -352,9 +347,16 @@ fn the_secret_of_the_file_goes_before_that_of_the_environment() {
 }
 
 #[test]
-fn a_static_key_in_the_environment_is_refused() {
-    let error = load_with(&minimal(), 0o600, &[("BOUNDKEY_STATIC_KEY", "key")]).expect_err("refused");
-    assert_eq!(error.to_string(), "static keys (BOUNDKEY_STATIC_KEY) are not supported yet");
+fn a_static_key_comes_from_a_file_or_the_environment() {
+    let env = [("BOUNDKEY_STATIC_KEY", "a2V5")];
+    let config = load_with(&minimal(), 0o600, &env).expect("config");
+    assert!(matches!(config.onboarding.static_key, Some(SecretSource::Value(_))));
+    assert_eq!(config.warnings, Vec::<String>::new());
+    let with_file = format!("{}  bound_keypair: {{static_private_key_path: /k}}\n", minimal());
+    let config = load_with(&with_file, 0o600, &env).expect("config");
+    assert_eq!(config.onboarding.static_key, Some(SecretSource::File("/k".into())));
+    assert!(config.warnings[0].starts_with("BOUNDKEY_STATIC_KEY is not used: "), "{:?}", config.warnings);
+    assert_eq!(load_with(&minimal(), 0o600, &[("BOUNDKEY_STATIC_KEY", "")]).expect("config").onboarding.static_key, None);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::keystore;
 use super::rollback::{self, Guard};
 use crate::join::Thumbprint;
 use crate::join::device::{KnownKey, Memory};
-use crate::state::{DirStorage, StateFile};
+use crate::state::{DirStorage, StateFile, Storage};
 
 /// Held by the agent that runs on a storage directory.
 pub(super) const LOCK_FILE: &str = "lock";
@@ -20,13 +20,15 @@ pub(super) const LOCK_FILE: &str = "lock";
 /// A device's storage directory and key store, held by this process alone.
 pub struct Device {
     /// What it remembers.
-    pub state: StateFile<DirStorage>,
+    pub state: StateFile<Box<dyn Storage>>,
     /// Its keys.
     pub keys: Box<dyn KeyStore>,
     /// Tells an old copy of the storage.
     pub guard: Guard,
+    /// Whether its one key came with the configuration, and it forgets all when it ends.
+    pub is_static: bool,
     /// Held while the device is.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// What to do where the key store is another one than the device remembers: a TPM that was cleared or replaced.
@@ -51,7 +53,7 @@ impl Device {
             Err(std::fs::TryLockError::WouldBlock) => return Err(AgentError::StorageInUse(dir.display().to_string())),
             Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
         }
-        let state = StateFile::open(storage).map_err(|e| AgentError::State(dir.into(), e))?;
+        let state = StateFile::open(Box::new(storage) as Box<dyn Storage>).map_err(|e| AgentError::State(dir.into(), e))?;
         if let Some(why) = state.damaged() {
             log::warn!("one of the two slots of the state file is {why}; the other one holds, nothing is lost");
         }
@@ -65,11 +67,24 @@ impl Device {
             memory.keystore_pin = found;
         }
         let keys = keystore::open(keystore, dir, memory.keystore_pin.as_deref())?;
-        let mut device = Self { state, keys, guard: Guard::default(), _lock: lock };
+        let mut device = Self { state, keys, guard: Guard::default(), is_static: false, _lock: Some(lock) };
         device.adopt_keys(&mut memory)?;
         if memory != Memory::default() {
             device.remember(&memory)?;
         }
+        Ok(device)
+    }
+
+    /// A device that has this key alone and remembers in `storage`, which is empty.
+    pub fn in_memory(
+        storage: Box<dyn Storage>,
+        id: &KeyId,
+        key: &PublicKey,
+        keys: Box<dyn KeyStore>,
+    ) -> Result<Self, AgentError> {
+        let state = StateFile::open(storage).map_err(|e| AgentError::State("memory".into(), e))?;
+        let mut device = Self { state, keys, guard: Guard::default(), is_static: true, _lock: None };
+        device.remember(&Memory { keys: vec![known(id, key)], ..Memory::default() })?;
         Ok(device)
     }
 

@@ -8,7 +8,7 @@ use super::config::ConfigError;
 use super::transport::TransportError;
 use crate::join::device::answer::AnswerError;
 use crate::join::device::challenge::GiveUp;
-use crate::join::{Problem, ProblemType};
+use crate::join::{Problem, ProblemType, Thumbprint};
 use crate::state::LoadError;
 use crate::time::{NoRandomness, Timestamp};
 
@@ -35,6 +35,8 @@ pub enum AgentError {
     RolledBack(String),
     /// The server's certificate had expired at that time, by the server's own clock.
     ServerExpired(Timestamp),
+    /// What a host with a static key cannot do.
+    StaticKey(StaticKeyFault),
     /// The device's memory in this storage directory.
     State(PathBuf, LoadError),
     /// The storage directory.
@@ -43,6 +45,29 @@ pub enum AgentError {
     StorageInUse(String),
     /// No usable answer from the server.
     Transport(TransportError),
+}
+
+/// What a host with a static key cannot do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaticKeyFault {
+    /// Join again after it has ended, with a token that asks for a join state.
+    NotInsecure,
+    /// Prove another key.
+    OtherKey(Thumbprint),
+    /// Replace its key.
+    Rotation,
+}
+
+impl std::fmt::Display for StaticKeyFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotInsecure => {
+                f.write_str("the token asks for the join state of the last join, which a host with a static key does not keep")
+            }
+            Self::OtherKey(key) => write!(f, "the server asks for proof of key {key}, which is not the static key of this host"),
+            Self::Rotation => f.write_str("a rotation is due, and a static key cannot be replaced by the host"),
+        }
+    }
 }
 
 impl std::fmt::Display for AgentError {
@@ -61,6 +86,7 @@ impl std::fmt::Display for AgentError {
             Self::ServerExpired(end) => {
                 write!(f, "the server's certificate expired at {end}, and the server's own clock is past it")
             }
+            Self::StaticKey(fault) => fault.fmt(f),
             Self::State(dir, e) => write!(f, "{}/{e}", dir.display()),
             Self::Storage(what, e) => write!(f, "storage: {what}: {e}"),
             Self::RolledBack(why) => write!(f, "what the storage directory holds is not used: {why}"),
@@ -105,7 +131,7 @@ impl AgentError {
             Self::ServerExpired(_) | Self::Transport(_) => 3,
             Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) => 7,
             Self::RolledBack(_) | Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => 8,
-            Self::GaveUp(GiveUp::UnknownKey(_)) => 6,
+            Self::GaveUp(GiveUp::UnknownKey(_)) | Self::StaticKey(_) => 6,
             Self::Answer(_) | Self::Other(_) | Self::Output(..) => 1,
         }
     }
@@ -121,6 +147,7 @@ impl AgentError {
             Self::Output(..) => "output",
             Self::ServerExpired(_) => "server-expired",
             Self::RolledBack(_) => "rolled-back",
+            Self::StaticKey(_) => "static-key",
             Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => "storage",
             Self::Transport(e) => match e {
                 TransportError::Refused(problem) => problem.kind.name(),
@@ -160,6 +187,17 @@ impl AgentError {
                 "find out who put it there; if the right one cannot be had back, move the file `state` away and run \
                  `boundkeyctl exempt token/NAME`: the device then rejoins with its key"
                     .into()
+            }
+            Self::StaticKey(StaticKeyFault::NotInsecure) => {
+                "static keys take spec.bound_keypair.recovery.mode: insecure in the token (`boundkeyctl edit token/NAME`)".into()
+            }
+            Self::StaticKey(StaticKeyFault::OtherKey(_)) => {
+                "give this host the key that the token trusts, or register its own: `boundkeyctl reset token/NAME`, then its public key \
+                 as initial_public_key"
+                    .into()
+            }
+            Self::StaticKey(StaticKeyFault::Rotation) => {
+                "unset rotate_after of the token (`boundkeyctl edit token/NAME`); to replace the key, give the hosts another one".into()
             }
             Self::StorageInUse(_) => "stop the other agent, or give this one a storage.path of its own".into(),
             Self::Transport(e) => transport_advice(e).into(),

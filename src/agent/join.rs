@@ -18,6 +18,7 @@ use super::device::Device;
 use super::error::AgentError;
 use super::identity::StoredIdentity;
 use super::outputs::{self, FreshKey};
+use super::static_key;
 use super::transport::{Transport, TransportError};
 use crate::join::device::Start;
 use crate::join::device::answer::Issued;
@@ -66,6 +67,7 @@ impl Joiner<'_> {
                     log::debug!("the token changed meanwhile; joining anew");
                     tries += 1;
                 }
+                Err(e) if device.is_static => return Err(static_key::explain(e)),
                 done => return done,
             }
         }

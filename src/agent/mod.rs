@@ -19,6 +19,7 @@ pub mod program;
 mod report;
 pub mod rollback;
 pub mod run;
+mod static_key;
 pub mod status;
 pub mod systemd;
 pub mod tls;

@@ -52,9 +52,10 @@ impl LastError {
     }
 }
 
-/// The file, and what it holds.
+/// The file, if there is to be one, and what it holds.
+#[derive(Default)]
 pub struct Reporter {
-    path: PathBuf,
+    path: Option<PathBuf>,
     report: Report,
 }
 
@@ -63,7 +64,7 @@ impl Reporter {
     pub fn open(dir: &Path) -> Self {
         let path = dir.join(REPORT_FILE);
         let report = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
-        Self { path, report }
+        Self { path: Some(path), report }
     }
 
     /// What it holds.
@@ -90,16 +91,17 @@ impl Reporter {
             return;
         }
         self.report = report;
-        if let Err(e) = self.write() {
-            log::debug!("{}: {e}", self.path.display());
+        let Some(path) = &self.path else { return };
+        if let Err(e) = self.write(path) {
+            log::debug!("{}: {e}", path.display());
         }
     }
 
-    fn write(&self) -> std::io::Result<()> {
-        let staged = self.path.with_extension("new");
+    fn write(&self, path: &Path) -> std::io::Result<()> {
+        let staged = path.with_extension("new");
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(durable::PRIVATE_FILE).open(&staged)?;
         file.write_all(&serde_json::to_vec(&self.report)?)?;
-        std::fs::rename(staged, &self.path)
+        std::fs::rename(staged, path)
     }
 }

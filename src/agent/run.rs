@@ -18,6 +18,7 @@ use super::error::{AgentError, KEYSTORE};
 use super::join::{Joined, Joiner};
 use super::outputs::{self, Fresh, Reloads};
 use super::report::Reporter;
+use super::static_key;
 use super::systemd::Notifier;
 use super::tls::{Roots, Trust};
 use super::transport::Https;
@@ -59,7 +60,7 @@ impl Agent {
         let clock = Arc::new(DeviceClock::new(system.clone(), device.state.memory().last_known_time));
         let trust = Trust::new(roots(config)?, clock.clone());
         let https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
-        let reporter = Reporter::open(&config.storage);
+        let reporter = reporter(config);
         let reloads = Reloads::default();
         let (config, random) = (config.clone(), random.clone());
         let (revoked, verifiers, unwritten, look_due) = (RevocationList::default(), Default::default(), false, Duration::MAX);
@@ -82,6 +83,9 @@ impl Agent {
         log::info!("{what}: instance {}, generation {}, certificate until {end}", step.instance, step.generation);
         for warning in &answer.warnings {
             log::warn!("the server says: {warning}");
+        }
+        if let Some(warning) = static_key::warning(answer).filter(|_| self.device.is_static) {
+            log::warn!("{warning}");
         }
         let wait = interval(&self.config, answer.identity.not_after.since(answer.time));
         Ok((joined, wait))
@@ -162,8 +166,15 @@ pub fn oneshot(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random
     done
 }
 
-#[cfg(feature = "tpm")]
 fn open_device(config: &Config) -> Result<Device, AgentError> {
+    match static_key::open(config)? {
+        Some(device) => Ok(device),
+        None => open_stored(config),
+    }
+}
+
+#[cfg(feature = "tpm")]
+fn open_stored(config: &Config) -> Result<Device, AgentError> {
     let mut device = Device::open(&config.storage, &config.keystore, Pinning::Keep)?;
     if config.rollback_protection {
         device.guard = super::rollback::Guard::new(&config.keystore, &config.storage, device.state.memory())?;
@@ -172,14 +183,19 @@ fn open_device(config: &Config) -> Result<Device, AgentError> {
 }
 
 #[cfg(not(feature = "tpm"))]
-fn open_device(config: &Config) -> Result<Device, AgentError> {
+fn open_stored(config: &Config) -> Result<Device, AgentError> {
     Device::open(&config.storage, &config.keystore, Pinning::Keep)
+}
+
+/// Where `boundkey status` looks; nowhere on a host without storage.
+fn reporter(config: &Config) -> Reporter {
+    if config.onboarding.static_key.is_some() { Reporter::default() } else { Reporter::open(&config.storage) }
 }
 
 /// Leaves for `boundkey status` why there is not even an agent. Another agent's report is left alone.
 fn report_unopened(config: &Config, system: &Arc<dyn Clock>, e: &AgentError) {
     if !matches!(e, AgentError::StorageInUse(_)) {
-        Reporter::open(&config.storage).failed(e, DeviceClock::new(system.clone(), Timestamp::default()).now());
+        reporter(config).failed(e, DeviceClock::new(system.clone(), Timestamp::default()).now());
     }
 }
 

@@ -6,7 +6,7 @@ use boundkey_hal::Algorithm;
 use serde_json::{Value, json};
 
 use super::clock::DeviceClock;
-use super::config::Config;
+use super::config::{Config, ConfigError};
 use super::error::AgentError;
 use super::keystore;
 use super::report::Reporter;
@@ -16,6 +16,10 @@ use crate::time::{Clock, Timestamp};
 
 /// What `boundkey status` prints, with a line feed at its end.
 pub fn show(config: &Config, system: std::sync::Arc<dyn Clock>, as_json: bool) -> Result<String, AgentError> {
+    if config.onboarding.static_key.is_some() {
+        let advice = "see the log of `boundkey start`, or `boundkeyctl get bot_instances` on the server";
+        return Err(ConfigError::new("a host with a static key keeps nothing that could be shown", advice).into());
+    }
     let state =
         StateFile::open(DirStorage::open(&config.storage)).map_err(|e| AgentError::State(config.storage.clone(), e))?;
     let memory = state.memory();

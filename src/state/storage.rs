@@ -25,6 +25,24 @@ pub trait Storage {
     fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
 }
 
+impl Storage for Box<dyn Storage> {
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        (**self).read(name)
+    }
+
+    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write_at(name, offset, bytes)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        (**self).sync(name)
+    }
+
+    fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        (**self).replace(name, bytes)
+    }
+}
+
 /// A directory of the file system. Files are 0600.
 #[derive(Debug)]
 pub struct DirStorage {

@@ -47,7 +47,6 @@ pub const DEFAULT_CRL_INTERVAL: Duration = Duration::from_secs(10 * 60);
 const SECRET_VARIABLE: &str = "BOUNDKEY_REGISTRATION_SECRET";
 /// Variable with a static key.
 const STATIC_KEY_VARIABLE: &str = "BOUNDKEY_STATIC_KEY";
-const NO_STATIC_KEYS: &str = "remove it: the device then makes a key of its own";
 /// Largest file read here, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -108,9 +107,6 @@ impl Config {
     pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let text = read_text("the configuration", path)?;
         let file: FileContent = yaml_serde::from_str(&text).map_err(|e| ConfigError::at(path, &e))?;
-        if env(STATIC_KEY_VARIABLE).is_some_and(|key| !key.is_empty()) {
-            return Err(ConfigError::new(format!("static keys ({STATIC_KEY_VARIABLE}) are not supported yet"), NO_STATIC_KEYS));
-        }
         let mut config = Self {
             path: path.to_path_buf(),
             auth_server: file.auth_server,
@@ -128,6 +124,11 @@ impl Config {
         };
         config.warn_of_exposure();
         config.take_secret_of_environment(env(SECRET_VARIABLE).map(Zeroizing::new));
+        config.take_key_of_environment(env(STATIC_KEY_VARIABLE).map(Zeroizing::new));
+        if config.onboarding.static_key.is_some() && config.keystore.kind() != "file" {
+            let what = format!("a static key does not go with keys in a {} store", config.keystore.kind());
+            return Err(ConfigError::new(what, "remove the static key, or `keystore`"));
+        }
         Ok(config)
     }
 
@@ -149,8 +150,14 @@ impl Config {
 
     fn warn_of_exposure(&mut self) {
         // A file that was replaced since it was read is the next start's matter.
-        let readers = std::fs::metadata(&self.path).map_or(0, |m| m.permissions().mode() & 0o044);
-        if readers != 0 && matches!(self.onboarding.registration_secret, Some(SecretSource::Value(_))) {
+        let readers = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.permissions().mode() & 0o044);
+        if let Some(SecretSource::File(path)) = &self.onboarding.static_key
+            && readers(path) != 0
+        {
+            let path = path.display();
+            self.warnings.push(format!("{path} has a private key in it and others can read it; run chmod 600 {path}"));
+        }
+        if readers(&self.path) != 0 && matches!(self.onboarding.registration_secret, Some(SecretSource::Value(_))) {
             let path = self.path.display();
             self.warnings.push(format!(
                 "{path} has a registration secret in it and others can read it; run chmod 600 {path}, or use registration_secret_path"
@@ -171,6 +178,15 @@ impl Config {
             self.warnings.push(format!("{SECRET_VARIABLE} is not used: {} names a registration secret", self.path.display()));
         } else {
             self.onboarding.registration_secret = Some(SecretSource::Value(secret));
+        }
+    }
+
+    fn take_key_of_environment(&mut self, value: Option<Zeroizing<String>>) {
+        let Some(key) = value.and_then(|v| v.parse::<Secret>().ok()) else { return };
+        if self.onboarding.static_key.is_some() {
+            self.warnings.push(format!("{STATIC_KEY_VARIABLE} is not used: {} names a file with a static key", self.path.display()));
+        } else {
+            self.onboarding.static_key = Some(SecretSource::Value(key));
         }
     }
 }

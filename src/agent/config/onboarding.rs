@@ -3,12 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use boundkey_hal::file::PrivateKey;
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Refusal};
-use super::read_text;
 use super::value::{AbsolutePath, Secret};
 use super::yaml::{from_fields, from_text};
+use super::{STATIC_KEY_VARIABLE, read_text};
 
 from_fields!(Fields => Onboarding, BoundKeypairFields => BoundKeypair);
 from_text!(JoinMethod, TokenSource);
@@ -20,6 +24,8 @@ pub struct Onboarding {
     pub token: TokenSource,
     /// Registration secret of a first join, or where it is. A preregistered key needs none.
     pub registration_secret: Option<SecretSource>,
+    /// The key itself, for a host without writable storage: a file in PEM, or base64 of the same.
+    pub static_key: Option<SecretSource>,
 }
 
 /// Name of a token, or the file that has it.
@@ -85,6 +91,23 @@ impl SecretSource {
     }
 }
 
+impl SecretSource {
+    /// The static key that this is.
+    pub fn read_static_key(&self) -> Result<PrivateKey, ConfigError> {
+        let (place, pem) = match self {
+            Self::File(path) => (format!("the static key {}", path.display()), read_text("the static key", path).map(Some)?),
+            Self::Value(secret) => {
+                let pem = STANDARD.decode(secret.expose()).ok().and_then(|pem| String::from_utf8(pem).ok());
+                (STATIC_KEY_VARIABLE.to_owned(), pem.map(Zeroizing::new))
+            }
+        };
+        let key = pem.ok_or("not base64 of a PEM file").and_then(|pem| PrivateKey::from_pem(&pem));
+        key.map_err(|why| {
+            ConfigError::new(format!("{place} cannot be used: {why}"), "make one with `boundkey keypair create --static`")
+        })
+    }
+}
+
 fn one_value(what: &str, path: &Path, content: &str) -> ConfigError {
     ConfigError::new(
         format!("{what} {} does not hold one value", path.display()),
@@ -105,7 +128,9 @@ impl TryFrom<Fields> for Onboarding {
     type Error = Refusal;
 
     fn try_from(fields: Fields) -> Result<Self, Refusal> {
-        Ok(Self { token: fields.token, registration_secret: fields.bound_keypair.and_then(|b| b.registration_secret) })
+        let (registration_secret, static_key) =
+            fields.bound_keypair.map_or((None, None), |b| (b.registration_secret, b.static_key));
+        Ok(Self { token: fields.token, registration_secret, static_key })
     }
 }
 
@@ -124,6 +149,7 @@ impl FromStr for JoinMethod {
 
 struct BoundKeypair {
     registration_secret: Option<SecretSource>,
+    static_key: Option<SecretSource>,
 }
 
 #[derive(Deserialize)]
@@ -138,9 +164,6 @@ impl TryFrom<BoundKeypairFields> for BoundKeypair {
     type Error = Refusal;
 
     fn try_from(fields: BoundKeypairFields) -> Result<Self, Refusal> {
-        if fields.static_private_key_path.is_some() {
-            return Err(Refusal::new("static keys (`static_private_key_path`) are not supported yet", super::NO_STATIC_KEYS));
-        }
         let registration_secret = match (fields.registration_secret, fields.registration_secret_path) {
             (Some(_), Some(_)) => {
                 let what = "`registration_secret` and `registration_secret_path` are both set";
@@ -149,6 +172,7 @@ impl TryFrom<BoundKeypairFields> for BoundKeypair {
             (Some(secret), None) => Some(SecretSource::Value(secret)),
             (None, path) => path.map(|p| SecretSource::File(p.0)),
         };
-        Ok(Self { registration_secret })
+        let static_key = fields.static_private_key_path.map(|path| SecretSource::File(path.0));
+        Ok(Self { registration_secret, static_key })
     }
 }

@@ -12,8 +12,11 @@ mod storage;
 
 use std::sync::Arc;
 
+use boundkey_hal::Algorithm;
+
 use super::clock::DeviceClock;
-use super::config::{Config, ConfigError};
+use super::config::{Config, ConfigError, SecretSource};
+use crate::join::SshKey;
 use crate::time::{Clock, Timestamp};
 
 pub use report::Report;
@@ -22,9 +25,12 @@ pub use report::Report;
 pub fn examine(config: &Config, system: &Arc<dyn Clock>) -> Report {
     let mut report = Report::default();
     configuration(&mut report, config);
-    let memory = storage::check(&mut report, config, system);
+    let memory = if config.onboarding.static_key.is_some() { None } else { storage::check(&mut report, config, system) };
     hardware::check(&mut report);
-    let offered = keystore::check(&mut report, config, memory.as_ref());
+    let offered = match &config.onboarding.static_key {
+        Some(source) => static_key(&mut report, source),
+        None => keystore::check(&mut report, config, memory.as_ref()),
+    };
     let known = memory.as_ref().map_or(Timestamp::default(), |memory| memory.last_known_time);
     let device_clock = Arc::new(DeviceClock::new(system.clone(), known));
     clock::check(&mut report, &device_clock, system.now());
@@ -41,6 +47,22 @@ pub fn without_configuration(e: &ConfigError) -> Report {
     report.fail("config", e.to_string(), e.advice());
     hardware::check(&mut report);
     report
+}
+
+/// A host without storage has its key, and nothing else to look at.
+fn static_key(report: &mut Report, source: &SecretSource) -> Vec<Algorithm> {
+    let key = source.read_static_key().map_err(|e| (e.to_string(), e.advice().to_owned()));
+    let public = key.and_then(|key| key.public_key().map_err(|e| (e.to_string(), "make another one".to_owned())));
+    match public {
+        Ok(public) => {
+            report.ok("key store", format!("a static key, {}", SshKey(public.clone())));
+            vec![public.algorithm()]
+        }
+        Err((what, advice)) => {
+            report.fail("key store", what, advice);
+            vec![]
+        }
+    }
 }
 
 fn configuration(report: &mut Report, config: &Config) {

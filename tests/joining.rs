@@ -358,3 +358,31 @@ fn the_token_document_of_a_static_key_can_be_applied_too() {
     assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
     assert_eq!(server.get("token/my-device")["spec"]["bound_keypair"]["recovery"]["mode"], "insecure");
 }
+
+/// Before the last recovery is spent the audit log tells, once for each recovery, in an event of its own that a script can wait for.
+#[test]
+fn the_audit_log_tells_when_recoveries_run_low() {
+    let server = Server::start();
+    let device = server.device("gw", 3);
+    let low = |server: &Server| -> Vec<Value> { server.audit().into_iter().filter(|e| e["event"] == "recoveries.low").collect() };
+    for (left, told) in [(2, 0), (1, 1), (0, 2)] {
+        device.join();
+        let joined = server.audit().into_iter().rfind(|e| e["event"] == "join.first" || e["event"] == "join.recovery");
+        assert_eq!(joined.expect("a join")["recoveries_left"], left);
+        let events = low(&server);
+        assert_eq!(events.len(), told);
+        if let Some(event) = events.last() {
+            let instance = device.status()["instance_id"].clone();
+            assert_eq!((&event["recoveries_left"], &event["limit"], &event["token"]), (&json!(left), &json!(3), &json!("gw")));
+            assert_eq!((&event["instance_id"], &event["success"]), (&instance, &json!(true)));
+        }
+        device.join();
+        assert_eq!(low(&server).len(), told, "a renewal spends nothing");
+        device.lose_certificate();
+    }
+
+    let relaxed = server.device("relaxed", 1);
+    server.token("relaxed", "    recovery: {mode: relaxed}");
+    relaxed.join();
+    assert!(low(&server).iter().all(|event| event["token"] == "gw"), "without a limit none runs low");
+}

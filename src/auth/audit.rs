@@ -26,6 +26,9 @@ pub enum EventKind {
     /// A refused join.
     #[serde(rename = "join.refused")]
     JoinRefused,
+    /// One recovery is left of a token, or none.
+    #[serde(rename = "recoveries.low")]
+    RecoveriesLow,
     /// A key was replaced.
     #[serde(rename = "key.rotated")]
     KeyRotated,

@@ -207,7 +207,8 @@ impl Server {
 
     /// Names of the audit events of joins of a token, oldest first.
     pub fn events(&self, token: &str) -> Vec<String> {
-        let of_token = |e: &Value| e["token"] == token && !e["event"].as_str().is_some_and(|e| e.starts_with("resource."));
+        let of_joins = |e: &str| !e.starts_with("resource.") && e != "recoveries.low";
+        let of_token = |e: &Value| e["token"] == token && e["event"].as_str().is_some_and(of_joins);
         let name = |e: Value| e["event"].as_str().expect("event").to_owned();
         self.audit().into_iter().filter(of_token).map(name).collect()
     }

@@ -125,10 +125,21 @@ impl Occasion<'_> {
         if let Some(left @ 0..=1) = grant.status.recoveries(spec).remaining() {
             joined = joined.with("recoveries_left", left);
         }
+        // Renewals leave them as they are.
+        let spends = matches!(grant.kind, JoinKind::First | JoinKind::Recovery);
+        let recoveries = grant.status.recoveries(&self.view.token.resource.spec.bound_keypair);
+        let left = recoveries.remaining().filter(|_| spends);
+        if let Some(left) = left {
+            joined = joined.with("recoveries_left", left);
+        }
         if let Some(why) = &verified.certificate_ignored {
             joined = joined.with("certificate_ignored", why.as_str());
         }
         events.push(joined);
+        if let Some(left @ 0..=1) = left {
+            let low = self.of_grant(EventKind::RecoveriesLow, grant);
+            events.push(low.with("recoveries_left", left).with("limit", recoveries.limit));
+        }
         if let Some(old) = grant.rotated_from {
             let new = Thumbprint::of(&grant.key).to_string();
             let rotated = self.of_grant(EventKind::KeyRotated, grant);

@@ -385,7 +385,7 @@ fn a_command_that_fails_is_quoted() {
         error.to_string(),
         "output mqtt: reload by command sh failed: exit status: 3, and said: line 96\nline 97\nline 98\nline 99\nit is broken"
     );
-    assert_eq!(error.advice(), "run it by hand, as boundkey's user, to see why; it is tried again in 2s");
+    assert_eq!(error.advice(), "run it by hand, as boundkey's user, to see why");
     let error = reload_by(Reload::Command { program: "/nonexistent".into(), args: Vec::new() }).0.run_all().expect_err("failed");
     assert_eq!(error.to_string(), "output mqtt: reload by command /nonexistent failed: No such file or directory (os error 2)");
 }

@@ -88,16 +88,17 @@ impl Reloads {
         self.pending.iter().map(|p| p.due).min()
     }
 
-    /// Does all reloads once, due or not. All are tried; the first error is returned, the others are logged.
+    /// Does all reloads once, due or not, and none again. All are tried; the first error is returned, the others are logged.
     pub fn run_all(&mut self) -> Result<(), AgentError> {
         let mut first = Ok(());
         for pending in std::mem::take(&mut self.pending) {
-            match self.run(pending, Duration::ZERO) {
+            match self.run(pending, Duration::ZERO).map_err(|e| ReloadError { again_in: None, ..e }) {
                 Ok(()) => {}
                 Err(e) if first.is_ok() => first = Err(e.into()),
                 Err(e) => log::error!("{e}\n{}", e.advice()),
             }
         }
+        self.pending.clear();
         first
     }
 
@@ -108,7 +109,7 @@ impl Reloads {
             return Ok(());
         };
         let pause = LONGEST_PAUSE.min(FIRST_PAUSE.saturating_mul(1 << pending.failures.min(16)));
-        let error = ReloadError { outputs, by: Shown(&pending.reload).to_string(), fault, again_in: pause };
+        let error = ReloadError { outputs, by: Shown(&pending.reload).to_string(), fault, again_in: Some(pause) };
         pending.failures += 1;
         pending.due = now + pause;
         self.pending.push(pending);
@@ -125,8 +126,8 @@ pub struct ReloadError {
     pub by: String,
     /// What went wrong.
     pub fault: ReloadFault,
-    /// When it is tried again.
-    pub again_in: Duration,
+    /// When it is tried again; `None`: not by this process.
+    pub again_in: Option<Duration>,
 }
 
 /// What went wrong with a reload.
@@ -157,7 +158,10 @@ impl ReloadError {
             ReloadFault::NotSent(..) => "start the program; its PID file is from an earlier run",
             ReloadFault::NotStarted(_) => "check `command`: the program's path, and that boundkey's user may run it",
         };
-        format!("{next}; it is tried again in {}", humantime::format_duration(self.again_in))
+        match self.again_in {
+            Some(pause) => format!("{next}; it is tried again in {}", humantime::format_duration(pause)),
+            None => next.into(),
+        }
     }
 }
 

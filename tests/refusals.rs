@@ -310,7 +310,13 @@ fn locked_by_an_operator_or_as_a_copy() {
         "two holders of one key: the token is now locked: ",
         "find out whether the key was copied",
     );
-    expect(&thief, 4, "locked", "token gw of bot gw is locked: two holders of one key, it may be stolen", "boundkeyctl exempt token/NAME");
+    expect(
+        &thief,
+        4,
+        "locked",
+        "token gw of bot gw is locked: two holders of one key, it may be stolen",
+        "boundkeyctl exempt token/NAME",
+    );
 }
 
 #[test]

@@ -20,8 +20,7 @@ pub fn show(config: &Config, system: std::sync::Arc<dyn Clock>, as_json: bool) -
         let advice = "see the log of `boundkey start`, or `boundkeyctl get bot_instances` on the server";
         return Err(ConfigError::new("a host with a static key keeps nothing that could be shown", advice).into());
     }
-    let state =
-        StateFile::open(DirStorage::open(&config.storage)).map_err(|e| AgentError::State(config.storage.clone(), e))?;
+    let state = StateFile::open(DirStorage::open(&config.storage)).map_err(|e| AgentError::State(config.storage.clone(), e))?;
     let memory = state.memory();
     let now = DeviceClock::new(system, memory.last_known_time).now();
     let mut status = describe(config, memory, &Reporter::open(&config.storage));

@@ -184,7 +184,8 @@ impl Config {
     fn take_key_of_environment(&mut self, value: Option<Zeroizing<String>>) {
         let Some(key) = value.and_then(|v| v.parse::<Secret>().ok()) else { return };
         if self.onboarding.static_key.is_some() {
-            self.warnings.push(format!("{STATIC_KEY_VARIABLE} is not used: {} names a file with a static key", self.path.display()));
+            self.warnings
+                .push(format!("{STATIC_KEY_VARIABLE} is not used: {} names a file with a static key", self.path.display()));
         } else {
             self.onboarding.static_key = Some(SecretSource::Value(key));
         }

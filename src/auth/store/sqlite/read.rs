@@ -87,11 +87,7 @@ pub(super) fn list(snapshot: &Transaction<'_>, kind: Kind) -> Result<Vec<Stored<
     Ok(all)
 }
 
-pub(super) fn join_view(
-    snapshot: &Transaction<'_>,
-    token: &str,
-    instance: Option<Id>,
-) -> Result<Option<JoinView>, StoreError> {
+pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError> {
     let Some(token) = typed::<Token>(snapshot, Kind::Token, token)? else {
         return Ok(None);
     };

@@ -3,8 +3,8 @@
 //! Certificates are judged by device time, with two allowances for clocks that are wrong, both only for certificates that the
 //! trusted CA signed:
 //! - not yet valid: the CA's own word that it is at least that late. The certificate's first moment counts as the time.
-//! - expired: perhaps the system's clock is ahead. If the certificate held at the last time known for sure, the connection is made,
-//!   and [`Trust::doubt`] keeps the end of the certificate: the caller must end the exchange if the server's own clock is past it.
+//! - expired: perhaps the system's clock is ahead. If the certificate held, or was yet to be made, at the last time known for sure,
+//!   the connection is made, and [`Trust::doubt`] keeps the end of the certificate: the caller must end the exchange if the server's own clock is past it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -174,26 +174,28 @@ impl ServerCertVerifier for Trust {
             let time = UnixTime::since_unix_epoch(Duration::from_secs(time.secs()));
             verifier.verify_server_cert(leaf, others, name, ocsp, time)
         };
-        self.set_doubt(None);
-        let mut time = self.clock.now();
         // The chain is two certificates long, and either may begin later than the clock says.
-        for _ in 0..2 {
-            match at(time) {
-                Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
-                    time = time.max(Timestamp::from_secs(not_before.as_secs()));
-                }
-                Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, time: at_time })) => {
-                    let known = at(self.clock.floor());
-                    if known.is_err() {
-                        return Err(CertificateError::ExpiredContext { not_after, time: at_time }.into());
+        let from = |mut time: Timestamp| {
+            for _ in 0..2 {
+                match at(time) {
+                    Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
+                        time = time.max(Timestamp::from_secs(not_before.as_secs()));
                     }
-                    self.set_doubt(Some(Timestamp::from_secs(not_after.as_secs())));
-                    return known;
+                    judged => return judged,
                 }
-                judged => return judged,
             }
+            at(time)
+        };
+        self.set_doubt(None);
+        match from(self.clock.now()) {
+            Err(Error::InvalidCertificate(expired @ CertificateError::ExpiredContext { not_after, .. })) => {
+                // A certificate made since the last time known for sure is no less good for that.
+                let known = from(self.clock.floor()).map_err(|_| expired)?;
+                self.set_doubt(Some(Timestamp::from_secs(not_after.as_secs())));
+                Ok(known)
+            }
+            judged => judged,
         }
-        at(time)
     }
 
     fn verify_tls12_signature(

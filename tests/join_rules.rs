@@ -462,7 +462,9 @@ fn a_host_whose_answer_was_lost_gets_it_again_whoever_joined_meanwhile() {
     for _ in 0..2 {
         let [first, others @ ..] = &mut hosts;
         first.lose_answer(&mut world);
-        others.iter_mut().for_each(|host| assert_eq!(kind(host.join(&mut world)), JoinKind::Renewal));
+        for host in others.iter_mut() {
+            assert_eq!(kind(host.join(&mut world)), JoinKind::Renewal);
+        }
         let status = world.status.clone();
         assert_eq!(kind(first.join(&mut world)), JoinKind::Replay);
         assert_eq!(world.status, status);

@@ -44,18 +44,16 @@ fn main() -> Result<(), Failure> {
         std::thread::sleep(Duration::from_secs(seconds));
         let counted = (joins.load(Ordering::Relaxed), start.elapsed());
         stop.store(true, Ordering::Relaxed);
-        let failure = threads.into_iter().filter_map(|thread| thread.join().ok()?.err()).next();
+        let failure = threads.into_iter().find_map(|thread| thread.join().ok()?.err());
         (counted, failure)
     });
     if let Some(failure) = failure {
         return Err(failure);
     }
     let (count, time) = elapsed;
-    println!(
-        r#"{{"joins":{count},"seconds":{:.3},"devices":{devices},"per_second":{:.1}}}"#,
-        time.as_secs_f64(),
-        count as f64 / time.as_secs_f64()
-    );
+    let count = u32::try_from(count)?;
+    let (seconds, per_second) = (time.as_secs_f64(), f64::from(count) / time.as_secs_f64());
+    println!(r#"{{"joins":{count},"seconds":{seconds:.3},"devices":{devices},"per_second":{per_second:.1}}}"#);
     Ok(())
 }
 

@@ -242,6 +242,19 @@ fn a_wrong_configuration_ends_it() {
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Waits are measured by the clock that goes on while the device sleeps, and that nobody sets: CLOCK_BOOTTIME, number 7.
+#[test]
+fn waits_count_the_time_asleep() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    let daemon = device.daemon();
+    let clock_of = |fd: std::fs::DirEntry| std::fs::read_to_string(fd.path()).unwrap_or_default();
+    wait_for("a timer on CLOCK_BOOTTIME", || {
+        let fds = std::fs::read_dir(format!("/proc/{}/fdinfo", daemon.0.id())).expect("the daemon runs");
+        fds.flatten().map(clock_of).any(|info| info.lines().any(|line| line == "clockid: 7"))
+    });
+}
+
 /// `command` with the system's clock at `time`.
 fn at(time: &str, command: &Command) -> Command {
     let mut fake = Command::new(tool("faketime", "faketime"));

@@ -424,8 +424,9 @@ fn a_daemon_that_a_command_leaves_behind_is_not_waited_for() {
 fn a_signal_reaches_the_process_of_the_pid_file() {
     let dir = tempfile::tempdir().expect("directory");
     let pid_file = dir.path().join("pid");
-    let mut program = Command::new("sh")
-        .args(["-c", "trap 'exit 7' HUP; echo ready; while :; do sleep 0.01; done"])
+    // A shell cannot trap what it was started with ignored, as under nohup.
+    let mut program = Command::new("env")
+        .args(["--default-signal=HUP", "sh", "-c", "trap 'exit 7' HUP; echo ready; while :; do sleep 0.01; done"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("sh");

@@ -1,4 +1,4 @@
-//! The TLS server's certificate renews itself, while the server runs, a month before its end.
+//! The TLS server's certificate renews itself, while the server runs, a month before its end; and when the server's names changed.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
 mod support;
@@ -33,4 +33,31 @@ fn renews_itself_in_time_and_devices_go_on() {
     // Two months have passed for the server: the device's certificate ran out, and its one recovery is spent.
     server.ctl(&["exempt", "token/gw"]);
     device.join();
+}
+
+/// A server that moved: its operator writes the new name into `cluster.json`.
+#[test]
+fn follows_the_names_of_the_cluster() {
+    let mut server = Server::start();
+    let device = server.device("gw", 1);
+    device.join();
+    let first = presented(&server);
+    assert!(server.stop().success());
+    let file = server.dir.join("data/cluster.json");
+    let cluster = std::fs::read_to_string(&file).unwrap();
+    let renamed = cluster.replace("\"localhost\"", "\"auth.example.com\"");
+    assert_ne!(cluster, renamed);
+    std::fs::write(&file, renamed).unwrap();
+    server.run();
+    let second = presented(&server);
+    assert_ne!(second, first);
+    device.join();
+    let local = server.addr.replace("127.0.0.1", "localhost");
+    device.configure_with(&local, &server.ca_pin, "", "");
+    assert_eq!(device.try_join().0, 3, "a name that was taken away");
+
+    // The same names again: nothing to renew.
+    assert!(server.stop().success());
+    server.run();
+    assert_eq!(presented(&server), second);
 }

@@ -29,12 +29,12 @@ use crate::time::{NoRandomness, Random, Timestamp};
 
 /// The operator's socket in a data directory.
 pub const SOCKET: &str = "operator.sock";
-const CLUSTER: &str = "cluster.json";
-const KEYS: &str = "keys";
-const CHALLENGE_KEY: &str = "challenge.key";
-const CA: &str = "ca.pem";
-const TLS: &str = "tls.pem";
-const DATABASE: &str = "boundkey.db";
+pub(super) const CLUSTER: &str = "cluster.json";
+pub(super) const KEYS: &str = "keys";
+pub(super) const CHALLENGE_KEY: &str = "challenge.key";
+pub(super) const CA: &str = "ca.pem";
+pub(super) const TLS: &str = "tls.pem";
+pub(super) const DATABASE: &str = "boundkey.db";
 const LOCK: &str = "lock";
 /// The layout that this version makes.
 const FORMAT: u32 = 1;
@@ -62,6 +62,8 @@ pub enum DataDirError {
     Ca(CaError),
     /// `init` on what is a cluster already.
     Exists(PathBuf),
+    /// The backup is of another cluster.
+    Foreign(PathBuf),
     /// Another server runs on it.
     InUse(PathBuf),
     /// The file system failed.
@@ -72,6 +74,8 @@ pub enum DataDirError {
     Missing(PathBuf),
     /// No randomness for keys.
     NoRandomness(NoRandomness),
+    /// A backup into a directory that holds something.
+    NotEmpty(PathBuf),
     /// The database failed.
     Store(StoreError),
 }
@@ -81,11 +85,13 @@ impl std::fmt::Display for DataDirError {
         match self {
             Self::Ca(e) => e.fmt(f),
             Self::Exists(dir) => write!(f, "{} holds a cluster already", dir.display()),
+            Self::Foreign(dir) => write!(f, "{} is a backup of another cluster", dir.display()),
             Self::InUse(dir) => write!(f, "{} is in use by another boundkey-auth", dir.display()),
             Self::Io(path, e) => write!(f, "{}: {e}", path.display()),
             Self::Malformed(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Missing(dir) => write!(f, "{} holds no cluster", dir.display()),
             Self::NoRandomness(e) => e.fmt(f),
+            Self::NotEmpty(dir) => write!(f, "{} is not empty", dir.display()),
             Self::Store(e) => e.fmt(f),
         }
     }
@@ -100,6 +106,8 @@ impl DataDirError {
             Self::Exists(_) => {
                 "choose another --data-dir; to begin anew, move this one away: devices joined to it will not know the new one"
             }
+            Self::Foreign(_) => "restore a backup of this cluster: devices know its CA alone",
+            Self::NotEmpty(_) => "name a new directory for each backup",
             Self::InUse(_) => "stop the other server first, or give this one another --data-dir",
             Self::Missing(_) => "make it with `boundkey-auth init --data-dir DIR --cluster-name NAME`",
             Self::Io(_, e) if e.kind() == io::ErrorKind::PermissionDenied => "run as the user that owns the data directory",
@@ -154,9 +162,7 @@ impl DataDir {
         make_keys(&mut keys).map_err(CaError::Key)?;
         let authority = Authority::certify_itself(cluster, Box::new(keys), random, now)?;
         self.write(CA, pem::certificate(authority.certificate()).as_bytes())?;
-        let mut secret = Zeroizing::new([0; 32]);
-        random.fill(&mut *secret)?;
-        self.write(CHALLENGE_KEY, &*secret)?;
+        self.make_challenge_key(random)?;
         self.write_server(&authority.issue_server(server_names, now, random)?)?;
         let database = self.path(DATABASE);
         match std::fs::remove_file(&database) {
@@ -200,6 +206,13 @@ impl DataDir {
         Ok(Zeroizing::new(key))
     }
 
+    /// Makes a new secret that seals challenges: none of before holds any more.
+    pub(super) fn make_challenge_key(&self, random: &dyn Random) -> Result<(), DataDirError> {
+        let mut secret = Zeroizing::new([0; 32]);
+        random.fill(&mut *secret)?;
+        self.write(CHALLENGE_KEY, &*secret)
+    }
+
     /// The TLS server's certificate and key.
     pub fn server(&self) -> Result<ServerIdentity, DataDirError> {
         let path = self.path(TLS);
@@ -239,12 +252,12 @@ impl DataDir {
         }
     }
 
-    fn write(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
+    pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
         let path = self.path(name);
         durable::replace(&path, content, durable::PRIVATE_FILE).map_err(|e| DataDirError::Io(path, e))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         Path::new(&self.0).join(name)
     }
 }

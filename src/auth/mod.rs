@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod audit;
+mod backup;
 pub mod ca;
 pub mod data_dir;
 pub mod joins;

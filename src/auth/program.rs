@@ -1,4 +1,4 @@
-//! `boundkey-auth`: the command line, `init`, and `start` from lock to drain.
+//! `boundkey-auth`: the command line, `init`, backups, and `start` from lock to drain.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -57,7 +57,7 @@ pub fn command() -> Command {
             );
     let start = Command::new("start")
         .about("Serve devices over TLS, and operators on a Unix socket in the data directory")
-        .arg(data_dir)
+        .arg(data_dir.clone())
         .arg(
             Arg::new("listen")
                 .long("listen")
@@ -88,6 +88,16 @@ pub fn command() -> Command {
                 .default_value("info")
                 .help("How much to log"),
         );
+    let directory =
+        |help| Arg::new("backup").value_name("BACKUP").required(true).value_parser(PathBufValueParser::new()).help(help);
+    let backup = Command::new("backup")
+        .about("Copy keys and database into a new directory; the server may be running")
+        .arg(data_dir.clone())
+        .arg(directory("New directory for the copy; guard it like the server"));
+    let restore = Command::new("restore")
+        .about("Put the database of a backup in place; the server must be stopped. Devices follow by themselves")
+        .arg(data_dir.clone())
+        .arg(directory("A directory that `boundkey-auth backup` made"));
     Command::new("boundkey-auth")
         .about("The auth endpoint of boundkey: trusts the keys of devices and issues short-lived certificates")
         .version(api::VERSION)
@@ -95,6 +105,8 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(init)
         .subcommand(start)
+        .subcommand(backup)
+        .subcommand(restore)
 }
 
 /// Runs the program; failures are on stderr, as what failed and what to do next.
@@ -103,6 +115,8 @@ pub fn main() -> ExitCode {
     let done = match matches.subcommand() {
         Some(("init", matches)) => init(matches),
         Some(("start", matches)) => start(matches),
+        Some(("backup", matches)) => backup(matches),
+        Some(("restore", matches)) => restore(matches),
         _ => unreachable!("clap asks for a subcommand"),
     };
     match done {
@@ -162,7 +176,28 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
             names.join(", ")
         )
     };
-    writeln!(std::io::stdout(), "{text}").map_err(|e| failure(format!("stdout: {e}"), "the cluster was made all the same"))
+    say(&text)
+}
+
+fn backup(matches: &ArgMatches) -> Result<(), Failure> {
+    let to = backup_dir(matches)?;
+    data_dir(matches)?.backup(to)?;
+    say(&format!("backup made: {}", to.display()))
+}
+
+fn restore(matches: &ArgMatches) -> Result<(), Failure> {
+    let replaced = data_dir(matches)?.restore(backup_dir(matches)?, &System)?;
+    let kept = replaced.map_or_else(String::new, |path| format!("; the database that was there: {}", path.display()));
+    say(&format!("restored{kept}\nput locks on again before you start the server: those made since the backup are lost"))
+}
+
+fn backup_dir(matches: &ArgMatches) -> Result<&Path, Failure> {
+    let dir = matches.get_one::<PathBuf>("backup").map(PathBuf::as_path);
+    dir.ok_or_else(|| failure("no backup is named", "give its directory"))
+}
+
+fn say(text: &str) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{text}").map_err(|e| failure(format!("stdout: {e}"), "it was done all the same"))
 }
 
 fn start(matches: &ArgMatches) -> Result<(), Failure> {
@@ -255,7 +290,7 @@ async fn upkeep(
     operator: &Arc<Operator>,
 ) -> Result<(), Failure> {
     let now = joins.clock.now();
-    if dir.server()?.is_old(now) {
+    if dir.server()?.is_outdated(&joins.server_names, now) {
         let server = joins.authority.issue_server(&joins.server_names, now, &*joins.random).map_err(DataDirError::from)?;
         dir.write_server(&server)?;
         let unusable = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");

@@ -75,9 +75,12 @@ pub struct ServerIdentity {
 }
 
 impl ServerIdentity {
-    /// Whether it should be replaced at `now`.
-    pub fn is_old(&self, now: Timestamp) -> bool {
+    /// Whether it should be replaced at `now`: it ends soon, or is for others than `server_names`.
+    pub fn is_outdated(&self, server_names: &[String], now: Timestamp) -> bool {
+        let plain = |name: &String| name.parse::<IpAddr>().map_or_else(|_| name.clone(), |ip| ip.to_string());
+        let wanted: Vec<_> = server_names.iter().map(plain).collect();
         request::not_after(&self.certificate).is_ok_and(|end| end < now.plus(SERVER_LEFT))
+            || request::host_names(&self.certificate).is_ok_and(|names| names != wanted)
     }
 }
 

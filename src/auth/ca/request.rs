@@ -1,5 +1,7 @@
 //! Reading X.509 that a peer or the disk hands in.
 
+use std::net::IpAddr;
+
 use boundkey_hal::{Algorithm, PublicKey};
 use x509_parser::prelude::*;
 
@@ -55,6 +57,21 @@ fn first_uri(certificate: &X509Certificate<'_>) -> Option<String> {
 pub(super) fn check_ca(der: &[u8], key: &PublicKey) -> Result<(), String> {
     let certificate = parse(der)?;
     if public_key(certificate.public_key())? == *key { Ok(()) } else { Err("it is not of the key in the key store".into()) }
+}
+
+/// DNS names and IP addresses of a certificate, in its order.
+pub(super) fn host_names(der: &[u8]) -> Result<Vec<String>, String> {
+    let certificate = parse(der)?;
+    let names = certificate.subject_alternative_name().map_err(|e| e.to_string())?;
+    let host = |name: &GeneralName<'_>| match *name {
+        GeneralName::DNSName(name) => Some(name.to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(bytes).ok().map(|ip| IpAddr::from(ip).to_string()),
+            _ => <[u8; 16]>::try_from(bytes).ok().map(|ip| IpAddr::from(ip).to_string()),
+        },
+        _ => None,
+    };
+    Ok(names.into_iter().flat_map(|names| names.value.general_names.iter().filter_map(host)).collect())
 }
 
 /// Last moment of a certificate.

@@ -55,8 +55,28 @@ impl SqliteStore {
         }
         let mut connection = connect(path)?;
         schema::migrate(&mut connection)?;
+        // A copy may have come without it.
+        connection.pragma_update(None, "journal_mode", "wal")?;
         let writer = Writer::start(connection)?;
         Ok(Self { readers: Readers::open(|| connect(path))?, writer })
+    }
+
+    /// Writes what the file at `from` holds now to a new file `to`, durably; a server may go on using `from` meanwhile. A damaged
+    /// file is refused.
+    pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+        let cannot = |e| StoreError::Failed(format!("cannot write {}: {e}", to.display()));
+        let target = to.to_str().ok_or_else(|| StoreError::Failed(format!("{} is not UTF-8", to.display())))?;
+        let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        source.busy_timeout(BUSY)?;
+        schema::check(&source)?;
+        let health: String = source.pragma_query_value(None, "integrity_check", |row| row.get(0))?;
+        if health != "ok" {
+            return Err(StoreError::Failed(format!("{} is damaged: {health}", from.display())));
+        }
+        // SQLite takes an empty file for a missing one; this one is private from the start.
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(cannot)?;
+        source.execute("VACUUM INTO ?1", [target])?;
+        file.sync_all().map_err(cannot)
     }
 }
 

@@ -60,24 +60,30 @@ pub(super) fn create(connection: &mut Connection) -> Result<(), StoreError> {
     Ok(transaction.commit()?)
 }
 
-/// Brings a file of an earlier version to this one; refuses a foreign file and one of a newer version.
+/// Brings a file of an earlier version to this one; refuses what [`check`] does.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     // The write lock first: two programs that start at once must not both migrate.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let application: i64 = transaction.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version = check(&transaction)?;
+    run_from(&transaction, version)?;
+    Ok(transaction.commit()?)
+}
+
+/// The schema's version; refuses a foreign file and one of a newer version.
+pub(super) fn check(connection: &Connection) -> Result<usize, StoreError> {
+    let application: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     if application != APPLICATION {
         return Err(StoreError::Failed(
             "the file is not a database of boundkey's, or its making was cut off: remove it and make it anew".into(),
         ));
     }
-    let version: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > MIGRATIONS.len() {
         let ours = MIGRATIONS.len();
         let why = format!("the file is of schema {version}, made by a newer boundkey-auth; this one knows schema {ours}");
         return Err(StoreError::Failed(why));
     }
-    run_from(&transaction, version)?;
-    Ok(transaction.commit()?)
+    Ok(version)
 }
 
 fn run_from(transaction: &Transaction<'_>, version: usize) -> Result<(), StoreError> {

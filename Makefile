@@ -1,6 +1,6 @@
 # The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
 .POSIX:
-.PHONY: help build demo test lint bench size clean
+.PHONY: help build cross demo test lint bench size clean
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
@@ -12,6 +12,7 @@ help:
 	@echo 'make test    every test'
 	@echo 'make lint    formatting, clippy, documentation, dependencies, scripts'
 	@echo 'make size    the agent as it ships, against its budget'
+	@echo 'make cross   the agent for ARM and RISC-V, in target/cross/'
 	@echo 'make bench   the agent and the server against their peers, on this machine'
 
 build:
@@ -41,6 +42,9 @@ lint:
 size:
 	@tests/setup build
 	tests/bench/size
+
+cross:
+	@tests/timed cross cross/build
 
 bench:
 	@tests/setup build bench

@@ -207,6 +207,30 @@ fn rotation_replaces_the_key_and_survives_a_lost_answer() {
     assert_eq!(device.memory.keys.len(), 10, "the history is bounded");
 }
 
+/// A key that was bound before is no new key, whoever asks: a copy of it may be anywhere.
+#[test]
+fn a_rotation_to_a_key_bound_before_is_refused() {
+    let (mut world, mut device) = joined(1);
+    for _ in 0..2 {
+        world.later(Duration::from_secs(60));
+        world.spec.rotate_after = Some(world.now);
+        device.join(&mut world).expect("rotated");
+    }
+    world.later(Duration::from_secs(60));
+    world.spec.rotate_after = Some(world.now);
+    let before = world.clone();
+    for nth in 1..3 {
+        let mut wrong = device.clone();
+        let mut key = wrong.memory.keys.remove(nth);
+        key.bound = false;
+        wrong.memory.keys.insert(0, key);
+        assert_eq!(refusal(wrong.join(&mut world)), ProblemType::KeyReused, "key {nth}");
+    }
+    assert!(!world.locked() && world.status == before.status);
+    assert_eq!(kind(device.join(&mut world)), JoinKind::Renewal);
+    assert_ne!(world.key(), before.key());
+}
+
 /// A server restored from a backup follows the device, rotated keys included.
 #[test]
 fn a_restored_server_follows_the_device() {

@@ -1,5 +1,6 @@
 //! Rows about the programs: what is written down, and who is told.
 
+use boundkey::time::{Clock as _, System};
 use serde_json::Value;
 
 use super::support::Server;
@@ -82,6 +83,29 @@ fn c206_every_refusal_is_told() {
     device.try_join();
     let told: Vec<_> = events(&server, "join.refused").into_iter().map(|event| event["problem"].clone()).collect();
     assert_eq!(told, ["registration-refused", "no-recoveries-left"]);
+}
+
+/// Strangers are many: what they are refused is written up to a rate, and never hides what a device with its key is refused.
+#[test]
+fn c206_strangers_cannot_fill_the_disk() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    device.join();
+    server.token("other", "    onboarding: {registration_secret: right}");
+    let stranger = super::support::Device::new(&server, "other", "wrong");
+    let (start, minute) = (System.now().secs() / 60, || System.now().secs() / 60);
+    let (mut tried, mut allowed) = (0, 60);
+    while tried <= allowed {
+        assert_eq!(stranger.try_join().0, 6);
+        tried += 1;
+        allowed = 60 * (minute() - start + 1);
+    }
+    device.lose_certificate();
+    assert_eq!(device.try_join().0, 5);
+    let told = events(&server, "join.refused");
+    let of = |problem: &str| told.iter().filter(|event| event["problem"] == problem).count() as u64;
+    assert!((60..=allowed).contains(&of("registration-refused")), "{} of {tried} written", of("registration-refused"));
+    assert_eq!(of("no-recoveries-left"), 1);
 }
 
 /// Unlike the reference, where a recovery slips out of such a lock: ours holds the bound instance, and with it every join.

@@ -28,6 +28,7 @@
 #[cfg(feature = "verify")]
 extern crate std;
 
+pub mod der;
 #[cfg(any(feature = "file", feature = "tpm"))]
 pub mod durable;
 mod error;

@@ -5,6 +5,9 @@
 
 use std::time::Duration;
 
+use boundkey_hal::der::{
+    BIT_STRING, Der, GENERALIZED_TIME, INTEGER, OBJECT_IDENTIFIER, OCTET_STRING, SEQUENCE, UTC_TIME, context,
+};
 use rustls::pki_types::CertificateDer;
 
 use super::transport::{Transport, TransportError};
@@ -75,7 +78,7 @@ fn outer(der: &[u8]) -> Option<(&[u8], &[u8])> {
     let to_be_signed = &start[..start.len() - list.0.len()];
     let algorithm = list.take(SEQUENCE)?;
     let signature = list.take(BIT_STRING)?.strip_prefix(&[0])?;
-    (input.0.is_empty() && list.0.is_empty() && algorithm == ECDSA_SHA256).then_some((to_be_signed, signature))
+    (input.is_empty() && list.is_empty() && algorithm == ECDSA_SHA256).then_some((to_be_signed, signature))
 }
 
 /// `TBSCertList`: issuer and number.
@@ -89,8 +92,8 @@ fn inner(to_be_signed: &[u8]) -> Option<(&[u8], u64)> {
         times += 1;
     }
     fields.take(SEQUENCE); // what is revoked, if anything is
-    let mut extensions = Der(Der(fields.take(EXTENSIONS)?).take(SEQUENCE)?);
-    let whole = second_version && algorithm == ECDSA_SHA256 && times == 2 && fields.0.is_empty();
+    let mut extensions = Der(Der(fields.take(context(0))?).take(SEQUENCE)?);
+    let whole = second_version && algorithm == ECDSA_SHA256 && times == 2 && fields.is_empty();
     while let Some(extension) = extensions.take(SEQUENCE) {
         let mut extension = Der(extension);
         if extension.take(OBJECT_IDENTIFIER)? == CRL_NUMBER {
@@ -108,35 +111,4 @@ fn public_key(info: &[u8]) -> Option<&[u8]> {
     let mut info = Der(info);
     info.take(SEQUENCE)?;
     info.take(BIT_STRING)?.strip_prefix(&[0])
-}
-
-const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-const OCTET_STRING: u8 = 0x04;
-const OBJECT_IDENTIFIER: u8 = 0x06;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
-const SEQUENCE: u8 = 0x30;
-const EXTENSIONS: u8 = 0xa0;
-
-/// DER (X.690 section 8.1) that is yet to be read.
-struct Der<'a>(&'a [u8]);
-
-impl<'a> Der<'a> {
-    /// Contents of the next element, if it has this tag; else nothing is read.
-    fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
-        let (first, rest) = self.0.strip_prefix(&[tag])?.split_first()?;
-        let (length, rest) = match *first {
-            short @ 0..=0x7f => (usize::from(short), rest),
-            // Up to three bytes of length: more than a list may have.
-            long @ 0x81..=0x83 => {
-                let (length, rest) = rest.split_at_checked(usize::from(long - 0x80))?;
-                (length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)), rest)
-            }
-            _ => return None,
-        };
-        let (contents, rest) = rest.split_at_checked(length)?;
-        self.0 = rest;
-        Some(contents)
-    }
 }

@@ -13,6 +13,8 @@
 use std::string::String;
 use std::vec::Vec;
 
+use crate::der::{BOOLEAN, Der, INTEGER, OBJECT_IDENTIFIER, OCTET_STRING, SEQUENCE, context};
+
 /// The storage key made persistent where the TCG's provisioning guidance puts it.
 pub(super) const PERSISTENT: u32 = 0x8100_0001;
 /// The owner hierarchy: the storage key is derived from its seed each time.
@@ -21,13 +23,8 @@ pub(super) const OWNER: u32 = 0x4000_0001;
 const LABEL: &str = "TSS2 PRIVATE KEY";
 const LOADABLE_KEY: [u8; 6] = [0x67, 0x81, 0x05, 0x0a, 0x01, 0x03];
 
-const BOOLEAN: u8 = 0x01;
-const INTEGER: u8 = 0x02;
-const OCTET_STRING: u8 = 0x04;
-const OBJECT_IDENTIFIER: u8 = 0x06;
-const SEQUENCE: u8 = 0x30;
-const EMPTY_AUTH: u8 = 0xa0;
-const POLICY: [u8; 4] = [0xa1, 0xa2, 0xa3, 0xa4];
+const EMPTY_AUTH: u8 = context(0);
+const POLICY: [u8; 4] = [context(1), context(2), context(3), context(4)];
 
 /// A key as it leaves the TPM: useless without the storage key it lies under.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +83,7 @@ impl WrappedKey {
         }
         let public = unsized_(fields.take(OCTET_STRING).ok_or(damaged)?).ok_or(damaged)?;
         let private = unsized_(fields.take(OCTET_STRING).ok_or(damaged)?).ok_or(damaged)?;
-        if !fields.0.is_empty() || !file.0.is_empty() {
+        if !fields.is_empty() || !file.is_empty() {
             return Err(damaged);
         }
         Ok(Self { parent, empty_auth, public: public.to_vec(), private: private.to_vec() })
@@ -120,24 +117,6 @@ fn unsized_(tpm2b: &[u8]) -> Option<&[u8]> {
 fn handle(integer: &[u8]) -> Option<u32> {
     let digits = if let [0, digits @ ..] = integer { digits } else { integer };
     Some(u32::from_be_bytes(digits.try_into().ok()?))
-}
-
-/// DER elements, taken one by one.
-struct Der<'a>(&'a [u8]);
-
-impl<'a> Der<'a> {
-    /// The content of the next element, if it has this tag.
-    fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
-        let rest = self.0.strip_prefix(&[tag])?;
-        let (len, rest) = match *rest {
-            [len @ 0..=0x7f, ref rest @ ..] | [0x81, len @ 0x80..=0xff, ref rest @ ..] => (usize::from(len), rest),
-            [0x82, high @ 1..=0xff, low, ref rest @ ..] => (usize::from(u16::from_be_bytes([high, low])), rest),
-            _ => return None,
-        };
-        let (content, rest) = rest.split_at_checked(len)?;
-        self.0 = rest;
-        Some(content)
-    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub mod ctl;
 pub mod join;
 pub mod logging;
 pub mod pem;
+pub mod ssh;
 #[cfg(feature = "agent")]
 pub mod state;
 pub mod time;

@@ -46,8 +46,7 @@ fn defaults() {
     assert_eq!(config.onboarding.registration_secret, None);
     assert_eq!(config.keystore, Keystore::File);
     assert_eq!(config.storage, Path::new("/var/lib/boundkey"));
-    assert_eq!(config.credential_ttl, Duration::from_secs(3600));
-    assert_eq!(config.renewal_interval, Duration::from_secs(1200));
+    assert_eq!((config.credential_ttl, config.renewal_interval), (None, None));
     assert_eq!((config.log.format, config.log.level), (Format::Text, None));
     assert!(config.outputs.is_empty() && config.warnings.is_empty() && config.daemon_warnings().is_empty());
 }
@@ -93,7 +92,7 @@ outputs:
     assert_eq!(secret.expose(), "1234567890e123456789012345678901");
     assert!(!format!("{config:?}").contains("1234567890e"));
     assert_eq!(config.storage, Path::new("/var/lib/boundkey"));
-    assert_eq!(config.credential_ttl, Duration::from_secs(5400));
+    assert_eq!(config.credential_ttl, Some(Duration::from_secs(5400)));
     assert_eq!((config.log.format, config.log.level), (Format::Json, Some(Level(LevelFilter::Debug))));
 
     let [broker, web] = &config.outputs[..] else { panic!("two outputs") };

@@ -4,6 +4,8 @@
 
 #[path = "conformance/challenge.rs"]
 mod challenge;
+#[path = "conformance/hosts.rs"]
+mod hosts;
 #[path = "conformance/onboarding.rs"]
 mod onboarding;
 #[path = "conformance/programs.rs"]

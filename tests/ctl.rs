@@ -118,6 +118,11 @@ fn c062_c065_tokens_that_do_not_fit_together_are_refused() {
     for (find, replace, names) in [
         ("  bot_name: gw\n", "", "spec.bot_name is required"),
         ("roles: [Bot]", "roles: [Nobody]", "spec.roles"),
+        ("roles: [Bot]", "roles: []", "spec.roles is empty"),
+        ("roles: [Bot]", "roles: [Bot, Node]", "Bot stands alone"),
+        ("roles: [Bot]", "roles: [Node]", "spec.bot_name goes with role Bot only"),
+        ("roles: [Bot]\n  bot_name: gw", "roles: [App, Node, App]", "App twice"),
+        ("roles: [Bot]", "host: {roles: [r]}\n  roles: [Bot]", "spec.host does not go with role Bot"),
         ("  bound_keypair: {}\n", "", "missing field `bound_keypair`"),
         ("name: t}", "name: 'a b'}", "not a name"),
     ] {

@@ -289,7 +289,8 @@ fn a_role_says_what_its_bots_may_ask_for() {
     assert_eq!(server.status("gw")["recovery_count"], 0, "a refusal costs no recovery");
     assert!(!device.dir.join("out").exists());
 
-    device.configure(&server, &secret, &names("gw.fleet.example", "urn:fleet:gw/a", "10.1.2.3"));
+    let outputs = names("gw.fleet.example", "urn:fleet:gw/a", "10.1.2.3");
+    device.configure(&server, &secret, &format!("credential_ttl: 1h\n{outputs}"));
     let (code, said) = device.try_join();
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("lifetime shortened from 1h to 30m, the longest allowed"), "{said}");

@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Device, Server, run_with_input, success, tool, wait_for};
+use support::{Device, Server, success, tool, wait_for};
 
 fn openssl(args: &[&str]) -> Command {
     let mut command = Command::new(tool("openssl", "openssl"));
@@ -14,18 +14,9 @@ fn openssl(args: &[&str]) -> Command {
     command
 }
 
-/// Head and body of `GET /v1/crl`, by a client that is not ours.
-fn get(server: &Server) -> (String, Vec<u8>) {
-    let request = "GET /v1/crl HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    let mut client = openssl(&["s_client", "-quiet", "-ign_eof", "-no_ticket", "-connect", &server.addr]);
-    let answer = run_with_input(&mut client, request).stdout;
-    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a head") + 4;
-    (String::from_utf8_lossy(&answer[..end]).to_lowercase(), answer[end..].to_vec())
-}
-
 /// The list as a PEM file in the server's directory, once OpenSSL has found it to be the CA's.
 fn list(server: &Server) -> PathBuf {
-    let (head, body) = get(server);
+    let (head, body) = server.http_get("/v1/crl");
     assert!(head.starts_with("http/1.1 200"), "{head}");
     let (der, pem) = (server.dir.join("crl.der"), server.dir.join("crl.pem"));
     std::fs::write(&der, body).unwrap();
@@ -130,11 +121,11 @@ fn the_list_is_as_rfc_5280_has_it_and_made_no_oftener_than_needed() {
     let mut server = Server::start();
     let device = server.device("gw", 5);
     device.join();
-    let (head, first) = get(&server);
+    let (head, first) = server.http_get("/v1/crl");
     assert!(head.contains("content-type: application/pkix-crl\r\n"), "{head}");
     assert!(head.contains("cache-control: max-age="), "{head}");
     for _ in 0..3 {
-        assert!(get(&server).1 == first, "a list that did not change is not signed anew");
+        assert!(server.http_get("/v1/crl").1 == first, "a list that did not change is not signed anew");
     }
     let empty = list(&server);
     let said = text(&empty);
@@ -240,7 +231,7 @@ fn a_single_join_brings_the_list_only_where_it_is_wanted() {
 fn requests_that_come_together_get_one_list() {
     let server = Server::start();
     let lists: Vec<_> = std::thread::scope(|scope| {
-        let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| get(&server).1)).collect();
+        let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| server.http_get("/v1/crl").1)).collect();
         asked.into_iter().map(|thread| thread.join().expect("an answer")).collect()
     });
     assert!(lists.iter().all(|list| *list == lists[0]));

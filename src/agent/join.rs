@@ -106,7 +106,7 @@ impl Joiner<'_> {
             url: &self.url,
             attempt,
             csr: base64url::encode(&key.csr),
-            ttl: Some(self.config.credential_ttl.as_secs()),
+            ttl: self.config.credential_ttl.map(|ttl| ttl.as_secs()),
             outputs: requested.iter().map(|output| output.request.clone()).collect(),
             bundle: bundle.first().filter(|_| bundle.len() == 1).map(|der| base64url::encode(digest(&SHA256, der))),
             heartbeat: self.heartbeat(),

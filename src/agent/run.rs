@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::backoff::{Backoff, jittered};
 use super::clock::{DeviceClock, since_boot};
-use super::config::{Config, ConfigError, Trust as TrustConfig};
+use super::config::{Config, ConfigError, DEFAULT_RENEWAL_INTERVAL, Trust as TrustConfig};
 use super::crl::RevocationList;
 use super::device::{Device, Pinning};
 use super::error::{AgentError, KEYSTORE};
@@ -260,8 +260,8 @@ fn turn(
         Err(e) => {
             agent.note_failure(&e);
             notifier.status(&e.to_string());
-            let cap =
-                if agent.has_certificate() { CAP_WITH_CERTIFICATE.min(config.renewal_interval) } else { CAP_WITHOUT_CERTIFICATE };
+            let with = CAP_WITH_CERTIFICATE.min(config.renewal_interval.unwrap_or(CAP_WITH_CERTIFICATE));
+            let cap = if agent.has_certificate() { with } else { CAP_WITHOUT_CERTIFICATE };
             let wait = backoff.next(cap, &**random)?;
             log::info!("trying again in {}", humantime::format_duration(Duration::from_secs(wait.as_secs().max(1))));
             Ok(wait)
@@ -294,10 +294,15 @@ fn wait_for(
     }
 }
 
-/// Time between joins: the shortest interval asked for, but before a third of the certificate's life is left.
+/// Time between joins: the shortest interval asked for, but before a third of the certificate's life is left. Where neither an interval
+/// nor a lifetime is configured, a third of the life that the server gave, which for an hour is the interval that is the default.
 fn interval(config: &Config, lifetime: Duration) -> Duration {
     let outputs = config.outputs.iter().filter_map(|output| Some(output.lifetime?.renewal_interval));
-    outputs.chain([config.renewal_interval, lifetime * 2 / 3]).min().unwrap_or(config.renewal_interval)
+    let own = config.renewal_interval.unwrap_or_else(|| match config.credential_ttl {
+        Some(_) => DEFAULT_RENEWAL_INTERVAL,
+        None => DEFAULT_RENEWAL_INTERVAL.max(lifetime / 3),
+    });
+    outputs.fold(own.min(lifetime * 2 / 3), Duration::min)
 }
 
 /// Whom the configuration trusts.

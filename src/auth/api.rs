@@ -1,4 +1,4 @@
-//! The devices' API over HTTPS: five calls, all of them small, none of them trusted.
+//! The devices' API over HTTPS: six calls, all of them small, none of them trusted.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,7 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::joins::{Joins, algorithms};
-use crate::join::message::{CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping};
+use crate::join::message::{
+    CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH,
+};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::pem;
 
@@ -30,6 +32,7 @@ pub fn router(joins: Arc<Joins>) -> Router {
     Router::new()
         .route(PING_PATH, get(ping))
         .route(CA_PATH, get(ca))
+        .route(SSH_HOST_CA_PATH, get(ssh_host_ca))
         .route(CRL_PATH, get(crl))
         .route(CHALLENGE_PATH, post(challenge))
         .route(JOIN_PATH, post(join))
@@ -47,6 +50,11 @@ async fn ping(State(joins): State<Arc<Joins>>) -> Json<Ping> {
 async fn ca(State(joins): State<Arc<Joins>>) -> impl IntoResponse {
     let pem = pem::certificate(joins.authority.certificate());
     ([(header::CONTENT_TYPE, "application/pem-certificate-chain")], pem)
+}
+
+/// What stands behind `@cert-authority` and its patterns in `known_hosts` (sshd(8)).
+async fn ssh_host_ca(State(joins): State<Arc<Joins>>) -> String {
+    format!("{} {}\n", joins.authority.ssh_host_key(), joins.cluster)
 }
 
 async fn crl(State(joins): State<Arc<Joins>>) -> Response {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::resource::LockTarget;
 use crate::time::Timestamp;
 
 /// What an event tells of. The wire names are those that scripts rely on.
@@ -84,9 +85,12 @@ pub struct Event {
     /// The bot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bot: Option<String>,
-    /// The instance.
+    /// The bot instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
+    /// The host, where it is not a bot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<String>,
     /// Whether what was tried was done.
     pub success: bool,
     /// Why, or why not.
@@ -109,11 +113,23 @@ impl Event {
             token: None,
             bot: None,
             instance_id: None,
+            host_id: None,
             success: true,
             reason: None,
             remote_addr: None,
             more: Map::new(),
         }
+    }
+
+    /// The same event, about this instance or host; about none where it is of another kind.
+    #[must_use]
+    pub fn about(mut self, instance: LockTarget) -> Self {
+        match instance {
+            LockTarget::BotInstance(id) => self.instance_id = Some(id),
+            LockTarget::Host(id) => self.host_id = Some(id),
+            LockTarget::Bot(_) | LockTarget::Token(_) => {}
+        }
+        self
     }
 
     /// The same event, telling `value` as `name` too.

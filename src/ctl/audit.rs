@@ -39,7 +39,13 @@ fn json_line(event: &Event) -> Result<String, Failure> {
 
 /// `TIME EVENT name=value ...: reason`.
 fn text_line(event: &Event) -> String {
-    let named = [("token", &event.token), ("bot", &event.bot), ("instance", &event.instance_id), ("from", &event.remote_addr)];
+    let named = [
+        ("token", &event.token),
+        ("bot", &event.bot),
+        ("instance", &event.instance_id),
+        ("host", &event.host_id),
+        ("from", &event.remote_addr),
+    ];
     let named = named.into_iter().filter_map(|(name, value)| Some(format!(" {name}={}", value.as_ref()?)));
     let more = event.more.iter().map(|(name, value)| match value {
         serde_json::Value::String(text) if text.chars().all(|c| c.is_ascii_graphic()) => format!(" {name}={text}"),

@@ -35,7 +35,7 @@ pub fn command() -> Command {
         )
         .after_help(
             "Exit codes: 0 done; 1 refused or failed; 2 wrong usage or a document that cannot be read; 3 no server on the socket.\n\n\
-             Resources: bot, bot_instance, lock, role, token.",
+             Resources: bot, bot_instance, host, lock, role, token.",
         )
         .version(VERSION)
         .subcommand_required(true)
@@ -90,7 +90,7 @@ fn get() -> Command {
                 .value_name("KIND[/NAME]")
                 .required(true)
                 .value_parser(selected)
-                .help("bot, bot_instance, lock, role or token; with /NAME, that one"),
+                .help("bot, bot_instance, host, lock, role or token; with /NAME, that one"),
         )
         .arg(Arg::new("with-secrets").long("with-secrets").action(ArgAction::SetTrue).help("Show registration secrets"))
         .arg(
@@ -181,11 +181,12 @@ fn exempt() -> Command {
 fn lock() -> Command {
     let target = |id: &'static str, help| Arg::new(id).long(id).value_name("NAME").value_parser(name).help(help);
     Command::new("lock")
-        .about("Stop every join of a token, bot or instance")
+        .about("Stop every join of a token, bot, bot instance or host")
         .arg(target("token", "The token to stop"))
         .arg(target("bot", "The bot to stop, with all its tokens"))
         .arg(target("instance", "The bot instance to stop; a recovery makes another, so prefer --token"))
-        .group(ArgGroup::new("target").args(["token", "bot", "instance"]).required(true))
+        .arg(target("host", "The host to stop, by its id; a recovery makes another, so prefer --token"))
+        .group(ArgGroup::new("target").args(["token", "bot", "instance", "host"]).required(true))
         .arg(Arg::new("message").long("message").value_name("TEXT").help("What the device is told"))
         .arg(
             Arg::new("expires")

@@ -82,7 +82,7 @@ pub(super) fn read(file: &str, text: &str) -> Result<Vec<Resource>, Failure> {
                 let BotDocument { metadata, spec, .. } = parse(file, body)?;
                 Resource::Bot(Bot { metadata, spec })
             }
-            Kind::BotInstance => {
+            Kind::BotInstance | Kind::Host => {
                 let what = format!("{file}: document {}: a {kind} cannot be created", number + 1);
                 return Err(Failure::usage(what, "instances are written by joins alone; leave the document out"));
             }
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_only_types_together_can_say_is_told_with_the_field() {
-        assert!(error(&TWO.replace("[Bot]", "[Node]")).contains("fleet.yaml: token/gw-1: spec.roles"));
+        assert!(error(&TWO.replace("[Bot]", "[Nobody]")).contains("fleet.yaml: token/gw-1: spec.roles"));
         assert!(error(&TWO.replace("v2", "v1")).contains("document 3: version \"v1\" of token"));
         assert!(error("---\n---\n").contains("no resource"));
         assert!(error("kind: bot_instance\nversion: v1\n").contains("cannot be created"));

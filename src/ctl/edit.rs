@@ -17,7 +17,7 @@ use crate::time::System;
 const TRIES: u32 = 10;
 
 pub(super) fn edit(client: &Client, key: &Key) -> Result<(), Failure> {
-    if key.kind == Kind::BotInstance {
+    if matches!(key.kind, Kind::BotInstance | Kind::Host) {
         return Err(Failure::usage(format!("{key} cannot be edited"), "instances are written by joins alone"));
     }
     let read = read(client, key)?;

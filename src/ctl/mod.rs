@@ -154,8 +154,9 @@ fn exempt(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
 fn lock(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     let given = |id| matches.get_one::<String>(id).cloned();
     let target = given("token").map(LockTarget::Token).or_else(|| given("bot").map(LockTarget::Bot));
-    let Some(target) = target.or_else(|| given("instance").map(LockTarget::BotInstance)) else {
-        return Err(Failure::usage("nothing to lock", "give one of --token, --bot, --instance"));
+    let target = target.or_else(|| given("instance").map(LockTarget::BotInstance));
+    let Some(target) = target.or_else(|| given("host").map(LockTarget::Host)) else {
+        return Err(Failure::usage("nothing to lock", "give one of --token, --bot, --instance, --host"));
     };
     let call = PutLock {
         target,

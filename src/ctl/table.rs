@@ -3,7 +3,7 @@
 use super::client::Client;
 use super::{Failure, print};
 use crate::auth::operator::message::Get;
-use crate::auth::resource::{BotInstance, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::auth::resource::{Instance, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::join::RecoveryMode;
 use crate::join::server::record::rotation_due;
 use crate::time::{Clock as _, System, Timestamp};
@@ -20,7 +20,7 @@ pub(super) fn show(client: &Client, kind: Kind, resources: &[Resource], one: boo
             let locked = stopped(&locks, &LockTarget::Bot(bot.metadata.name.clone()));
             vec![bot.metadata.name.clone(), listed(&bot.spec.roles), yes(locked)]
         }
-        Resource::BotInstance(instance) => instance_row(instance),
+        Resource::Instance(instance) => instance_row(instance),
         Resource::Lock(lock) => lock_row(lock, now),
         Resource::Role(role) => role_row(role),
         Resource::Token(token) => token_row(token, &locks, now),
@@ -32,6 +32,7 @@ fn header(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Bot => &["NAME", "ROLES", "LOCKED"],
         Kind::BotInstance => &["ID", "BOT", "TOKEN", "GENERATION", "LAST JOIN", "HOSTNAME"],
+        Kind::Host => &["ID", "TOKEN", "GENERATION", "LAST JOIN", "HOSTNAME"],
         Kind::Lock => &["ID", "TARGET", "BY", "EXPIRES", "MESSAGE"],
         Kind::Role => &["NAME", "ALLOWS", "LONGEST TTL"],
         Kind::Token => &["NAME", "BOT", "BOUND", "RECOVERIES", "MODE", "LOCKED"],
@@ -53,10 +54,10 @@ fn stopped(locks: &[Lock], target: &LockTarget) -> bool {
 
 /// The locks that stop a token: on itself, its bot, or its instance.
 fn locks_on<'a>(token: &'a Token, locks: &'a [Lock]) -> impl Iterator<Item = &'a Lock> {
-    let instance = token.status.bound_keypair.bound_bot_instance_id.map(|id| id.to_string());
+    let instance = token.status.bound_keypair.bound_instance().map(|id| token.instance(id));
     locks.iter().filter(move |lock| match &lock.spec.target {
         LockTarget::Bot(name) => Some(name) == token.spec.bot_name.as_ref(),
-        LockTarget::BotInstance(id) => Some(id) == instance.as_ref(),
+        LockTarget::BotInstance(_) | LockTarget::Host(_) => Some(&lock.spec.target) == instance.as_ref(),
         LockTarget::Token(name) => *name == token.metadata.name,
     })
 }
@@ -96,16 +97,17 @@ fn mode(mode: RecoveryMode) -> &'static str {
     }
 }
 
-fn instance_row(instance: &BotInstance) -> Vec<String> {
+fn instance_row(instance: &Instance) -> Vec<String> {
     let status = &instance.status;
-    vec![
-        instance.metadata.name.clone(),
-        instance.spec.bot_name.clone(),
+    let mut row = vec![instance.metadata.name.clone()];
+    row.extend(instance.spec.bot_name.clone());
+    row.extend([
         instance.spec.token.clone(),
         status.generation.to_string(),
         status.authentications.back().map_or("-".into(), |last| last.time.to_string()),
         status.heartbeats.back().map_or("-".into(), |last| last.heartbeat.hostname.clone()),
-    ]
+    ]);
+    row
 }
 
 fn lock_row(lock: &Lock, now: Timestamp) -> Vec<String> {
@@ -117,32 +119,30 @@ fn lock_row(lock: &Lock, now: Timestamp) -> Vec<String> {
     };
     vec![
         lock.metadata.name.clone(),
-        target(&spec.target),
+        spec.target.key().to_string(),
         if spec.automatic { "server" } else { "operator" }.into(),
         expires,
         spec.message.clone(),
     ]
 }
 
-fn target(target: &LockTarget) -> String {
-    let kind = match target {
-        LockTarget::Bot(_) => Kind::Bot,
-        LockTarget::BotInstance(_) => Kind::BotInstance,
-        LockTarget::Token(_) => Kind::Token,
-    };
-    format!("{kind}/{}", target.name())
-}
-
 fn role_row(role: &Role) -> Vec<String> {
     let allow = &role.spec.allow;
-    let all: Vec<_> = [&allow.dns_names, &allow.uris, &allow.ip_addresses].into_iter().flatten().cloned().collect();
+    let all: Vec<_> =
+        [&allow.dns_names, &allow.uris, &allow.ip_addresses, &allow.ssh_principals].into_iter().flatten().cloned().collect();
     let ttl = role.spec.max_ttl.map(|ttl| humantime::format_duration(ttl).to_string());
     vec![role.metadata.name.clone(), listed(&all), or_dash(ttl.as_deref())]
 }
 
 fn token_in_full(token: &Token, locks: &[Lock], now: Timestamp) -> String {
     let (spec, status) = (&token.spec.bound_keypair, &token.status.bound_keypair);
-    let mut lines = vec![("token", token.metadata.name.clone()), ("bot", or_dash(token.spec.bot_name.as_deref()))];
+    let mut lines = vec![("token", token.metadata.name.clone())];
+    if let Some(bot) = &token.spec.bot_name {
+        lines.push(("bot", bot.clone()));
+    } else {
+        lines.push(("roles", listed(&token.spec.roles)));
+        lines.push(("allowed by", listed(&token.spec.host.roles)));
+    }
     let labels: Vec<_> = token.metadata.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     if !labels.is_empty() {
         lines.push(("labels", labels.join(", ")));
@@ -160,8 +160,9 @@ fn token_in_full(token: &Token, locks: &[Lock], now: Timestamp) -> String {
     if let Some(deadline) = spec.onboarding.must_register_before {
         lines.push(("register before", deadline.to_string()));
     }
-    if let (Some(instance), Some(step)) = (status.bound_bot_instance_id.or(status.bound_host_id), status.step()) {
-        lines.push(("instance", format!("{instance}, generation {}", step.generation)));
+    if let Some(step) = status.step() {
+        let name = if token.is_for_bot() { "instance" } else { "host" };
+        lines.push((name, format!("{}, generation {}", step.instance, step.generation)));
     }
     let recoveries = status.recoveries(spec);
     let used = match recoveries.remaining() {
@@ -185,7 +186,7 @@ fn token_in_full(token: &Token, locks: &[Lock], now: Timestamp) -> String {
         lines.push(("exemption", format!("{recoveries}{waiver}, until {}{reason}", exemption.expires)));
     }
     for lock in locks_on(token, locks) {
-        lines.push(("locked by", format!("lock/{} on {}: {}", lock.metadata.name, target(&lock.spec.target), lock.spec.message)));
+        lines.push(("locked by", format!("lock/{} on {}: {}", lock.metadata.name, lock.spec.target.key(), lock.spec.message)));
     }
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     lines.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:width$}  {}\n", plain(value)))

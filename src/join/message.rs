@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Id, Jws, Step, Thumbprint};
+use super::{Id, Jws, SshKey, Step, Thumbprint};
 use crate::time::Timestamp;
 
 /// Path of the challenge call.
@@ -17,6 +17,8 @@ pub const JOIN_PATH: &str = "/v1/join";
 pub const PING_PATH: &str = "/v1/ping";
 /// Path of the trust bundle.
 pub const CA_PATH: &str = "/v1/ca";
+/// Path of the key that signs SSH host certificates: a line as in `authorized_keys`.
+pub const SSH_HOST_CA_PATH: &str = "/v1/ca/ssh-host";
 /// Path of the certificate revocation list (RFC 5280 section 5), DER.
 pub const CRL_PATH: &str = "/v1/crl";
 /// Media type of a revocation list (RFC 2585 section 4.2).
@@ -109,8 +111,12 @@ pub struct JoinRequest {
 /// A certificate wanted beside the identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputRequest {
-    /// PKCS#10 request, base64url of DER. Its names are not looked at.
+    /// PKCS#10 request, base64url of DER. Its names are not looked at. Left out of a request for an SSH certificate.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub csr: String,
+    /// An SSH host certificate is wanted, instead of one of X.509.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_host: Option<SshHostRequest>,
     /// DNS names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns_names: Vec<String>,
@@ -123,6 +129,15 @@ pub struct OutputRequest {
     /// Wanted lifetime in seconds, where it is not that of the identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u64>,
+}
+
+/// What an SSH host certificate is to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshHostRequest {
+    /// The public key.
+    pub key: SshKey,
+    /// Names and addresses under which clients reach the host; at least one.
+    pub principals: Vec<String>,
 }
 
 /// What the device tells of itself, for operators; nothing is decided by it.
@@ -235,9 +250,9 @@ pub struct JoinAnswer {
 /// A certificate as issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedCertificate {
-    /// Base64url of the DER.
+    /// Base64url of the DER, or of the blob (RFC 4253 section 6.6) of an SSH certificate.
     pub certificate: String,
-    /// Serial number in hexadecimal.
+    /// Serial number in hexadecimal: 32 digits, or 16 of an SSH certificate.
     pub serial: String,
     /// First moment of validity.
     pub not_before: Timestamp,

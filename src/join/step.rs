@@ -43,10 +43,18 @@ pub struct Claims {
     pub step: Step,
     /// Thumbprint of the key bound at that step.
     pub jkt: Thumbprint,
+    /// Whether the instance is a host: that of a service, not a bot's.
+    #[serde(default, skip_serializing_if = "is_of_bot")]
+    pub host: bool,
     /// The attempt that made the step: the same counters in another line of steps were made by another.
     pub jti: Id,
     /// When the step was made, in milliseconds since 1970. Rises with every step of a token, whatever the server's clock does.
     pub iat_ms: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+fn is_of_bot(host: &bool) -> bool {
+    !host
 }
 
 impl Claims {

@@ -134,12 +134,13 @@ impl Server {
         let certificate = |der: &[u8]| {
             let (step, not_after, key): (Step, Timestamp, u8) = serde_json::from_slice(der).map_err(|e| e.to_string())?;
             let incarnation = self.status.incarnation.expect("set");
-            let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, step };
+            let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, host: false, step };
             Ok(ShownCertificate { holder, not_after, key: public_key(key) })
         };
         let context = Context {
             cluster: CLUSTER,
             token: TOKEN,
+            for_bot: true,
             spec: &self.spec,
             status: &self.status,
             challenge: Challenge { revision: 0, rotate: request.challenge.rotate, expires: NOW },
@@ -181,6 +182,7 @@ impl Server {
             inc,
             step: grant.step,
             jkt,
+            host: false,
             jti: grant.attempt,
             iat_ms: grant.issued_at_ms,
         };

@@ -221,11 +221,30 @@ impl Server {
         ));
     }
 
+    /// A token for hosts; `allowed_by` are roles that say what they may have, the rest is as for [`Self::token`].
+    pub fn host_token(&self, name: &str, roles: &str, allowed_by: &str, bound_keypair: &str) {
+        let host = if allowed_by.is_empty() { String::new() } else { format!("  host: {{roles: {allowed_by}}}\n") };
+        self.create(&format!(
+            "kind: token\nversion: v2\nmetadata: {{name: {name}}}\nspec:\n  roles: {roles}\n{host}  join_method: bound_keypair\n  \
+             bound_keypair:\n{bound_keypair}\n"
+        ));
+    }
+
     /// A token with a secret and so many recoveries, and a device that knows both.
     pub fn device(&self, name: &str, limit: u32) -> Device {
         self.token(name, &format!("    recovery: {{limit: {limit}}}"));
         let secret = self.get(&format!("token/{name}"))["status"]["bound_keypair"]["registration_secret"].clone();
         Device::new(self, name, secret.as_str().expect("a registration secret"))
+    }
+
+    /// Head, in lower case, and body of a `GET` by a client that is not ours.
+    pub fn http_get(&self, path: &str) -> (String, Vec<u8>) {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let mut client = Command::new(tool("openssl", "openssl"));
+        client.args(["s_client", "-quiet", "-ign_eof", "-no_ticket", "-connect", &self.addr]);
+        let answer = run_with_input(&mut client, &request).stdout;
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a head") + 4;
+        (String::from_utf8_lossy(&answer[..end]).to_lowercase(), answer[end..].to_vec())
     }
 
     /// Status of a token's binding.

@@ -71,6 +71,8 @@ impl KeyStore for Keys {
 #[derive(Clone)]
 pub struct World {
     pub now: Timestamp,
+    /// Whether the token is for a bot; else it is for a host.
+    pub for_bot: bool,
     pub spec: Spec,
     pub status: Status,
     pub locks: Vec<String>,
@@ -93,6 +95,7 @@ impl World {
         let signer = PrivateKey::generate(Algorithm::Ed25519).and_then(|key| Ok(key.to_pem()?.to_string())).expect("a key");
         Self {
             now: NOW,
+            for_bot: true,
             spec,
             status,
             locks: vec![],
@@ -158,6 +161,7 @@ impl World {
         let context = Context {
             cluster: CLUSTER,
             token: TOKEN,
+            for_bot: self.for_bot,
             spec: &self.spec,
             status: &self.status,
             challenge: opened,
@@ -168,7 +172,7 @@ impl World {
         let (request, verified) = verify(jws, &context)?;
         let named = verified.certificate.as_ref().map(|shown| shown.holder.step.instance);
         let instance = named.and_then(|id| Some((id, self.instances.get(&id)?)));
-        let about = Token { for_bot: true, spec: &self.spec, status: &self.status, instance };
+        let about = Token { for_bot: self.for_bot, spec: &self.spec, status: &self.status, instance };
         self.ids += 1;
         let fresh = Fresh { instance: Id([self.ids; 16]), now: self.now, not_after: self.now.plus(TTL) };
         let grant = match decide(about, &self.locks, &verified, fresh) {
@@ -197,6 +201,7 @@ impl World {
             cluster: CLUSTER.into(),
             token: TOKEN.into(),
             incarnation: self.status.incarnation.expect("set"),
+            host: !self.for_bot,
             step: grant.step,
         };
         // The world's certificate request is the key itself.
@@ -210,6 +215,7 @@ impl World {
             inc: self.status.incarnation.expect("set"),
             step: grant.step,
             jkt: Thumbprint::of(&grant.key),
+            host: !self.for_bot,
             jti: grant.attempt,
             iat_ms: grant.issued_at_ms,
         };

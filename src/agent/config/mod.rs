@@ -35,9 +35,7 @@ use yaml::{from_fields, from_text};
 pub const DEFAULT_PATH: &str = "/etc/boundkey.yaml";
 /// Where the device keeps its state unless configured.
 pub const DEFAULT_STORAGE: &str = "/var/lib/boundkey";
-/// Lifetime of certificates unless configured.
-pub const DEFAULT_CREDENTIAL_TTL: Duration = Duration::from_secs(60 * 60);
-/// Time between renewals unless configured.
+/// Time between renewals unless configured; more for the long-lived certificates that a server may give.
 pub const DEFAULT_RENEWAL_INTERVAL: Duration = Duration::from_secs(20 * 60);
 
 /// Time between looks at the revocation list unless configured.
@@ -70,10 +68,10 @@ pub struct Config {
     pub storage: PathBuf,
     /// Whether a counter in the TPM tells an old copy of it; only with keys in a TPM.
     pub rollback_protection: bool,
-    /// How long certificates are to hold.
-    pub credential_ttl: Duration,
-    /// Time between renewals.
-    pub renewal_interval: Duration,
+    /// How long certificates are to hold; else the server says.
+    pub credential_ttl: Option<Duration>,
+    /// Time between renewals; else by how long certificates hold.
+    pub renewal_interval: Option<Duration>,
     /// Time between looks at the revocation list, where an output wants it.
     pub crl_interval: Duration,
     /// How to log.
@@ -134,8 +132,9 @@ impl Config {
 
     /// What a person should know of a daemon with this configuration; a single join has no interval to be too long.
     pub fn daemon_warnings(&self) -> Vec<String> {
-        let own = Lifetime { credential_ttl: self.credential_ttl, renewal_interval: self.renewal_interval };
-        let all = std::iter::once(("the identity", own)).chain(self.outputs.iter().filter_map(|o| Some((&*o.name, o.lifetime?))));
+        let renewal_interval = self.renewal_interval.unwrap_or(DEFAULT_RENEWAL_INTERVAL);
+        let own = self.credential_ttl.map(|credential_ttl| ("the identity", Lifetime { credential_ttl, renewal_interval }));
+        let all = own.into_iter().chain(self.outputs.iter().filter_map(|o| Some((&*o.name, o.lifetime?))));
         all.filter(|(_, l)| l.credential_ttl <= l.renewal_interval)
             .map(|(name, l)| {
                 format!(
@@ -232,8 +231,8 @@ struct FileContent {
     keystore: Keystore,
     storage: PathBuf,
     rollback_protection: bool,
-    credential_ttl: Duration,
-    renewal_interval: Duration,
+    credential_ttl: Option<Duration>,
+    renewal_interval: Option<Duration>,
     crl_interval: Duration,
     log: LogConfig,
     outputs: Vec<Output>,
@@ -270,8 +269,8 @@ impl TryFrom<Fields> for FileContent {
             keystore,
             storage,
             rollback_protection,
-            credential_ttl: fields.credential_ttl.map_or(DEFAULT_CREDENTIAL_TTL, |s| s.0),
-            renewal_interval: fields.renewal_interval.map_or(DEFAULT_RENEWAL_INTERVAL, |s| s.0),
+            credential_ttl: fields.credential_ttl.map(|s| s.0),
+            renewal_interval: fields.renewal_interval.map(|s| s.0),
             crl_interval: fields.crl_interval.map_or(DEFAULT_CRL_INTERVAL, |s| s.0),
             log: fields.log.unwrap_or_default(),
             outputs,

@@ -82,6 +82,7 @@ pub fn prepare(outputs: &[Output]) -> Result<Vec<Requested>, OutputError> {
         let key = FreshKey::generate().map_err(|e| Fault::Key(e).of(output))?;
         let request = OutputRequest {
             csr: base64url::encode(&key.csr),
+            ssh_host: None,
             dns_names: output.dns_names.clone(),
             uris: output.uris.clone(),
             ip_addresses: output.ip_addresses.clone(),

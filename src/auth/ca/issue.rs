@@ -45,8 +45,8 @@ pub enum Profile {
 /// A certificate, and what is told of it.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// The DER.
-    pub der: Vec<u8>,
+    /// The DER, or the blob of an SSH certificate.
+    pub bytes: Vec<u8>,
     /// Its serial number, hexadecimal.
     pub serial: String,
     /// First moment.
@@ -58,7 +58,7 @@ pub struct Issued {
 impl From<Issued> for IssuedCertificate {
     fn from(issued: Issued) -> Self {
         Self {
-            certificate: base64url::encode(issued.der),
+            certificate: base64url::encode(issued.bytes),
             serial: issued.serial,
             not_before: issued.not_before,
             not_after: issued.not_after,
@@ -96,11 +96,14 @@ impl Authority {
         let key = keys.public_key(&id)?;
         let join_id = super::key_id(super::JOIN_STATE)?;
         let join_key = keys.public_key(&join_id)?;
+        let ssh_id = super::key_id(super::SSH_HOST)?;
+        let ssh_key = keys.public_key(&ssh_id)?;
         let mut authority = Self {
             cluster: cluster.into(),
             keys: keys.into(),
             x509: (id, key),
             join_state: (join_id, join_key),
+            ssh_host: (ssh_id, ssh_key),
             certificate: Vec::new(),
         };
         let mut params = authority.ca_params();
@@ -142,7 +145,7 @@ impl Authority {
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let times = (now, now.plus(SERVER_LIFETIME));
         let issued = self.leaf(&key, "boundkey-auth", sans, usages, times, random)?;
-        Ok(ServerIdentity { certificate: issued.der, key: key.serialize_der().into() })
+        Ok(ServerIdentity { certificate: issued.bytes, key: key.serialize_der().into() })
     }
 
     fn leaf(
@@ -170,7 +173,7 @@ impl Authority {
         params.not_after = not_after.to_system().into();
         let issuer = rcgen::Issuer::new(self.ca_params(), self.issuer_key());
         let certificate = params.signed_by(key, &issuer).map_err(names)?;
-        Ok(Issued { der: certificate.der().to_vec(), serial, not_before, not_after })
+        Ok(Issued { bytes: certificate.der().to_vec(), serial, not_before, not_after })
     }
 
     /// Name, key identifier and usages of the CA: the same at every call, for `AuthorityKeyIdentifier` and issuer to match.

@@ -3,6 +3,7 @@
 mod crl;
 mod issue;
 mod request;
+mod ssh;
 
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -28,6 +29,7 @@ pub struct Authority {
     keys: Mutex<Box<dyn KeyStore + Send>>,
     x509: (KeyId, PublicKey),
     join_state: (KeyId, PublicKey),
+    ssh_host: (KeyId, PublicKey),
     certificate: Vec<u8>,
 }
 
@@ -96,8 +98,8 @@ impl Authority {
             let key = keys.public_key(&id)?;
             Ok((id, key))
         };
-        let (x509, join_state) = (open(X509)?, open(JOIN_STATE)?);
-        let authority = Self { cluster: cluster.into(), keys: Mutex::new(keys), x509, join_state, certificate };
+        let (x509, join_state, ssh_host) = (open(X509)?, open(JOIN_STATE)?, open(SSH_HOST)?);
+        let authority = Self { cluster: cluster.into(), keys: Mutex::new(keys), x509, join_state, ssh_host, certificate };
         request::check_ca(&authority.certificate, &authority.x509.1).map_err(CaError::Certificate)?;
         Ok(authority)
     }
@@ -146,16 +148,19 @@ impl Authority {
 const SCHEME: &str = "boundkey://";
 
 impl Holder {
-    /// The URI that identity certificates carry: `boundkey://CLUSTER/token/NAME/INCARNATION/instance/ID/RECOVERY/GENERATION`.
+    /// The URI that identity certificates carry: `boundkey://CLUSTER/token/NAME/INCARNATION/instance/ID/RECOVERY/GENERATION`; of a host,
+    /// `host` stands in place of `instance`.
     pub fn uri(&self) -> String {
-        let Self { cluster, token, incarnation, step } = self;
+        let Self { cluster, token, incarnation, host, step } = self;
+        let kind = if *host { "host" } else { "instance" };
         let (instance, recovery, generation) = (step.instance, step.recovery, step.generation);
-        format!("{SCHEME}{cluster}/token/{token}/{incarnation}/instance/{instance}/{recovery}/{generation}")
+        format!("{SCHEME}{cluster}/token/{token}/{incarnation}/{kind}/{instance}/{recovery}/{generation}")
     }
 
     fn from_uri(uri: &str) -> Option<Self> {
         let parts: Vec<_> = uri.strip_prefix(SCHEME)?.split('/').collect();
-        let [cluster, "token", token, incarnation, "instance", instance, recovery, generation] = parts[..] else {
+        let [cluster, "token", token, incarnation, kind @ ("instance" | "host"), instance, recovery, generation] = parts[..]
+        else {
             return None;
         };
         let step = crate::join::Step {
@@ -163,7 +168,8 @@ impl Holder {
             generation: generation.parse().ok()?,
             instance: instance.parse().ok()?,
         };
-        Some(Self { cluster: cluster.into(), token: token.into(), incarnation: incarnation.parse().ok()?, step })
+        let (incarnation, host) = (incarnation.parse().ok()?, kind == "host");
+        Some(Self { cluster: cluster.into(), token: token.into(), incarnation, host, step })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Accepted, Refused};
 use crate::auth::audit::{Event, EventKind};
 use crate::auth::resource::{
-    Authentication, BotInstance, InstanceSpec, InstanceStatus, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource,
+    Authentication, Instance, InstanceSpec, InstanceStatus, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource,
 };
 use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};
 use crate::join::server::decision::Grant;
@@ -31,6 +31,7 @@ impl Occasion<'_> {
         let Accepted { grant, certified, .. } = accepted;
         let instance = grant.step.instance.to_string();
         let mut token = self.view.token.resource.clone();
+        let instance_key = token.instance(grant.step.instance).key();
         let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
         token.status.bound_keypair = grant.status.clone();
         let issued = certified.outputs.iter().chain([&certified.identity]).map(|issued| IssuedRecord {
@@ -51,18 +52,14 @@ impl Occasion<'_> {
                     expected: Some(self.view.token.revision),
                     to: Some(Resource::Token(token)),
                 },
-                Change {
-                    key: Key::new(Kind::BotInstance, instance),
-                    expected: known.map(|stored| stored.revision),
-                    to: Some(Resource::BotInstance(record)),
-                },
+                Change { key: instance_key, expected: known.map(|stored| stored.revision), to: Some(Resource::Instance(record)) },
             ],
             events: self.events(accepted),
         }
     }
 
     /// The record of the instance after this join; a new one where there was none.
-    fn instance(&self, accepted: &Accepted, known: Option<BotInstance>) -> BotInstance {
+    fn instance(&self, accepted: &Accepted, known: Option<Instance>) -> Instance {
         let Accepted { request, grant, certified, .. } = accepted;
         let token = &self.view.token.resource;
         let insecure = token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure;
@@ -71,10 +68,10 @@ impl Occasion<'_> {
             let claims = accepted.verified.presented.as_ref().and_then(|presented| presented.claims.as_ref().ok());
             let followed = claims.filter(|_| grant.rolled_forward.is_some()).map(|claims| claims.step);
             let previous = followed.or(token.status.bound_keypair.step()).map(|step| step.instance);
-            BotInstance {
+            Instance {
                 metadata: Metadata::named(grant.step.instance.to_string()),
                 spec: InstanceSpec {
-                    bot_name: token.spec.bot_name.clone().unwrap_or_default(),
+                    bot_name: token.spec.bot_name.clone(),
                     token: token.metadata.name.clone(),
                     // In insecure mode nobody knows whether it is the same host.
                     previous_instance: previous.filter(|id| !insecure && *id != grant.step.instance),
@@ -155,15 +152,15 @@ impl Occasion<'_> {
     pub(super) fn refused(&self, refused: &Refused) -> Event {
         let Refused { refusal, verified } = refused;
         let status = &self.view.token.resource.status.bound_keypair;
-        let event = Event {
-            instance_id: status.step().map(|step| step.instance.to_string()),
-            success: false,
-            reason: Some(refusal.problem.detail.clone()),
-            ..self.event(EventKind::JoinRefused)
-        }
-        .with("problem", refusal.problem.kind.name())
-        .with("recovery_count", status.recovery_count)
-        .with("recovery_mode", self.mode());
+        let event = self.event(EventKind::JoinRefused);
+        let event = match status.step() {
+            Some(step) => event.about(self.view.token.resource.instance(step.instance)),
+            None => event,
+        };
+        let event = Event { success: false, reason: Some(refusal.problem.detail.clone()), ..event }
+            .with("problem", refusal.problem.kind.name())
+            .with("recovery_count", status.recovery_count)
+            .with("recovery_mode", self.mode());
         match verified {
             Some(verified) => event.with("key", Thumbprint::of(&verified.key).to_string()),
             None => event,
@@ -174,9 +171,12 @@ impl Occasion<'_> {
     pub(super) fn lock(&self, why: &str, id: Id) -> (Change, Event) {
         let token = &self.view.token.resource;
         let name = &token.metadata.name;
-        let bot = token.spec.bot_name.as_deref().unwrap_or("none");
         let id = id.to_string();
-        let message = format!("token {name} of bot {bot} is locked: two holders of one key, it may be stolen ({why})");
+        let of = match &token.spec.bot_name {
+            Some(bot) => format!("bot {bot}"),
+            None => token.status.bound_keypair.bound_host_id.map_or_else(|| "no host".into(), |host| format!("host {host}")),
+        };
+        let message = format!("token {name} of {of} is locked: two holders of one key, it may be stolen ({why})");
         let lock = Lock {
             metadata: Metadata::named(&id),
             spec: LockSpec { target: LockTarget::Token(name.clone()), message: message.clone(), expires: None, automatic: true },
@@ -187,7 +187,7 @@ impl Occasion<'_> {
     }
 
     fn of_grant(&self, kind: EventKind, grant: &Grant) -> Event {
-        Event { instance_id: Some(grant.step.instance.to_string()), ..self.event(kind) }
+        self.event(kind).about(self.view.token.resource.instance(grant.step.instance))
     }
 
     fn event(&self, kind: EventKind) -> Event {

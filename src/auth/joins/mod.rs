@@ -3,33 +3,28 @@
 //! Nothing is answered before it is durable: token, instance and audit events are one transaction, which holds only if neither
 //! token nor policy changed since they were read. Certificates made for a commit that does not hold are never sent.
 
+mod certify;
 mod commit;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Bytes;
-use boundkey_hal::PublicKey;
 
-use super::ca::{self, Authority, CaError, Issued, Profile};
-use super::resource::{Key, Kind, Lock, LockTarget, Resource, Subject, first_forbidden};
+use super::ca::Authority;
+use super::resource::{Key, Kind, Lock, LockTarget, Resource};
 use super::revocation::RevocationList;
 use super::store::{Change, Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
-use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest, MAX_OUTPUTS};
+use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest};
 use crate::join::server::challenge::{self, Challenge, SealingKey};
 use crate::join::server::decision::{self, Fresh, Grant, Refusal};
 use crate::join::server::record::{LastStep, rotation_due};
-use crate::join::server::request::{self, Context, Holder, Verified};
-use crate::join::{Claims, Id, JoinKind, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
+use crate::join::server::request::{self, Context, Verified};
+use crate::join::{Claims, Id, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
+use certify::{Certified, allowed_ttl};
 use commit::Occasion;
-
-/// Lifetime of certificates where none is asked for.
-const DEFAULT_TTL: Duration = Duration::from_secs(3600);
-/// Longest lifetime where no role says otherwise.
-const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything a join needs, shared by all connections.
 pub struct Joins {
@@ -108,6 +103,7 @@ impl Joins {
         let context = Context {
             cluster: &self.cluster,
             token: name,
+            for_bot: token.is_for_bot(),
             spec,
             status,
             challenge,
@@ -130,61 +126,6 @@ impl Joins {
         }
     }
 
-    /// Roles, then certificates.
-    fn certify(&self, request: &JoinRequest, grant: &Grant, view: &JoinView, now: Timestamp) -> Result<Certified, Problem> {
-        let token = &view.token.resource;
-        let name = &token.metadata.name;
-        let bot_name = token.spec.bot_name.as_deref().unwrap_or(name);
-        if view.bot.is_none() {
-            let why = format!("bot {bot_name}, which the token is for, does not exist");
-            return Err(Problem::new(ProblemType::TokenUnusable, why));
-        }
-        if request.outputs.len() > MAX_OUTPUTS {
-            return Err(Problem::new(ProblemType::BadRequest, format!("more than {MAX_OUTPUTS} outputs")));
-        }
-        let instance = grant.step.instance.to_string();
-        let subject = Subject { bot: bot_name, token: name, instance: &instance };
-        let bad_csr = |why: String| Problem::new(ProblemType::BadRequest, why);
-        let holder =
-            Holder { cluster: self.cluster.clone(), token: name.clone(), incarnation: incarnation(view)?, step: grant.step };
-        let key = ca::subject_key(&request.csr).map_err(bad_csr)?;
-        let identity = self.issue(&key, bot_name, &Profile::Identity(holder), (now, grant.not_after))?;
-        let mut outputs = Vec::with_capacity(request.outputs.len());
-        for wanted in &request.outputs {
-            let forbidden = first_forbidden(&view.roles, wanted, subject);
-            if let Some(name) = forbidden.or_else(|| wanted.uris.iter().find(|uri| ca::is_reserved(uri)).cloned()) {
-                return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed(&name, bot_name, view)));
-            }
-            if view.roles.is_empty() {
-                return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed("any output", bot_name, view)));
-            }
-            let key = ca::subject_key(&wanted.csr).map_err(bad_csr)?;
-            let own = wanted.ttl.map(|ttl| now.plus(allowed_ttl(Some(ttl), view).0));
-            // A replay ends when the answer that was lost would have ended.
-            let not_after = own.filter(|_| grant.kind != JoinKind::Replay).unwrap_or(grant.not_after);
-            let profile = Profile::Output {
-                dns_names: wanted.dns_names.clone(),
-                uris: wanted.uris.clone(),
-                ip_addresses: wanted.ip_addresses.clone(),
-            };
-            outputs.push(self.issue(&key, bot_name, &profile, (now, not_after))?);
-        }
-        Ok(Certified { identity, outputs })
-    }
-
-    fn issue(
-        &self,
-        key: &PublicKey,
-        common_name: &str,
-        profile: &Profile,
-        times: (Timestamp, Timestamp),
-    ) -> Result<Issued, Problem> {
-        self.authority.issue(key, common_name, profile, times, &*self.random).map_err(|e| match e {
-            CaError::Names(why) => Problem::new(ProblemType::BadRequest, why),
-            other => failed(&other),
-        })
-    }
-
     fn accept(&self, accepted: Accepted, occasion: Occasion<'_>) -> Result<JoinAnswer, Problem> {
         let (view, now, grant) = (occasion.view, occasion.now, &accepted.grant);
         let name = &view.token.resource.metadata.name;
@@ -194,6 +135,7 @@ impl Joins {
             sub: name.clone(),
             inc,
             step: grant.step,
+            host: !view.token.resource.is_for_bot(),
             jkt: Thumbprint::of(&grant.key),
             jti: grant.attempt,
             iat_ms: grant.issued_at_ms,
@@ -277,11 +219,6 @@ struct Accepted {
     ttl_warning: Option<String>,
 }
 
-struct Certified {
-    identity: Issued,
-    outputs: Vec<Issued>,
-}
-
 /// A refusal, with what the request proved before it was refused.
 struct Refused {
     refusal: Refusal,
@@ -331,9 +268,9 @@ fn instance_shown<'a>(verified: &Verified, view: &'a JoinView) -> Option<(Id, &'
 /// Messages of the locks on token, bot and instance: the one that goes on by itself, else the one of the last recovery.
 fn locks_in_force(view: &JoinView, instance: Option<Id>, now: Timestamp) -> Vec<String> {
     let bound = view.token.resource.status.bound_keypair.step().map(|step| step.instance);
-    let instance = instance.or(bound).map(|id| id.to_string());
+    let instance = instance.or(bound).map(|id| view.token.resource.instance(id));
     let meant = |lock: &&Lock| match &lock.spec.target {
-        LockTarget::BotInstance(id) => Some(id) == instance.as_ref(),
+        target @ (LockTarget::BotInstance(_) | LockTarget::Host(_)) => Some(target) == instance.as_ref(),
         LockTarget::Bot(_) | LockTarget::Token(_) => true,
     };
     view.locks.iter().filter(|lock| lock.in_force(now)).filter(meant).map(|lock| lock.spec.message.clone()).collect()
@@ -348,25 +285,6 @@ fn incarnation(view: &JoinView) -> Result<Id, Problem> {
 pub fn algorithms() -> Vec<String> {
     use boundkey_hal::Algorithm::{EcdsaP256, Ed25519};
     [Ed25519, EcdsaP256].map(|algorithm| algorithm.jws_name().to_owned()).into()
-}
-
-/// What lifetime the bot gets of what it asks for, and a warning where that is less.
-fn allowed_ttl(wanted: Option<u64>, view: &JoinView) -> (Duration, Option<String>) {
-    let wanted = wanted.map_or(DEFAULT_TTL, Duration::from_secs);
-    let longest = view.roles.iter().filter_map(|role| role.spec.max_ttl).max().unwrap_or(MAX_TTL);
-    if wanted <= longest {
-        return (wanted, None);
-    }
-    let text = humantime::format_duration;
-    (longest, Some(format!("lifetime shortened from {} to {}, the longest allowed", text(wanted), text(longest))))
-}
-
-fn not_allowed(name: &str, bot: &str, view: &JoinView) -> String {
-    let roles: Vec<_> = view.roles.iter().map(|role| role.metadata.name.as_str()).collect();
-    if roles.is_empty() {
-        return format!("{name} is not allowed: bot {bot} has no role");
-    }
-    format!("{name} is not allowed by role {} of bot {bot}", roles.join(", "))
 }
 
 fn sha256(bytes: &[u8]) -> String {

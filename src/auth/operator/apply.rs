@@ -81,8 +81,11 @@ impl Operator {
     fn check_names(&self, resource: &Resource, set: &BTreeSet<Key>) -> Result<(), Fault> {
         let named: Vec<Key> = match resource {
             Resource::Bot(bot) => bot.spec.roles.iter().map(|role| Key::new(Kind::Role, role)).collect(),
-            Resource::Token(token) => token.spec.bot_name.iter().map(|bot| Key::new(Kind::Bot, bot)).collect(),
-            Resource::BotInstance(_) | Resource::Lock(_) | Resource::Role(_) => vec![],
+            Resource::Token(token) => {
+                let roles = token.spec.host.roles.iter().map(|role| Key::new(Kind::Role, role));
+                token.spec.bot_name.iter().map(|bot| Key::new(Kind::Bot, bot)).chain(roles).collect()
+            }
+            Resource::Instance(_) | Resource::Lock(_) | Resource::Role(_) => vec![],
         };
         for key in named {
             if !set.contains(&key) && self.store.get(&key)?.is_none() {
@@ -94,7 +97,7 @@ impl Operator {
 }
 
 fn check(resource: &Resource) -> Result<(), Fault> {
-    if matches!(resource, Resource::BotInstance(_)) {
+    if matches!(resource, Resource::Instance(_)) {
         return refused(ProblemType::BadRequest, format!("{}: instances are written by joins alone", resource.key()));
     }
     resource.validate().or_else(|why| refused(ProblemType::BadRequest, why))

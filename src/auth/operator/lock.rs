@@ -6,19 +6,14 @@ use super::fault::Fault;
 use super::message::PutLock;
 use super::{Operator, Who, event};
 use crate::auth::audit::EventKind;
-use crate::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
+use crate::auth::resource::{Key, Kind, Lock, LockSpec, Metadata, Resource};
 use crate::auth::store::{Change, Commit};
 use crate::join::Id;
 
 impl Operator {
     /// Locks what exists: a mistyped name has to be told, not taken for a lock that holds.
     pub(super) fn put_lock(&self, PutLock { target, message, seconds }: PutLock, who: Who) -> Result<Key, Fault> {
-        let kind = match &target {
-            LockTarget::Bot(_) => Kind::Bot,
-            LockTarget::BotInstance(_) => Kind::BotInstance,
-            LockTarget::Token(_) => Kind::Token,
-        };
-        let locked = self.stored(&Key::new(kind, target.name()))?.resource.key();
+        let locked = self.stored(&target.key())?.resource.key();
         let message = if message.is_empty() { format!("{locked} was locked by an operator") } else { message };
         let now = self.clock.now();
         let expires = seconds.map(|seconds| now.plus(Duration::from_secs(seconds)));

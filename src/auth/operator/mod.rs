@@ -193,15 +193,18 @@ fn event(now: Timestamp, kind: EventKind, resource: &Resource, who: Who) -> Even
     let mut event = Event { remote_addr: Some(who.to_string()), ..Event::new(now, kind) };
     match resource {
         Resource::Bot(bot) => event.bot = Some(bot.metadata.name.clone()),
-        Resource::BotInstance(instance) => {
-            event.instance_id = Some(instance.metadata.name.clone());
-            event.bot = Some(instance.spec.bot_name.clone());
+        Resource::Instance(instance) => {
+            let id = Some(instance.metadata.name.clone());
+            let named = if instance.spec.bot_name.is_some() { &mut event.instance_id } else { &mut event.host_id };
+            *named = id;
+            event.bot.clone_from(&instance.spec.bot_name);
             event.token = Some(instance.spec.token.clone());
         }
         Resource::Lock(lock) => {
             let target = match &lock.spec.target {
                 LockTarget::Bot(_) => &mut event.bot,
                 LockTarget::BotInstance(_) => &mut event.instance_id,
+                LockTarget::Host(_) => &mut event.host_id,
                 LockTarget::Token(_) => &mut event.token,
             };
             *target = Some(lock.spec.target.name().into());

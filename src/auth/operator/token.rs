@@ -32,6 +32,13 @@ pub(super) fn create(token: &mut Token, random: &dyn Random) -> Result<(), Fault
 
 /// Completes the new form of `old`: its status stays, in every field.
 pub(super) fn update(token: &mut Token, old: &Token, random: &dyn Random) -> Result<(), Fault> {
+    if old.status.bound_keypair.bound_public_key.is_some() && token.is_for_bot() != old.is_for_bot() {
+        let why = format!(
+            "token/{}: a bot cannot become a host, nor a host a bot, while it is bound: reset it first",
+            token.metadata.name
+        );
+        return refused(ProblemType::BadRequest, why);
+    }
     token.status = old.status.clone();
     let secret = &mut token.spec.bound_keypair.onboarding.registration_secret;
     if secret.as_deref() == Some(HIDDEN_SECRET) {
@@ -76,7 +83,7 @@ impl Operator {
             ensure_secret(&mut token, &*self.random)?;
             self.store.commit(updated(vec![(token, revision)], "reset", who, now))?;
             // Not those on the instance: the next one is another.
-            let on_token = |lock: &Lock| !matches!(lock.spec.target, LockTarget::BotInstance(_));
+            let on_token = |lock: &Lock| !matches!(lock.spec.target, LockTarget::BotInstance(_) | LockTarget::Host(_));
             let locks = view.locks.into_iter().filter(|lock| lock.in_force(now) && on_token(lock));
             Ok(Unbound { locks: locks.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect() })
         })

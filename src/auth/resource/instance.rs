@@ -1,10 +1,11 @@
-//! `bot_instance`: one life of a bot between two recoveries. Written by joins, read by operators.
+//! `bot_instance` and `host`: one life of a bot, or of a service that is not a bot, between two recoveries. Written by joins, read
+//! by operators.
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use super::Metadata;
+use super::{Kind, Metadata};
 use crate::join::message::Heartbeat;
 use crate::join::server::record::LastStep;
 use crate::join::{Id, JoinKind};
@@ -13,10 +14,10 @@ use crate::time::Timestamp;
 /// Authentications, and heartbeats, kept per instance.
 pub const MAX_KEPT: usize = 10;
 
-/// A bot instance, version v1; its name is its id. It ends 5 minutes after its newest certificate (`metadata.expires`).
+/// A bot instance or a host, version v1; its name is its id. It ends 5 minutes after its newest certificate (`metadata.expires`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BotInstance {
+pub struct Instance {
     /// Name (the id) and end.
     pub metadata: Metadata,
     /// What it is an instance of.
@@ -26,12 +27,13 @@ pub struct BotInstance {
     pub status: InstanceStatus,
 }
 
-/// `spec` of a bot instance.
+/// `spec` of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceSpec {
-    /// The bot.
-    pub bot_name: String,
+    /// The bot; none: it is a host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bot_name: Option<String>,
     /// The token it joined with.
     pub token: String,
     /// The instance it took over from at a recovery.
@@ -39,7 +41,7 @@ pub struct InstanceSpec {
     pub previous_instance: Option<Id>,
 }
 
-/// `status` of a bot instance; the newest of each list last.
+/// `status` of an instance; the newest of each list last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceStatus {
@@ -80,6 +82,13 @@ pub struct SeenHeartbeat {
     /// What was told.
     #[serde(flatten)]
     pub heartbeat: Heartbeat,
+}
+
+impl Instance {
+    /// What it is called: `bot_instance` or `host`.
+    pub fn kind(&self) -> Kind {
+        if self.spec.bot_name.is_some() { Kind::BotInstance } else { Kind::Host }
+    }
 }
 
 impl InstanceStatus {

@@ -1,8 +1,8 @@
-//! `lock`: a stop for every join of a token, bot or instance.
+//! `lock`: a stop for every join of a token, bot, bot instance or host.
 
 use serde::{Deserialize, Serialize};
 
-use super::Metadata;
+use super::{Key, Kind, Metadata};
 use crate::time::Timestamp;
 
 /// A lock, version v2; its name is its id.
@@ -40,6 +40,8 @@ pub enum LockTarget {
     Bot(String),
     /// One bot instance, by its id.
     BotInstance(String),
+    /// One host, by its id.
+    Host(String),
     /// Everyone who joins with a token.
     Token(String),
 }
@@ -53,6 +55,8 @@ struct TargetFields {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bot_instance: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     token: Option<String>,
 }
 
@@ -60,11 +64,12 @@ impl TryFrom<TargetFields> for LockTarget {
     type Error = &'static str;
 
     fn try_from(fields: TargetFields) -> Result<Self, Self::Error> {
-        match fields {
-            TargetFields { bot: Some(name), bot_instance: None, token: None } => Ok(Self::Bot(name)),
-            TargetFields { bot: None, bot_instance: Some(name), token: None } => Ok(Self::BotInstance(name)),
-            TargetFields { bot: None, bot_instance: None, token: Some(name) } => Ok(Self::Token(name)),
-            _ => Err("target: exactly one of bot, bot_instance, token"),
+        let TargetFields { bot, bot_instance, host, token } = fields;
+        let named = [bot.map(Self::Bot), bot_instance.map(Self::BotInstance), host.map(Self::Host), token.map(Self::Token)];
+        let mut named = named.into_iter().flatten();
+        match (named.next(), named.next()) {
+            (Some(target), None) => Ok(target),
+            _ => Err("target: exactly one of bot, bot_instance, host, token"),
         }
     }
 }
@@ -74,6 +79,7 @@ impl From<LockTarget> for TargetFields {
         match target {
             LockTarget::Bot(name) => Self { bot: Some(name), ..Self::default() },
             LockTarget::BotInstance(name) => Self { bot_instance: Some(name), ..Self::default() },
+            LockTarget::Host(name) => Self { host: Some(name), ..Self::default() },
             LockTarget::Token(name) => Self { token: Some(name), ..Self::default() },
         }
     }
@@ -83,8 +89,19 @@ impl LockTarget {
     /// The name of what it stops.
     pub fn name(&self) -> &str {
         match self {
-            Self::Bot(name) | Self::BotInstance(name) | Self::Token(name) => name,
+            Self::Bot(name) | Self::BotInstance(name) | Self::Host(name) | Self::Token(name) => name,
         }
+    }
+
+    /// The resource that it stops.
+    pub fn key(&self) -> Key {
+        let kind = match self {
+            Self::Bot(_) => Kind::Bot,
+            Self::BotInstance(_) => Kind::BotInstance,
+            Self::Host(_) => Kind::Host,
+            Self::Token(_) => Kind::Token,
+        };
+        Key::new(kind, self.name())
     }
 }
 

@@ -14,10 +14,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use bot::{Bot, BotSpec};
-pub use instance::{Authentication, BotInstance, InstanceSpec, InstanceStatus, MAX_KEPT, SeenHeartbeat};
+pub use instance::{Authentication, Instance, InstanceSpec, InstanceStatus, MAX_KEPT, SeenHeartbeat};
 pub use lock::{Lock, LockSpec, LockTarget};
 pub use role::{Allow, Role, RoleSpec, Subject, first_forbidden};
-pub use token::{BOT_ROLE, HIDDEN_SECRET, JoinMethod, Token, TokenSpec, TokenStatus};
+pub use token::{HIDDEN_SECRET, HostSpec, JoinMethod, NODE_ROLE, Token, TokenSpec, TokenStatus};
 
 use crate::time::Timestamp;
 
@@ -29,9 +29,11 @@ pub enum Kind {
     Bot,
     /// One life of a bot between two recoveries.
     BotInstance,
-    /// A stop for a token, bot or instance.
+    /// One life of a service that is not a bot, between two recoveries.
+    Host,
+    /// A stop for a token, bot, bot instance or host.
     Lock,
-    /// What a bot may ask for.
+    /// What a bot or host may ask for.
     Role,
     /// The right to join, and the binding to a key.
     Token,
@@ -39,13 +41,14 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which documents that name each other are best applied.
-    pub const ALL: [Self; 5] = [Self::Role, Self::Bot, Self::Token, Self::Lock, Self::BotInstance];
+    pub const ALL: [Self; 6] = [Self::Role, Self::Bot, Self::Token, Self::Lock, Self::BotInstance, Self::Host];
 
     /// The word in `kind:`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bot => "bot",
             Self::BotInstance => "bot_instance",
+            Self::Host => "host",
             Self::Lock => "lock",
             Self::Role => "role",
             Self::Token => "token",
@@ -56,7 +59,7 @@ impl Kind {
     pub const fn version(self) -> &'static str {
         match self {
             Self::Token | Self::Lock => "v2",
-            Self::Bot | Self::BotInstance | Self::Role => "v1",
+            Self::Bot | Self::BotInstance | Self::Host | Self::Role => "v1",
         }
     }
 }
@@ -142,8 +145,8 @@ impl Metadata {
 pub enum Resource {
     /// A bot.
     Bot(Bot),
-    /// A bot instance.
-    BotInstance(BotInstance),
+    /// A bot instance or a host.
+    Instance(Instance),
     /// A lock.
     Lock(Lock),
     /// A role.
@@ -157,7 +160,7 @@ impl Resource {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Bot(_) => Kind::Bot,
-            Self::BotInstance(_) => Kind::BotInstance,
+            Self::Instance(instance) => instance.kind(),
             Self::Lock(_) => Kind::Lock,
             Self::Role(_) => Kind::Role,
             Self::Token(_) => Kind::Token,
@@ -168,7 +171,7 @@ impl Resource {
     pub fn metadata(&self) -> &Metadata {
         match self {
             Self::Bot(r) => &r.metadata,
-            Self::BotInstance(r) => &r.metadata,
+            Self::Instance(r) => &r.metadata,
             Self::Lock(r) => &r.metadata,
             Self::Role(r) => &r.metadata,
             Self::Token(r) => &r.metadata,
@@ -187,7 +190,7 @@ impl Resource {
             Self::Role(role) => role.validate(),
             Self::Bot(bot) => bot.spec.roles.iter().try_for_each(|role| check_name(role)),
             Self::Lock(lock) => check_name(lock.spec.target.name()),
-            Self::BotInstance(_) => Ok(()),
+            Self::Instance(_) => Ok(()),
         });
         valid.map_err(|why| format!("{}: {why}", self.key()))
     }
@@ -218,7 +221,7 @@ impl Serialize for Resource {
         }
         match self {
             Self::Bot(r) => tagged(self.kind(), r, serializer),
-            Self::BotInstance(r) => tagged(self.kind(), r, serializer),
+            Self::Instance(r) => tagged(self.kind(), r, serializer),
             Self::Lock(r) => tagged(self.kind(), r, serializer),
             Self::Role(r) => tagged(self.kind(), r, serializer),
             Self::Token(r) => tagged(self.kind(), r, serializer),
@@ -239,7 +242,7 @@ impl<'de> Deserialize<'de> for Resource {
         let value = serde_json::Value::Object(value);
         match kind {
             Kind::Bot => serde_json::from_value(value).map(Self::Bot),
-            Kind::BotInstance => serde_json::from_value(value).map(Self::BotInstance),
+            Kind::BotInstance | Kind::Host => serde_json::from_value(value).map(Self::Instance),
             Kind::Lock => serde_json::from_value(value).map(Self::Lock),
             Kind::Role => serde_json::from_value(value).map(Self::Role),
             Kind::Token => serde_json::from_value(value).map(Self::Token),

@@ -1,7 +1,8 @@
-//! `role`: which names its bots may have in certificates, and for how long.
+//! `role`: which names its bots and hosts may have in certificates, and for how long.
 //!
-//! Patterns: `{{bot.name}}`, `{{token.name}}` and `{{instance.id}}` stand for the one who asks. In DNS names `*` stands for any
-//! characters but a dot, in URIs for any but a slash. IP addresses are given as such or as a network, `10.1.0.0/16`.
+//! Patterns: `{{bot.name}}`, `{{token.name}}` and `{{instance.id}}` stand for the one who asks; a host has no bot, and its id is the
+//! instance's. In DNS names and SSH principals `*` stands for any characters but a dot, in URIs for any but a slash. IP addresses
+//! are given as such or as a network, `10.1.0.0/16`.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub struct RoleSpec {
     /// Names that certificates may carry.
     #[serde(default)]
     pub allow: Allow,
-    /// Longest lifetime of a certificate, such as `12h`; 24 h where none is given.
+    /// Longest lifetime of a certificate, such as `12h`; where none is given 24 h for bots, and 30 days for hosts.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "duration_text")]
     pub max_ttl: Option<Duration>,
 }
@@ -46,13 +47,16 @@ pub struct Allow {
     /// Addresses and networks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ip_addresses: Vec<String>,
+    /// Names of hosts in SSH certificates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_principals: Vec<String>,
 }
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
-    /// The bot's name.
-    pub bot: &'a str,
+    /// The bot's name; a host has none.
+    pub bot: Option<&'a str>,
     /// The token's name.
     pub token: &'a str,
     /// The instance's id.
@@ -63,21 +67,25 @@ pub struct Subject<'a> {
 pub fn first_forbidden(roles: &[Role], request: &OutputRequest, subject: Subject<'_>) -> Option<String> {
     let named = |patterns: fn(&Allow) -> &[String], name: &str, stop| {
         let mut patterns = roles.iter().flat_map(|role| patterns(&role.spec.allow));
-        patterns.any(|pattern| matches(&fill_in(pattern, subject), name, stop))
+        patterns.any(|pattern| fill_in(pattern, subject).is_some_and(|pattern| matches(&pattern, name, stop)))
     };
     let inside = |ip| roles.iter().flat_map(|role| &role.spec.allow.ip_addresses).any(|net| contains(net, ip));
     let dns = request.dns_names.iter().find(|name| !named(|allow| &allow.dns_names, name, '.'));
     let uri = || request.uris.iter().find(|uri| !named(|allow| &allow.uris, uri, '/'));
     let ip = || request.ip_addresses.iter().find(|ip| !inside(**ip));
-    dns.or_else(uri).cloned().or_else(|| ip().map(ToString::to_string))
+    let ssh = || {
+        let mut principals = request.ssh_host.iter().flat_map(|ssh| &ssh.principals);
+        principals.find(|name| !named(|allow| &allow.ssh_principals, name, '.'))
+    };
+    dns.or_else(uri).or_else(ssh).cloned().or_else(|| ip().map(ToString::to_string))
 }
 
 impl Role {
     pub(super) fn validate(&self) -> Result<(), String> {
         let allow = &self.spec.allow;
-        for pattern in allow.dns_names.iter().chain(&allow.uris) {
-            let known = fill_in(pattern, Subject { bot: "", token: "", instance: "" });
-            if known.contains("{{") || known.contains("}}") {
+        let known = Subject { bot: Some(""), token: "", instance: "" };
+        for pattern in allow.dns_names.iter().chain(&allow.uris).chain(&allow.ssh_principals) {
+            if fill_in(pattern, known).is_none_or(|filled| filled.contains("{{") || filled.contains("}}")) {
                 let known = "{{bot.name}}, {{token.name}}, {{instance.id}}";
                 return Err(format!("spec.allow: {pattern:?} has a placeholder other than {known}"));
             }
@@ -89,11 +97,15 @@ impl Role {
     }
 }
 
-fn fill_in(pattern: &str, subject: Subject<'_>) -> String {
-    pattern
-        .replace("{{bot.name}}", subject.bot)
-        .replace("{{token.name}}", subject.token)
-        .replace("{{instance.id}}", subject.instance)
+/// The pattern for `subject`; a host has nothing in place of a bot's name, and so nothing is as such a pattern says.
+fn fill_in(pattern: &str, subject: Subject<'_>) -> Option<String> {
+    const BOT: &str = "{{bot.name}}";
+    let pattern = match subject.bot {
+        Some(bot) => pattern.replace(BOT, bot),
+        None if pattern.contains(BOT) => return None,
+        None => pattern.to_owned(),
+    };
+    Some(pattern.replace("{{token.name}}", subject.token).replace("{{instance.id}}", subject.instance))
 }
 
 /// Whether `name` is as `pattern` says, where `*` stands for any run of characters without `stop`.
@@ -154,12 +166,14 @@ mod duration_text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::join::message::SshHostRequest;
 
-    const SUBJECT: Subject<'_> = Subject { bot: "gw", token: "gw-1", instance: "i" };
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+    const SUBJECT: Subject<'_> = Subject { bot: Some("gw"), token: "gw-1", instance: "i" };
 
     fn role(dns: &[&str], uris: &[&str], ips: &[&str]) -> Role {
         let own = |list: &[&str]| list.iter().map(ToString::to_string).collect();
-        let allow = Allow { dns_names: own(dns), uris: own(uris), ip_addresses: own(ips) };
+        let allow = Allow { dns_names: own(dns), uris: own(uris), ip_addresses: own(ips), ssh_principals: vec![] };
         Role { metadata: Metadata::named("r"), spec: RoleSpec { allow, max_ttl: None } }
     }
 
@@ -183,6 +197,24 @@ mod tests {
         ] {
             assert_eq!(first_forbidden(&role, &asks(dns, uri, ip), SUBJECT).as_deref(), Some(first));
         }
+    }
+
+    #[test]
+    fn principals_of_ssh_have_patterns_of_their_own() {
+        let mut role = role(&["*.fleet.example"], &[], &[]);
+        role.spec.allow.ssh_principals = vec!["{{token.name}}.fleet.example".into(), "{{bot.name}}".into(), "*.lab".into()];
+        let asks = |principal: &str| OutputRequest {
+            ssh_host: Some(SshHostRequest { key: KEY.parse().unwrap(), principals: vec![principal.into()] }),
+            ..OutputRequest::default()
+        };
+        let host = Subject { bot: None, ..SUBJECT };
+        for principal in ["gw-1.fleet.example", "a.lab"] {
+            assert_eq!(first_forbidden(std::slice::from_ref(&role), &asks(principal), host), None);
+        }
+        for principal in ["gw-2.fleet.example", "gw", "", "a.b.lab"] {
+            assert_eq!(first_forbidden(std::slice::from_ref(&role), &asks(principal), host).as_deref(), Some(principal));
+        }
+        assert_eq!(first_forbidden(std::slice::from_ref(&role), &asks("gw"), SUBJECT), None);
     }
 
     #[test]

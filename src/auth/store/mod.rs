@@ -9,7 +9,7 @@ mod sqlite;
 use std::time::Duration;
 
 use super::audit::{Event, EventFilter};
-use super::resource::{Bot, BotInstance, Key, Kind, Lock, Resource, Role, Token};
+use super::resource::{Bot, Instance, Key, Kind, Lock, Resource, Role, Token};
 use crate::join::Id;
 use crate::time::Timestamp;
 
@@ -31,12 +31,12 @@ pub struct JoinView {
     pub token: Stored<Token>,
     /// Its bot, if there is one of that name.
     pub bot: Option<Bot>,
-    /// The roles of the bot that exist.
+    /// The roles of the bot, or of the token for a host, that exist.
     pub roles: Vec<Role>,
     /// Locks on token, bot and these instances, also those that have ended.
     pub locks: Vec<Lock>,
     /// The bound instance and the one that the device names, whose records have not ended.
-    pub instances: Vec<Stored<BotInstance>>,
+    pub instances: Vec<Stored<Instance>>,
     /// The policy revision: another at every change of a bot, role or lock.
     pub policy: u64,
 }
@@ -55,7 +55,7 @@ pub struct Change {
 /// A certificate that was issued, kept until it ends, for revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedRecord {
-    /// Serial number, hexadecimal.
+    /// Serial number, hexadecimal: 32 digits, or 16 of an SSH certificate.
     pub serial: String,
     /// The token it was issued for.
     pub token: String,
@@ -128,8 +128,8 @@ pub trait Store: Send + Sync {
     /// The policy revision: another at every change of a bot, role or lock.
     fn policy(&self) -> Result<u64, StoreError>;
 
-    /// Certificates of tokens, bots and instances that a lock in force at `now` stops, and of tokens and bots that are no more: those
-    /// that have not ended for [`KEEP_ISSUED`]. At most `limit`.
+    /// X.509 certificates of tokens, bots and instances that a lock in force at `now` stops, and of tokens and bots that are no more:
+    /// those that have not ended for [`KEEP_ISSUED`]. At most `limit`.
     fn revoked(&self, now: Timestamp, limit: usize) -> Result<Revoked, StoreError>;
 
     /// Tokens whose exemption ended before or at `now`, unused.

@@ -108,13 +108,13 @@ pub fn decide(token: Token<'_>, locks: &[String], request: &Verified, fresh: Fre
     }
     let exemption = token.status.exemption.as_ref().filter(|e| e.expires > fresh.now);
     // Insecure mode does not look at the join state, but a restored server still learns of a newer key from it.
-    let follow = newer_state(token.status, request)
+    let follow = newer_state(token, request)
         .filter(|_| token.spec.recovery.mode != RecoveryMode::Insecure || !is_bound(token.status, &request.key));
     let base = Base::of_instance(token, request).or_else(|| Base::of(token.status, &request.key, follow));
     let course = match (&base, token.spec.recovery.mode) {
         (None, _) => first_join(request)?,
         (Some(base), RecoveryMode::Insecure) => insecure_course(base, request, fresh.now)?,
-        (Some(base), _) => course(base, token.status, request, exemption, fresh.now)?,
+        (Some(base), _) => course(base, token, request, exemption, fresh.now)?,
     };
     advance(token, request, base, course, exemption, fresh)
 }
@@ -180,17 +180,19 @@ enum Course {
 /// A join state of ours that is newer than the token's record and names the key just proven: the server was restored from a backup.
 ///
 /// It must have been issued after the record's step: else the record went on after the restore, with another holder.
-fn newer_state<'a>(status: &Status, request: &'a Verified) -> Option<&'a Claims> {
-    let claims = state_naming_key(status, request)?;
+fn newer_state<'a>(token: Token<'_>, request: &'a Verified) -> Option<&'a Claims> {
+    let claims = state_naming_key(token, request)?;
+    let status = token.status;
     let newer = status.step().is_none_or(|current| claims.step.is_after(&current));
     let later = status.last_step.as_ref().is_none_or(|last| claims.iat_ms > last.issued_at_ms);
     (newer && later).then_some(claims)
 }
 
 /// The join state presented, where it is of this life of the token and names the key just proven.
-fn state_naming_key<'a>(status: &Status, request: &'a Verified) -> Option<&'a Claims> {
+fn state_naming_key<'a>(token: Token<'_>, request: &'a Verified) -> Option<&'a Claims> {
     let claims = request.presented.as_ref()?.claims.as_ref().ok()?;
-    (Some(claims.inc) == status.incarnation && claims.jkt == Thumbprint::of(&request.key)).then_some(claims)
+    let of_this_life = Some(claims.inc) == token.status.incarnation && claims.host != token.for_bot;
+    (of_this_life && claims.jkt == Thumbprint::of(&request.key)).then_some(claims)
 }
 
 fn is_bound(status: &Status, key: &PublicKey) -> bool {
@@ -208,7 +210,7 @@ fn prove_key(token: Token<'_>, request: &Verified, now: Timestamp) -> Result<(),
     let print = Thumbprint::of(&request.key);
     let waiver = token.status.exemption.as_ref().is_some_and(|e| e.waive_join_state && e.expires > now);
     let heard = token.spec.recovery.mode != RecoveryMode::Insecure && (waiver || !token.status.caught_keys.contains(&print));
-    let named = state_naming_key(token.status, request).is_some() && (heard || newer_state(token.status, request).is_some());
+    let named = state_naming_key(token, request).is_some() && (heard || newer_state(token, request).is_some());
     if is_bound(token.status, &request.key) || named {
         return match (token.status.bound_public_key.is_some(), token.status.step()) {
             (true, None) => Err(inconsistent()),
@@ -245,12 +247,12 @@ fn first_join(request: &Verified) -> Result<Course, Refusal> {
 /// Step 3, in modes `standard` and `relaxed`.
 fn course(
     base: &Base,
-    status: &Status,
+    token: Token<'_>,
     request: &Verified,
     exemption: Option<&Exemption>,
     now: Timestamp,
 ) -> Result<Course, Refusal> {
-    let bound = is_bound(status, &request.key);
+    let bound = is_bound(token.status, &request.key);
     if let Some(course) = lost_answer(base, request, now).filter(|_| bound) {
         return Ok(course);
     }
@@ -259,7 +261,7 @@ fn course(
         return if waiver { Ok(Course::Recovery { waived: true }) } else { Err(ProblemType::JoinStateRequired.into()) };
     };
     let mismatch = match &presented.claims {
-        Ok(claims) => state_mismatch(base, status, claims),
+        Ok(claims) => state_mismatch(base, token, claims),
         Err(why) => Some(why.clone()),
     };
     match mismatch {
@@ -290,10 +292,14 @@ fn again(last: &LastStep, now: Timestamp) -> Course {
 }
 
 /// Every difference between the state presented and the one expected, in one sentence.
-fn state_mismatch(base: &Base, status: &Status, claims: &Claims) -> Option<String> {
+fn state_mismatch(base: &Base, token: Token<'_>, claims: &Claims) -> Option<String> {
     let mut wrong = Vec::new();
-    if Some(claims.inc) != status.incarnation {
+    if Some(claims.inc) != token.status.incarnation {
         wrong.push("is of an earlier life of the token".to_owned());
+    }
+    if claims.host == token.for_bot {
+        let name = |host| if host { "a host" } else { "a bot" };
+        wrong.push(format!("is of {}, expected one of {}", name(claims.host), name(!token.for_bot)));
     }
     let (step, expected) = (&claims.step, &base.step);
     if step.instance != expected.instance {

@@ -139,9 +139,14 @@ pub struct Exemption {
 impl Status {
     /// Where the token has got to; `None` before the first join or where the stored state is not whole.
     pub fn step(&self) -> Option<Step> {
-        let instance = self.bound_bot_instance_id.or(self.bound_host_id)?;
+        let instance = self.bound_instance()?;
         let last = self.last_step.as_ref()?;
         Some(Step { recovery: self.recovery_count, generation: last.generation, instance })
+    }
+
+    /// The bot instance, or the host, of the last recovery.
+    pub fn bound_instance(&self) -> Option<Id> {
+        self.bound_bot_instance_id.or(self.bound_host_id)
     }
 
     /// Notes that two hold `key`.

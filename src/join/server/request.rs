@@ -59,6 +59,8 @@ pub struct Holder {
     pub token: String,
     /// Incarnation of the token.
     pub incarnation: Id,
+    /// Whether the instance is a host, not a bot's.
+    pub host: bool,
     /// The step that it was issued for.
     pub step: Step,
 }
@@ -69,6 +71,8 @@ pub struct Context<'a> {
     pub cluster: &'a str,
     /// The token's name.
     pub token: &'a str,
+    /// Whether the token's instances are bots (else hosts).
+    pub for_bot: bool,
     /// The token's spec.
     pub spec: &'a Spec,
     /// The token's status.
@@ -204,6 +208,8 @@ fn renewal(proof: &Jws, outer: &Header, request: &JoinRequest, context: &Context
         (shown.holder.cluster != context.cluster, "the certificate is of another cluster"),
         (shown.holder.token != context.token, "the certificate is of another token"),
         (Some(shown.holder.incarnation) != context.status.incarnation, "the certificate is of an earlier life of the token"),
+        (shown.holder.host && context.for_bot, "the certificate is of a host, and the token is for a bot"),
+        (!shown.holder.host && !context.for_bot, "the certificate is of a bot, and the token is for a host"),
     ];
     match wrong.iter().find(|(is, _)| *is) {
         Some((_, why)) => Err((*why).into()),

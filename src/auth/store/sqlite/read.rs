@@ -6,9 +6,8 @@ use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use serde::de::DeserializeOwned;
 
-use super::write::subject;
 use crate::auth::audit::{Event, EventFilter};
-use crate::auth::resource::{Bot, BotInstance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::auth::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::auth::store::{JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
 use crate::join::Id;
 use crate::time::Timestamp;
@@ -97,13 +96,16 @@ pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str, instance: Optio
         bot = typed::<Bot>(snapshot, Kind::Bot, name)?.map(|stored| stored.resource);
         locks.extend(locks_on(snapshot, &LockTarget::Bot(name.clone()))?);
     }
-    for name in bot.iter().flat_map(|bot| &bot.spec.roles) {
+    let names =
+        if token.resource.is_for_bot() { bot.as_ref().map(|bot| &bot.spec.roles) } else { Some(&token.resource.spec.host.roles) };
+    for name in names.into_iter().flatten() {
         roles.extend(typed::<Role>(snapshot, Kind::Role, name)?.map(|stored| stored.resource));
     }
-    let bound = token.resource.status.bound_keypair.bound_bot_instance_id;
+    let bound = token.resource.status.bound_keypair.bound_instance();
     for id in bound.into_iter().chain(instance.filter(|id| Some(*id) != bound)) {
-        instances.extend(typed::<BotInstance>(snapshot, Kind::BotInstance, &id.to_string())?);
-        locks.extend(locks_on(snapshot, &LockTarget::BotInstance(id.to_string()))?);
+        let target = token.resource.instance(id);
+        instances.extend(typed::<Instance>(snapshot, target.key().kind, target.name())?);
+        locks.extend(locks_on(snapshot, &target)?);
     }
     Ok(Some(JoinView { token, bot, roles, locks, instances, policy: policy(snapshot)? }))
 }
@@ -115,8 +117,9 @@ pub(super) fn policy(snapshot: &Transaction<'_>) -> Result<u64, StoreError> {
 pub(super) fn revoked(snapshot: &Transaction<'_>, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
     let mut query = snapshot.prepare_cached(
         "WITH stopped AS (SELECT subject FROM resource WHERE kind = 'lock' AND (ends IS NULL OR ends > ?1))
-         SELECT serial FROM issued WHERE not_after >= ?2 AND (
+         SELECT serial FROM issued WHERE not_after >= ?2 AND length(serial) <> 16 AND (
              'token/' || token IN stopped OR 'bot/' || bot IN stopped OR 'bot_instance/' || instance IN stopped
+             OR 'host/' || instance IN stopped
              OR NOT EXISTS (SELECT 1 FROM resource WHERE kind = 'token' AND name = token)
              OR (bot IS NOT NULL AND NOT EXISTS (SELECT 1 FROM resource WHERE kind = 'bot' AND name = bot)))
          ORDER BY not_after DESC, serial LIMIT ?3",
@@ -131,7 +134,7 @@ pub(super) fn revoked(snapshot: &Transaction<'_>, now: Timestamp, limit: usize) 
 
 fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {
     let mut query = snapshot.prepare_cached("SELECT name, document FROM resource WHERE subject = ? AND kind = 'lock'")?;
-    let mut rows = query.query([subject(target)])?;
+    let mut rows = query.query([target.key().to_string()])?;
     let mut locks = Vec::new();
     while let Some(row) = rows.next()? {
         let key = Key::new(Kind::Lock, column::<String>(row, 0)?);
@@ -192,7 +195,7 @@ fn raw(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<(u64
 fn resource(key: &Key, document: &str) -> Result<Resource, StoreError> {
     Ok(match key.kind {
         Kind::Bot => Resource::Bot(parse(key, document)?),
-        Kind::BotInstance => Resource::BotInstance(parse(key, document)?),
+        Kind::BotInstance | Kind::Host => Resource::Instance(parse(key, document)?),
         Kind::Lock => Resource::Lock(parse(key, document)?),
         Kind::Role => Resource::Role(parse(key, document)?),
         Kind::Token => Resource::Token(parse(key, document)?),

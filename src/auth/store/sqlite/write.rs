@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use crate::auth::audit::Event;
-use crate::auth::resource::{Kind, LockTarget, Resource};
+use crate::auth::resource::{Kind, Resource};
 use crate::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, StoreError};
 use crate::time::Timestamp;
 
@@ -202,7 +202,7 @@ fn apply_change(connection: &Connection, counters: &mut Counters, change: &Chang
 fn document(resource: &Resource) -> serde_json::Result<String> {
     match resource {
         Resource::Bot(r) => serde_json::to_string(r),
-        Resource::BotInstance(r) => serde_json::to_string(r),
+        Resource::Instance(r) => serde_json::to_string(r),
         Resource::Lock(r) => serde_json::to_string(r),
         Resource::Role(r) => serde_json::to_string(r),
         Resource::Token(r) => serde_json::to_string(r),
@@ -211,30 +211,20 @@ fn document(resource: &Resource) -> serde_json::Result<String> {
 
 fn subject_of(resource: &Resource) -> Option<String> {
     match resource {
-        Resource::Lock(lock) => Some(subject(&lock.spec.target)),
-        Resource::BotInstance(instance) => Some(format!("token/{}", instance.spec.token)),
+        Resource::Lock(lock) => Some(lock.spec.target.key().to_string()),
+        Resource::Instance(instance) => Some(format!("token/{}", instance.spec.token)),
         Resource::Bot(_) | Resource::Role(_) | Resource::Token(_) => None,
     }
 }
 
 fn ends(resource: &Resource) -> Option<u64> {
     let end = match resource {
-        Resource::BotInstance(instance) => instance.metadata.expires,
+        Resource::Instance(instance) => instance.metadata.expires,
         Resource::Token(token) => token.status.bound_keypair.exemption.as_ref().map(|exemption| exemption.expires),
         Resource::Lock(lock) => lock.ends(),
         Resource::Bot(_) | Resource::Role(_) => None,
     };
     end.map(Timestamp::millis)
-}
-
-/// What a lock stops, as its column has it.
-pub(super) fn subject(target: &LockTarget) -> String {
-    let kind = match target {
-        LockTarget::Bot(_) => Kind::Bot,
-        LockTarget::BotInstance(_) => Kind::BotInstance,
-        LockTarget::Token(_) => Kind::Token,
-    };
-    format!("{kind}/{}", target.name())
 }
 
 fn insert_issued(connection: &Connection, issued: &IssuedRecord) -> Result<(), StoreError> {
@@ -257,7 +247,7 @@ fn insert_event(connection: &Connection, event: &Event) -> Result<(), StoreError
 
 fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> Result<(), StoreError> {
     let sweeps = [
-        ("DELETE FROM resource WHERE kind = 'bot_instance' AND ends <= ?", now),
+        ("DELETE FROM resource WHERE kind IN ('bot_instance', 'host') AND ends <= ?", now),
         ("DELETE FROM issued WHERE not_after < ?", now.minus(KEEP_ISSUED)),
         ("DELETE FROM event WHERE time < ?", events_before),
     ];

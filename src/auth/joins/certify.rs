@@ -1,0 +1,151 @@
+//! What a grant brings: the identity certificate and the outputs, as far as roles allow.
+
+use std::time::Duration;
+
+use boundkey_hal::PublicKey;
+
+use super::{Joins, failed, incarnation};
+use crate::auth::ca::{self, CaError, Issued, Profile};
+use crate::auth::resource::{NODE_ROLE, Subject, Token, first_forbidden};
+use crate::auth::store::JoinView;
+use crate::join::message::{JoinRequest, MAX_OUTPUTS, OutputRequest, SshHostRequest};
+use crate::join::server::decision::Grant;
+use crate::join::server::request::Holder;
+use crate::join::{Id, JoinKind, Problem, ProblemType};
+use crate::time::Timestamp;
+
+/// Lifetime of a bot's certificates where none is asked for. A host is then given the longest that it may have.
+const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// Longest lifetime where no role says otherwise, for bots.
+const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+/// The same for hosts.
+const MAX_HOST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The certificates of one join.
+pub(super) struct Certified {
+    pub(super) identity: Issued,
+    pub(super) outputs: Vec<Issued>,
+}
+
+impl Joins {
+    /// Roles, then certificates.
+    pub(super) fn certify(
+        &self,
+        request: &JoinRequest,
+        grant: &Grant,
+        view: &JoinView,
+        now: Timestamp,
+    ) -> Result<Certified, Problem> {
+        let token = &view.token.resource;
+        let name = &token.metadata.name;
+        let bot = token.spec.bot_name.as_deref();
+        if let Some(bot_name) = bot.filter(|_| view.bot.is_none()) {
+            let why = format!("bot {bot_name}, which the token is for, does not exist");
+            return Err(Problem::new(ProblemType::TokenUnusable, why));
+        }
+        if request.outputs.len() > MAX_OUTPUTS {
+            return Err(Problem::new(ProblemType::BadRequest, format!("more than {MAX_OUTPUTS} outputs")));
+        }
+        let instance = grant.step.instance.to_string();
+        let subject = Subject { bot, token: name, instance: &instance };
+        let bad_csr = |why: String| Problem::new(ProblemType::BadRequest, why);
+        let holder = Holder {
+            cluster: self.cluster.clone(),
+            token: name.clone(),
+            incarnation: incarnation(view)?,
+            host: !token.is_for_bot(),
+            step: grant.step,
+        };
+        let common_name = bot.unwrap_or(name);
+        let key = ca::subject_key(&request.csr).map_err(bad_csr)?;
+        let identity = self.issue(&key, common_name, &Profile::Identity(holder), (now, grant.not_after))?;
+        let mut outputs = Vec::with_capacity(request.outputs.len());
+        for wanted in &request.outputs {
+            let forbidden = first_forbidden(&view.roles, wanted, subject);
+            if let Some(name) = forbidden.or_else(|| wanted.uris.iter().find(|uri| ca::is_reserved(uri)).cloned()) {
+                return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed(&name, view)));
+            }
+            if view.roles.is_empty() {
+                return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed("any output", view)));
+            }
+            let own = wanted.ttl.map(|ttl| now.plus(allowed_ttl(Some(ttl), view).0));
+            // A replay ends when the answer that was lost would have ended.
+            let not_after = own.filter(|_| grant.kind != JoinKind::Replay).unwrap_or(grant.not_after);
+            let times = (now, not_after);
+            if let Some(ssh) = &wanted.ssh_host {
+                outputs.push(self.issue_ssh(ssh, wanted, token, grant.step.instance, times)?);
+                continue;
+            }
+            let profile = Profile::Output {
+                dns_names: wanted.dns_names.clone(),
+                uris: wanted.uris.clone(),
+                ip_addresses: wanted.ip_addresses.clone(),
+            };
+            let key = ca::subject_key(&wanted.csr).map_err(bad_csr)?;
+            outputs.push(self.issue(&key, common_name, &profile, times)?);
+        }
+        Ok(Certified { identity, outputs })
+    }
+
+    fn issue(
+        &self,
+        key: &PublicKey,
+        common_name: &str,
+        profile: &Profile,
+        times: (Timestamp, Timestamp),
+    ) -> Result<Issued, Problem> {
+        self.authority.issue(key, common_name, profile, times, &*self.random).map_err(unissued)
+    }
+
+    fn issue_ssh(
+        &self,
+        ssh: &SshHostRequest,
+        wanted: &OutputRequest,
+        token: &Token,
+        host: Id,
+        times: (Timestamp, Timestamp),
+    ) -> Result<Issued, Problem> {
+        if !token.has_role(NODE_ROLE) {
+            let why = format!("an SSH host certificate is not allowed: it is for tokens with role {NODE_ROLE}");
+            return Err(Problem::new(ProblemType::NameNotAllowed, why));
+        }
+        if !(wanted.csr.is_empty() && wanted.dns_names.is_empty() && wanted.uris.is_empty() && wanted.ip_addresses.is_empty()) {
+            return Err(Problem::new(ProblemType::BadRequest, "one output cannot be a certificate of SSH and one of X.509"));
+        }
+        let key_id = format!("token/{} host/{host}", token.metadata.name);
+        self.authority.issue_ssh_host(&ssh.key.0, &key_id, &ssh.principals, times, &*self.random).map_err(unissued)
+    }
+}
+
+/// Names that do not go into a certificate are the device's fault, all else is ours.
+fn unissued(e: CaError) -> Problem {
+    match e {
+        CaError::Names(why) => Problem::new(ProblemType::BadRequest, why),
+        other => failed(&other),
+    }
+}
+
+/// What lifetime the bot or host gets of what it asks for, and a warning where that is less.
+pub(super) fn allowed_ttl(wanted: Option<u64>, view: &JoinView) -> (Duration, Option<String>) {
+    let (default, max) = if view.token.resource.is_for_bot() { (DEFAULT_TTL, MAX_TTL) } else { (Duration::MAX, MAX_HOST_TTL) };
+    let longest = view.roles.iter().filter_map(|role| role.spec.max_ttl).max().unwrap_or(max);
+    let wanted = wanted.map_or_else(|| default.min(longest), Duration::from_secs);
+    if wanted <= longest {
+        return (wanted, None);
+    }
+    let text = humantime::format_duration;
+    (longest, Some(format!("lifetime shortened from {} to {}, the longest allowed", text(wanted), text(longest))))
+}
+
+fn not_allowed(name: &str, view: &JoinView) -> String {
+    let token = &view.token.resource;
+    let whose = match &token.spec.bot_name {
+        Some(bot) => format!("bot {bot}"),
+        None => format!("token {}", token.metadata.name),
+    };
+    let roles: Vec<_> = view.roles.iter().map(|role| role.metadata.name.as_str()).collect();
+    if roles.is_empty() {
+        return format!("{name} is not allowed: {whose} has no role that says what it may have");
+    }
+    format!("{name} is not allowed by role {} of {whose}", roles.join(", "))
+}

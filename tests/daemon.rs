@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Device, Running, Server, run, success, tool, wait_for};
+use support::{Device, Running, Server, run, success, tool, wait_for, wrapped};
 
 /// `onboarding` of a device with the secret of its token.
 fn secret_of(server: &Server, token: &str) -> String {
@@ -196,10 +196,18 @@ fn a_reload_that_fails_is_repeated_and_stops_nothing() {
     let device = server.device("gw", 1);
     server.create("kind: bot\nversion: v1\nmetadata: {name: gw}\nspec: {roles: [r]}\n");
     let (out, ready, pid) = (device.dir.join("out"), device.dir.join("ready"), device.dir.join("pid"));
-    // A program that notes each SIGHUP, once it has said that it listens.
+    // A program that notes each SIGHUP, once it has said that it listens. A shell cannot trap what it was started with ignored, as
+    // under nohup.
     let noted = device.dir.join("noted");
     let script = "trap 'echo hup >> \"$1\"' HUP; echo $$ > \"$0.new\"; mv \"$0.new\" \"$0\"; while :; do sleep 0.05; done";
-    let program = Running(Command::new("sh").args(["-c", script]).args([&pid, &noted]).stdout(Stdio::null()).spawn().unwrap());
+    let program = Running(
+        Command::new("env")
+            .args(["--default-signal=HUP", "sh", "-c", script])
+            .args([&pid, &noted])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
     wait_for("the program", || pid.exists());
     let outputs = format!(
         "outputs:\n  - type: x509\n    destination: {{type: directory, path: {}}}\n    reload:\n      command: [sh, -c, 'echo not yet >&2; test -e {}']\n  \
@@ -221,14 +229,40 @@ fn a_reload_that_fails_is_repeated_and_stops_nothing() {
 
     let daemon = device.daemon();
     wait_for("a failure", || device.log().contains("reload by command sh failed"));
+    wait_for("the report of it", || error_type(&device) == "reload");
+    let status = device.status();
+    assert!(status["next_renewal"].is_string() && status["certificate"].is_object(), "{status}");
     daemon.signal(Signal::SIGUSR1);
     wait_for("a renewal all the same", || count(&server, "gw", "join.renewal") >= 2);
     std::fs::write(&ready, "").unwrap();
     wait_for("the reload", || device.log().contains("reloaded by command sh"));
+    wait_for("the error to go", || device.status()["last_error"].is_null());
     let renewals = count(&server, "gw", "join.renewal");
     end(daemon, Signal::SIGTERM, &device);
     assert_eq!(count(&server, "gw", "join.renewal"), renewals, "the reload alone was repeated");
     drop(program);
+}
+
+/// A request that hangs does not keep the daemon from ending, nor does its sudden end cost anything.
+#[test]
+fn a_daemon_ends_soon_also_in_the_middle_of_a_request() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    device.join();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let yaml = std::fs::read_to_string(device.config()).unwrap();
+    std::fs::write(device.config(), yaml.replace(&server.addr, &silent.local_addr().unwrap().to_string())).unwrap();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let daemon = device.daemon();
+        let (_connection, _) = silent.accept().expect("a request");
+        let told = std::time::Instant::now();
+        end(daemon, signal, &device);
+        assert!(told.elapsed() < Duration::from_secs(20), "not only at the request's end, after 45 s: {:?}", told.elapsed());
+        assert!(device.log().contains("WARN ended in the middle of a try"), "{}", device.log());
+    }
+    std::fs::write(device.config(), yaml).unwrap();
+    device.join();
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal"]);
 }
 
 /// What no retry mends ends the daemon at once.
@@ -258,14 +292,8 @@ fn waits_count_the_time_asleep() {
 /// `command` with the system's clock at `time`.
 fn at(time: &str, command: &Command) -> Command {
     let mut fake = Command::new(tool("faketime", "faketime"));
-    fake.arg(time).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => fake.env(name, value),
-            None => fake.env_remove(name),
-        };
-    }
-    fake
+    fake.arg(time);
+    wrapped(fake, command)
 }
 
 /// A device without a battery for its clock boots in 1970, joins, renews, and spends no recovery on its ignorance.

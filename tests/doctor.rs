@@ -68,7 +68,7 @@ fn a_device_from_its_first_day_on() {
     let well = doctor(&device);
     well.is_well();
     well.has("ok", "key", "bound-1 (Ed25519) signs", "");
-    well.has("ok", "key store", "makes a Ed25519 key, signs with it, and deletes it", "");
+    well.has("ok", "key store", "makes a key (Ed25519), signs with it, and deletes it", "");
     well.has("ok", "identity", "certificate until ", "");
     well.has("ok", "recoveries", "1 left of 2", "");
     assert_eq!(contents(&device), before, "looking changes nothing");

@@ -6,7 +6,7 @@ mod support;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use boundkey::pem;
@@ -15,30 +15,8 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKe
 use serde_json::{Value, json};
 use support::imposter::Imposter;
 use support::proxy::{Proxy, Way};
-use support::{Device, Running, Server, run, tool, wait_for};
-
-/// A refusal as a person reads it.
-#[derive(Debug)]
-struct Said {
-    code: i32,
-    error: String,
-    advice: String,
-}
-
-/// Reads a refusal: the last two lines are what failed and what to do next.
-fn said(output: &Output) -> Said {
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.stdout.is_empty(), "a refusal prints no result");
-    let lines: Vec<_> = text.lines().collect();
-    let [.., error, advice] = lines[..] else { panic!("two lines at least: {text:?}") };
-    let error = error.strip_prefix("error: ").unwrap_or_else(|| panic!("what failed: {text}"));
-    let advice = advice.strip_prefix("  ").unwrap_or_else(|| panic!("what to do next: {text}"));
-    for line in [error, advice] {
-        assert!(!line.ends_with('.') && !line.starts_with(char::is_whitespace), "{line:?}");
-    }
-    println!("{}: {error}\n     {advice}", output.status);
-    Said { code: output.status.code().unwrap_or(-1), error: error.into(), advice: advice.into() }
-}
+use support::said::{Said, expect_unwritten, said};
+use support::{Device, Running, Server, run, tool, wait_for, wrapped};
 
 /// One join of `device` that is refused, with the type of the error that `boundkey status` shows.
 fn refused(device: &Device) -> (Said, String) {
@@ -52,13 +30,6 @@ fn refused(device: &Device) -> (Said, String) {
 fn expect(device: &Device, code: i32, kind: &str, error: &str, advice: &str) {
     let (said, shown) = refused(device);
     assert_eq!((said.code, &*shown), (code, kind), "{said:?}");
-    assert!(said.error.contains(error) && said.advice.contains(advice), "{said:?}");
-}
-
-/// Checks a refusal before which nothing could be written down.
-fn expect_unwritten(output: &Output, code: i32, error: &str, advice: &str) {
-    let said = said(output);
-    assert_eq!(said.code, code, "{said:?}");
     assert!(said.error.contains(error) && said.advice.contains(advice), "{said:?}");
 }
 
@@ -405,24 +376,11 @@ fn a_configuration_that_is_wrong_is_named_by_file_line_and_field() {
 /// `command` without root's power over file modes.
 fn without_override(command: &Command) -> Command {
     if !nix::unistd::geteuid().is_root() {
-        return copy_of(command, &mut Command::new(command.get_program()));
+        return wrapped(Command::new(tool("env", "coreutils")), command);
     }
     let mut wrapper = Command::new(tool("setpriv", "util-linux"));
-    wrapper.arg("--bounding-set=-dac_override,-dac_read_search").arg(command.get_program());
-    copy_of(command, &mut wrapper)
-}
-
-/// `to`, with arguments and environment of `command` added.
-fn copy_of(command: &Command, to: &mut Command) -> Command {
-    let mut copy = Command::new(to.get_program());
-    copy.args(to.get_args()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => copy.env(name, value),
-            None => copy.env_remove(name),
-        };
-    }
-    copy
+    wrapper.arg("--bounding-set=-dac_override,-dac_read_search");
+    wrapped(wrapper, command)
 }
 
 /// `command` with a file system of its own on `dir`, which goes with it. `None` where the system does not let tests mount.
@@ -437,9 +395,7 @@ fn with_mount(command: &Command, dir: &Path, options: &str) -> Option<Command> {
     if !run(&mut namespace("mount -t tmpfs -o \"$0\" boundkey-test \"$1\"")).status.success() {
         return None;
     }
-    let mut unshare = namespace("mount -t tmpfs -o \"$0\" boundkey-test \"$1\" && shift && exec \"$@\"");
-    unshare.arg(command.get_program());
-    Some(copy_of(command, &mut unshare))
+    Some(wrapped(namespace("mount -t tmpfs -o \"$0\" boundkey-test \"$1\" && shift && exec \"$@\""), command))
 }
 
 #[test]
@@ -494,8 +450,8 @@ fn storage_that_is_full() {
         let Some(mut small) = with_mount(&join, &device.storage(), &options) else {
             // Where nothing can be mounted, a limit on file size does the same to the first file that is too long.
             let mut limited = Command::new("sh");
-            limited.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""]).arg(join.get_program());
-            assert_eq!(said(&run(&mut copy_of(&join, &mut limited))).code, 8);
+            limited.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""]);
+            assert_eq!(said(&run(&mut wrapped(limited, &join))).code, 8);
             return;
         };
         let output = run(&mut small);
@@ -512,7 +468,7 @@ fn storage_that_is_full() {
     assert!(refusals >= 3, "key, state and identity each had to fit");
 }
 
-/// The same for the number of files: also the key store, which is in the same directory, may be the one to say it.
+/// The same for the number of files: it is a key that does not fit then, and still the storage's fault.
 #[test]
 fn storage_without_room_for_a_key() {
     let server = Server::start();
@@ -520,7 +476,7 @@ fn storage_without_room_for_a_key() {
     let join = device.command(&["start", "--oneshot"]);
     // The directory and its lock file. Where nothing can be mounted, `storage_that_is_full` has to do.
     if let Some(mut small) = with_mount(&join, &device.storage(), "nr_inodes=2") {
-        expect_unwritten(&run(&mut small), 7, "No space left on device", "a file system that is full");
+        expect_unwritten(&run(&mut small), 8, "No space left on device", "make room on the file system of storage.path");
     }
     device.join();
 }

@@ -18,6 +18,8 @@ use crate::{Error, ErrorKind, KeyId};
 pub const PRIVATE_FILE: u32 = 0o600;
 /// Mode of a directory that holds secrets.
 pub const PRIVATE_DIR: u32 = 0o700;
+/// errno(3): the same on every Linux, and without a name in `std`.
+const EIO: i32 = 5;
 /// Larger than any key file of ours; more is not read.
 const MAX_KEY_FILE: u64 = 4096;
 
@@ -95,8 +97,10 @@ pub(crate) fn explain(path: &Path, e: &io::Error) -> Error {
     let kind = match e.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
         io::ErrorKind::AlreadyExists => ErrorKind::Exists,
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
+        io::ErrorKind::PermissionDenied => ErrorKind::Denied,
         io::ErrorKind::InvalidData => ErrorKind::Corrupt,
+        io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull => ErrorKind::Medium,
+        _ if e.raw_os_error() == Some(EIO) => ErrorKind::Medium,
         _ => ErrorKind::Other,
     };
     Error::new(kind, format_args!("{}: {e}", path.display()))

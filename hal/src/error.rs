@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Exists,
     /// The device refuses for a while: dictionary-attack lockout, PIN locked.
     Locked,
+    /// The file system that holds a key's file is full, read-only or failing.
+    Medium,
     /// No such key. The only answer that means absent.
     NotFound,
     /// None of the others.

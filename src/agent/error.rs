@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use boundkey_hal::{Error as KeyError, ErrorKind};
 
 use super::config::ConfigError;
+use super::outputs::reload::ReloadError;
 use super::transport::TransportError;
 use crate::join::device::answer::AnswerError;
 use crate::join::device::challenge::GiveUp;
@@ -14,6 +15,9 @@ use crate::time::{NoRandomness, Timestamp};
 
 /// [`AgentError::kind`] of what the key store could not do.
 pub const KEYSTORE: &str = "keystore";
+/// [`AgentError::kind`] of a program that could not be told of new files.
+pub const RELOAD: &str = "reload";
+const STORAGE: &str = "storage";
 
 /// Why the agent did not do what it was to do. `Display` is what failed, [`AgentError::advice`] what to do next.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub enum AgentError {
     Other(String),
     /// An output could not be written; the join itself succeeded.
     Output(String, String),
+    /// A program that uses an output could not be told of new files.
+    Reload(ReloadError),
     /// The storage is an old copy: why that is known.
     RolledBack(String),
     /// The server's certificate had expired at that time, by the server's own clock.
@@ -81,11 +87,13 @@ impl std::fmt::Display for AgentError {
             Self::GaveUp(GiveUp::NoCommonAlgorithm(theirs)) => {
                 write!(f, "the key store makes none of the key types that the server takes ({})", theirs.join(", "))
             }
+            Self::Key(e) if is_medium(e) => write!(f, "storage: {e}"),
             Self::Key(e) => write!(f, "key store: {e}"),
             Self::Other(what) | Self::Output(what, _) => f.write_str(what),
             Self::ServerExpired(end) => {
                 write!(f, "the server's certificate expired at {end}, and the server's own clock is past it")
             }
+            Self::Reload(e) => e.fmt(f),
             Self::StaticKey(fault) => fault.fmt(f),
             Self::State(dir, e) => write!(f, "{}/{e}", dir.display()),
             Self::Storage(what, e) => write!(f, "storage: {what}: {e}"),
@@ -129,10 +137,11 @@ impl AgentError {
                 _ => 1,
             },
             Self::ServerExpired(_) | Self::Transport(_) => 3,
+            Self::Key(e) if is_medium(e) => 8,
             Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) => 7,
             Self::RolledBack(_) | Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => 8,
             Self::GaveUp(GiveUp::UnknownKey(_)) | Self::StaticKey(_) => 6,
-            Self::Answer(_) | Self::Other(_) | Self::Output(..) => 1,
+            Self::Answer(_) | Self::Other(_) | Self::Output(..) | Self::Reload(_) => 1,
         }
     }
 
@@ -142,13 +151,15 @@ impl AgentError {
             Self::Answer(_) => "answer",
             Self::Config(_) => "config",
             Self::GaveUp(GiveUp::UnknownKey(_)) => "unknown-key",
+            Self::Key(e) if is_medium(e) => STORAGE,
             Self::Key(_) | Self::GaveUp(_) => KEYSTORE,
             Self::Other(_) => "other",
             Self::Output(..) => "output",
+            Self::Reload(_) => RELOAD,
             Self::ServerExpired(_) => "server-expired",
             Self::RolledBack(_) => "rolled-back",
             Self::StaticKey(_) => "static-key",
-            Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => "storage",
+            Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => STORAGE,
             Self::Transport(e) => match e {
                 TransportError::Refused(problem) => problem.kind.name(),
                 TransportError::AnswerTooLong(_) | TransportError::NotBoundkey(_) => "not-boundkey",
@@ -158,7 +169,7 @@ impl AgentError {
                 TransportError::NotTrusted(_) => "not-trusted",
                 TransportError::RevocationList(_) => "revocation-list",
                 TransportError::TimedOut => "timed-out",
-                TransportError::Tls(_) | TransportError::Unreachable(_) => "unreachable",
+                TransportError::Proxy { .. } | TransportError::Tls(_) | TransportError::Unreachable(_) => "unreachable",
             },
         }
     }
@@ -175,6 +186,7 @@ impl AgentError {
             Self::Key(e) => key_advice(e.kind()).into(),
             Self::Other(_) => "try again; if it stays, report it with the log".into(),
             Self::Output(_, advice) => advice.clone(),
+            Self::Reload(e) => e.advice(),
             Self::ServerExpired(_) | Self::Transport(TransportError::CertificateExpired(_)) => {
                 "look at the server: it renews its certificate by itself while it runs; if this device's clock is ahead, set it".into()
             }
@@ -205,6 +217,11 @@ impl AgentError {
     }
 }
 
+/// Key files stand in the storage directory: where its file system fails, it is the storage that needs mending.
+fn is_medium(e: &KeyError) -> bool {
+    e.kind() == ErrorKind::Medium
+}
+
 fn key_advice(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Busy | ErrorKind::Unreachable => "see that the device or library is there and not in use, then try again",
@@ -215,9 +232,12 @@ fn key_advice(kind: ErrorKind) -> &'static str {
         ErrorKind::Denied => "let the user that boundkey runs as use it: file mode, group (tss for a TPM), PIN",
         ErrorKind::Exists => "use that key, or delete it first",
         ErrorKind::Locked => "wait until the lockout ends, or have the token's owner lift it; do not try again before",
+        ErrorKind::Medium => {
+            "make room on the file system of storage.path, mount it writable, or look at its medium (dmesg); nothing was lost"
+        }
         ErrorKind::NotFound => "restore the key, or run `boundkeyctl reset token/NAME` and register the device anew",
         ErrorKind::Unsupported => "choose another keystore type or algorithm",
-        _ => "mend the key store's fault, such as a file system that is full, and try again",
+        _ => "mend the key store's fault, and try again",
     }
 }
 
@@ -244,6 +264,9 @@ fn transport_advice(e: &TransportError) -> &'static str {
         }
         TransportError::NotTrusted(_) => {
             "compare ca_pins (or ca_file) with what `boundkey-auth init` printed; do not go on if they differ"
+        }
+        TransportError::Proxy { .. } => {
+            "check the proxy that the environment names (HTTPS_PROXY), or except the server by NO_PROXY; the daemon keeps trying"
         }
         TransportError::Refused(problem) => refusal_advice(problem),
         TransportError::RevocationList(_) => {

@@ -16,6 +16,7 @@ pub mod keypair;
 pub mod keystore;
 pub mod outputs;
 pub mod program;
+mod proxy;
 mod report;
 pub mod rollback;
 pub mod run;

@@ -83,7 +83,17 @@ impl Reporter {
         if self.report.last_error.as_ref().is_some_and(|last| last.is_same(&error)) {
             return;
         }
-        self.put(Report { last_error: Some(error), next_renewal: None, ..self.report.clone() });
+        // What fails after a join leaves the next one where it is.
+        let after_join = matches!(e, AgentError::Output(..) | AgentError::Reload(_));
+        let next_renewal = self.report.next_renewal.filter(|_| after_join);
+        self.put(Report { last_error: Some(error), next_renewal, ..self.report.clone() });
+    }
+
+    /// Takes back an error of this [`AgentError::kind`], if that is the last one.
+    pub fn mended(&mut self, kind: &str) {
+        if self.report.last_error.as_ref().is_some_and(|e| e.r#type == kind) {
+            self.put(Report { last_error: None, ..self.report.clone() });
+        }
     }
 
     fn put(&mut self, report: Report) {

@@ -14,7 +14,7 @@ use super::clock::{DeviceClock, since_boot};
 use super::config::{Config, ConfigError, DEFAULT_RENEWAL_INTERVAL, Trust as TrustConfig};
 use super::crl::RevocationList;
 use super::device::{Device, Pinning};
-use super::error::{AgentError, KEYSTORE};
+use super::error::{AgentError, KEYSTORE, RELOAD};
 use super::join::{Joined, Joiner};
 use super::outputs::{self, Fresh, Reloads};
 use super::report::Reporter;
@@ -22,7 +22,7 @@ use super::static_key;
 use super::systemd::Notifier;
 use super::tls::{Roots, Trust};
 use super::transport::Https;
-use super::wait::{Waiter, Wake};
+use super::wait::{self, Waiter, Wake};
 use crate::join::JoinKind;
 use crate::join::message::JOIN_PATH;
 use crate::time::{Clock, Random, Timestamp};
@@ -31,7 +31,8 @@ use crate::time::{Clock, Random, Timestamp};
 const CAP_WITHOUT_CERTIFICATE: Duration = Duration::from_secs(60);
 /// Longest backoff while there is one.
 const CAP_WITH_CERTIFICATE: Duration = Duration::from_secs(300);
-
+/// How long the daemon may go on once it was told to end.
+const GRACE: Duration = Duration::from_secs(1);
 /// Longest wait for another look at the revocation list after one that failed.
 const CRL_RETRY: Duration = Duration::from_secs(60);
 
@@ -59,7 +60,7 @@ impl Agent {
         let device = open_device(config)?;
         let clock = Arc::new(DeviceClock::new(system.clone(), device.state.memory().last_known_time));
         let trust = Trust::new(roots(config)?, clock.clone());
-        let https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
+        let https = Https::new(&config.auth_server.to_string(), trust)?;
         let reporter = reporter(config);
         let reloads = Reloads::default();
         let (config, random) = (config.clone(), random.clone());
@@ -130,6 +131,20 @@ impl Agent {
             self.verifiers = (fresh, bundle);
         }
         self.look_due
+    }
+
+    /// Does a reload that is due. Returns when to come back, in time since boot. A failure shows in `boundkey status` until the
+    /// program was told, but not in place of a join's, which weighs more.
+    fn run_reloads(&mut self) -> Option<Duration> {
+        let due = self.reloads.run_due(since_boot());
+        match self.reloads.take_failure() {
+            Some(e) if self.reporter.report().last_error.as_ref().is_none_or(|last| last.r#type == RELOAD) => {
+                self.reporter.failed(&e.into(), self.clock.now());
+            }
+            _ if !self.reloads.is_failing() => self.reporter.mended(RELOAD),
+            _ => {}
+        }
+        due
     }
 
     /// Notes a success, and says so where the last try failed for the key store: someone may be on their way to it.
@@ -203,6 +218,7 @@ fn report_unopened(config: &Config, system: &Arc<dyn Clock>, e: &AgentError) {
 pub fn daemon(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<(), AgentError> {
     let failed = |e: nix::errno::Errno| AgentError::Other(format!("waiting: {e}"));
     let mut waiter = Waiter::new().map_err(failed)?;
+    wait::end_after(GRACE, last_words).map_err(|e| AgentError::Other(format!("starting a thread: {e}")))?;
     let mut notifier = Notifier::from_env();
     notifier.ready("starting");
     let mut agent = None;
@@ -216,9 +232,13 @@ pub fn daemon(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>
             Wake::Time => {}
         }
     }
-    notifier.stopping();
-    log::info!("stopped");
+    last_words();
     Ok(())
+}
+
+fn last_words() {
+    Notifier::from_env().stopping();
+    log::info!("stopped");
 }
 
 /// One turn of the daemon: open if need be, join, install. Returns how long to wait. Fails only for what no retry mends.
@@ -282,7 +302,7 @@ fn wait_for(
         let mut until = end;
         if let Some(agent) = agent.as_mut() {
             until = until.min(agent.keep_revoked());
-            until = agent.reloads.run_due(since_boot()).map_or(until, |due| until.min(due));
+            until = agent.run_reloads().map_or(until, |due| until.min(due));
         }
         if let Some(period) = notifier.watchdog_period() {
             until = until.min(since_boot() + period);

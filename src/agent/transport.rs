@@ -12,6 +12,8 @@ use ureq::unversioned::transport::{
     Transport as Socket, TransportAdapter,
 };
 
+use super::error::AgentError;
+use super::proxy;
 use super::tls::{PinMismatch, Trust};
 use crate::join::message::MAX_ANSWER;
 use crate::join::{PROBLEM_JSON, Problem};
@@ -53,6 +55,13 @@ pub enum TransportError {
     NotBoundkey(String),
     /// The server's CA is not the one trusted.
     NotTrusted(String),
+    /// No connection by way of the proxy that the environment names.
+    Proxy {
+        /// Its host and port.
+        proxy: String,
+        /// What went wrong.
+        why: String,
+    },
     /// The server's revocation list cannot be used.
     RevocationList(&'static str),
     /// The server refused.
@@ -74,6 +83,7 @@ impl std::fmt::Display for TransportError {
             Self::CutShort => f.write_str("the connection ended in the middle of the answer"),
             Self::NotBoundkey(what) => write!(f, "what answers is not an auth endpoint of this version: {what}"),
             Self::NotTrusted(why) => write!(f, "the server is not trusted: {why}"),
+            Self::Proxy { proxy, why } => write!(f, "no connection through proxy {proxy}: {why}"),
             Self::RevocationList(why) => write!(f, "revocation list: {why}"),
             Self::Refused(problem) => problem.fmt(f),
             Self::Tls(why) => write!(f, "TLS: {why}"),
@@ -90,12 +100,16 @@ pub struct Https {
     agent: ureq::Agent,
     base: String,
     host: String,
+    /// Host and port of the proxy on the way, if there is one.
+    proxy: Option<String>,
     trust: Arc<Trust>,
 }
 
 impl Https {
-    /// Requests to `https://AUTHORITY`.
-    pub fn new(authority: &str, trust: Arc<Trust>) -> Result<Self, rustls::Error> {
+    /// Requests to `https://AUTHORITY`, through the proxy that the environment names, if any.
+    pub fn new(authority: &str, trust: Arc<Trust>) -> Result<Self, AgentError> {
+        let url = format!("https://{authority}");
+        let proxy = proxy::from_env(&url)?;
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .https_only(true)
@@ -106,12 +120,14 @@ impl Https {
             .timeout_connect(Some(CONNECT))
             .timeout_global(Some(REQUEST))
             .max_idle_connections(1)
+            .proxy(proxy.clone())
             .build();
-        let tls = TlsConnector(trust.client_config()?);
+        let tls = TlsConnector(trust.client_config().map_err(|e| AgentError::Other(format!("TLS: {e}")))?);
         let connector = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(tls);
         let agent = ureq::Agent::with_parts(config, connector, DefaultResolver::default());
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_owned();
-        Ok(Self { agent, base: format!("https://{authority}"), host, trust })
+        let proxy = proxy.map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
+        Ok(Self { agent, base: url, host, proxy, trust })
     }
 
     /// The whole URL of a path.
@@ -131,7 +147,9 @@ impl Https {
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
         let body = response.body_mut().with_config().limit(limit as u64).read_to_vec().map_err(|e| match self.explain(e) {
             // The head arrived: what is missing is the rest of the answer.
-            TransportError::Unreachable(_) | TransportError::NotBoundkey(_) => TransportError::CutShort,
+            TransportError::NotBoundkey(_) | TransportError::Proxy { .. } | TransportError::Unreachable(_) => {
+                TransportError::CutShort
+            }
             other => other,
         })?;
         if kind.starts_with(PROBLEM_JSON) {
@@ -148,12 +166,14 @@ impl Https {
     fn explain(&self, e: ureq::Error) -> TransportError {
         let io = match e {
             ureq::Error::Timeout(_) => return TransportError::TimedOut,
-            ureq::Error::HostNotFound => return TransportError::Unreachable(format!("{} cannot be resolved", self.host)),
+            ureq::Error::HostNotFound if self.proxy.is_some() => return self.unreachable("its name cannot be resolved".into()),
+            ureq::Error::HostNotFound => return self.unreachable(format!("{} cannot be resolved", self.host)),
+            ureq::Error::ConnectProxyFailed(why) => return self.unreachable(why),
             ureq::Error::BodyExceedsLimit(limit) => return TransportError::AnswerTooLong(limit),
             ureq::Error::Io(io) => io,
             ureq::Error::Protocol(e) => return TransportError::NotBoundkey(e.to_string()),
             e @ ureq::Error::LargeResponseHeader(..) => return TransportError::NotBoundkey(e.to_string()),
-            other => return TransportError::Unreachable(other.to_string()),
+            other => return self.unreachable(other.to_string()),
         };
         match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidCertificate(e)) => self.explain_certificate(e),
@@ -165,7 +185,14 @@ impl Https {
             Some(e) => TransportError::Tls(e.to_string()),
             None if io.kind() == io::ErrorKind::UnexpectedEof => TransportError::CutShort,
             None if io.kind() == io::ErrorKind::TimedOut => TransportError::TimedOut,
-            None => TransportError::Unreachable(io.to_string()),
+            None => self.unreachable(io.to_string()),
+        }
+    }
+
+    fn unreachable(&self, why: String) -> TransportError {
+        match &self.proxy {
+            Some(proxy) => TransportError::Proxy { proxy: proxy.clone(), why },
+            None => TransportError::Unreachable(why),
         }
     }
 

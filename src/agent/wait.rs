@@ -1,6 +1,7 @@
 //! Waiting: for a moment on the clock that goes on during sleep (timerfd_create(2), `CLOCK_BOOTTIME`), or for a signal
 //! (signalfd(2)). Both are file descriptors, so that no signal is lost between looking and waiting.
 
+use std::io;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+/// Enough for a thread that writes two lines.
+const STACK: usize = 128 * 1024;
+
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
@@ -20,6 +24,33 @@ pub enum Wake {
     Stop,
     /// The moment came.
     Time,
+}
+
+/// Ends this process `grace` after SIGTERM or SIGINT, if it has not ended by itself by then: a request, a name server, a key store or
+/// a reload may hang for longer than anyone waits. A power cut at any instant does no harm, so neither does this.
+///
+/// Call after [`Waiter::new`], which keeps the signals from ending the process at once.
+pub fn end_after(grace: Duration, last_words: fn()) -> io::Result<()> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGINT);
+    set.add(Signal::SIGTERM);
+    // Only looked at: the signal itself is left to `until`.
+    let stop = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?;
+    let watch = move || {
+        let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                Err(e) => return log::warn!("told to end, the daemon may be slow to do so: {e}"),
+                Ok(_) => break,
+            }
+        }
+        std::thread::sleep(grace);
+        log::warn!("ended in the middle of a try; the next start goes on from there");
+        last_words();
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("stop".into()).stack_size(STACK).spawn(watch).map(drop)
 }
 
 /// Waits for moments and signals.

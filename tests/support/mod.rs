@@ -1,9 +1,13 @@
 //! What black-box tests stand on: a server, an operator and devices, each the real program in a directory of its own.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod connect_proxy;
 pub mod imposter;
+pub mod namespace;
 pub mod proxy;
+pub mod said;
 pub mod strace;
+pub mod walk;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -361,6 +365,18 @@ pub fn tool(program: &str, package: &str) -> PathBuf {
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     let found = dirs.map(|dir| dir.join(program)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{program} is missing: install it with `apt-get install {package}`"))
+}
+
+/// `command` as the arguments of `wrapper`, which is to run it, with its environment.
+pub fn wrapped(mut wrapper: Command, command: &Command) -> Command {
+    wrapper.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapper.env(name, value),
+            None => wrapper.env_remove(name),
+        };
+    }
+    wrapper
 }
 
 /// Runs a command to its end.

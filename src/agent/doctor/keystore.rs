@@ -56,7 +56,7 @@ pub fn check(report: &mut Report, config: &Config, memory: Option<&Memory>) -> V
         );
     } else if let Some(algorithm) = algorithms.first() {
         match throw_away(&mut *store, *algorithm) {
-            Ok(()) => report.ok(CHECK, format!("makes a {algorithm} key, signs with it, and deletes it")),
+            Ok(()) => report.ok(CHECK, format!("makes a key ({algorithm}), signs with it, and deletes it")),
             Err(e) => fail(report, CHECK, "a throw-away key: ", e),
         }
     }

@@ -56,7 +56,7 @@ pub fn check(
 
 fn ask(config: &Config, clock: &Arc<DeviceClock>) -> Result<(Ping, Https), AgentError> {
     let trust = Trust::new(roots(config)?, clock.clone());
-    let mut https = Https::new(&config.auth_server.to_string(), trust).map_err(|e| AgentError::Other(format!("TLS: {e}")))?;
+    let mut https = Https::new(&config.auth_server.to_string(), trust)?;
     let answer = https.get(PING_PATH, JSON, MAX_ANSWER)?;
     let ping = serde_json::from_slice(&answer).map_err(|e| TransportError::NotBoundkey(e.to_string()))?;
     Ok((ping, https))

@@ -40,6 +40,8 @@ const PRIVATE_VARIABLES: [&str; 6] =
 pub struct Reloads {
     pending: Vec<Pending>,
     time_limit: Duration,
+    /// The last failure that nobody took yet.
+    failure: Option<ReloadError>,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Default for Reloads {
 impl Reloads {
     /// None to do yet; commands may take up to `time_limit`.
     pub fn with_time_limit(time_limit: Duration) -> Self {
-        Self { pending: Vec::new(), time_limit }
+        Self { pending: Vec::new(), time_limit, failure: None }
     }
 
     /// Takes note that the files of `output` changed. Outputs that share a reload share one run of it.
@@ -77,15 +79,26 @@ impl Reloads {
     /// Does one reload that is due, and returns when to come back: at that time since boot, or with nothing to do not at all.
     ///
     /// One at a time, so that the loop around it can tend to signals and the watchdog; it takes up to the time limit. A failure is
-    /// logged here.
+    /// logged here, and kept for [`Reloads::take_failure`].
     pub fn run_due(&mut self, now: Duration) -> Option<Duration> {
         if let Some(at) = self.pending.iter().position(|p| p.due <= now) {
             let pending = self.pending.remove(at);
             if let Err(e) = self.run(pending, now) {
                 log::error!("{e}\n{}", e.advice());
+                self.failure = Some(e);
             }
         }
         self.pending.iter().map(|p| p.due).min()
+    }
+
+    /// The last failure, once.
+    pub fn take_failure(&mut self) -> Option<ReloadError> {
+        self.failure.take()
+    }
+
+    /// Whether a reload that failed is still to be done.
+    pub fn is_failing(&self) -> bool {
+        self.pending.iter().any(|pending| pending.failures > 0)
     }
 
     /// Does all reloads once, due or not, and none again. All are tried; the first error is returned, the others are logged.
@@ -185,7 +198,7 @@ impl std::error::Error for ReloadError {}
 
 impl From<ReloadError> for AgentError {
     fn from(e: ReloadError) -> Self {
-        Self::Output(e.to_string(), e.advice())
+        Self::Reload(e)
     }
 }
 

@@ -4,10 +4,22 @@
 //! rights do not suffice, the test says `NOT TRIED`, and why.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
+#[path = "bad_days/clock.rs"]
+mod clock;
+#[path = "bad_days/fat.rs"]
+mod fat;
 #[path = "bad_days/flash.rs"]
 mod flash;
+#[path = "bad_days/names.rs"]
+mod names;
+#[path = "bad_days/offline.rs"]
+mod offline;
+#[path = "bad_days/path_mtu.rs"]
+mod path_mtu;
 #[path = "bad_days/proxy.rs"]
 mod proxy;
+#[path = "bad_days/storage.rs"]
+mod storage;
 mod support;
 
 use boundkey::pem;

@@ -151,6 +151,35 @@ fn a_failed_write_is_made_good_by_the_next() {
     assert_eq!(*StateFile::open(medium.power_up(0, false)).expect("a slot").memory(), memory(3));
 }
 
+/// The same wherever it fails, with any part of the write that failed on the medium, and as often as it fails: the process goes on, or
+/// another one starts.
+#[test]
+fn an_error_at_any_call_is_made_good_by_the_next() {
+    let mut failures = 0;
+    for fails_at in 0.. {
+        let medium = Medium::default();
+        let mut file = StateFile::open(medium.clone()).expect("an empty medium");
+        file.store(&memory(1)).expect("the first write");
+        medium.0.borrow_mut().calls_left = Some(fails_at);
+        let Err(_) = file.store(&memory(2)) else { break };
+        for _ in 0..3 {
+            medium.0.borrow_mut().calls_left = Some(0);
+            assert!(file.store(&memory(2)).is_err(), "the medium still fails");
+        }
+        for kept in [0, 1, SLOT_SIZE / 2, SLOT_SIZE] {
+            let mended = medium.power_up(kept, false);
+            let mut later = StateFile::open(mended.clone()).expect("a slot holds");
+            later.store(&memory(3)).expect("the medium works again");
+            assert_eq!(*StateFile::open(mended.power_up(0, false)).expect("a slot").memory(), memory(3));
+        }
+        medium.0.borrow_mut().calls_left = None;
+        file.store(&memory(3)).expect("the medium works again");
+        assert_eq!(*StateFile::open(medium.power_up(0, false)).expect("a slot").memory(), memory(3));
+        failures += 1;
+    }
+    assert!(failures >= 2, "write and sync failed: {failures}");
+}
+
 #[test]
 fn nothing_is_written_that_did_not_change() {
     let medium = Medium::default();

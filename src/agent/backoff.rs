@@ -65,6 +65,20 @@ mod tests {
         assert!(backoff.next(cap, &System).unwrap() <= FIRST);
     }
 
+    /// Three days offline: so many tries, with a certificate that holds and without one. Full jitter halves the caps on average.
+    #[test]
+    fn days_without_a_network_are_so_many_tries() {
+        const OUTAGE: Duration = Duration::from_secs(3 * 24 * 3600);
+        for (cap, expected) in [(60, 8_000..9_200), (300, 1_550..1_900)] {
+            let (mut backoff, mut spent, mut tries) = (Backoff::default(), Duration::ZERO, 0);
+            while spent < OUTAGE {
+                spent += backoff.next(Duration::from_secs(cap), &System).unwrap();
+                tries += 1;
+            }
+            assert!(expected.contains(&tries), "cap {cap} s: {tries} tries");
+        }
+    }
+
     #[test]
     fn renewals_spread_over_a_tenth() {
         let interval = Duration::from_secs(1200);

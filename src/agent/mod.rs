@@ -4,6 +4,7 @@
 
 mod backoff;
 pub mod clock;
+mod complaint;
 pub mod config;
 pub mod crl;
 pub mod device;

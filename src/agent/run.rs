@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::backoff::{Backoff, jittered};
 use super::clock::{DeviceClock, since_boot};
+use super::complaint::Complaint;
 use super::config::{Config, ConfigError, DEFAULT_RENEWAL_INTERVAL, Trust as TrustConfig};
 use super::crl::RevocationList;
 use super::device::{Device, Pinning};
@@ -52,6 +53,14 @@ pub struct Agent {
     unwritten: bool,
     /// When to look at the revocation list, in time since boot.
     look_due: Duration,
+    look_complaint: Complaint,
+}
+
+/// What the daemon knows of its last tries.
+#[derive(Default)]
+struct Tries {
+    backoff: Backoff,
+    complaint: Complaint,
 }
 
 impl Agent {
@@ -65,7 +74,21 @@ impl Agent {
         let reloads = Reloads::default();
         let (config, random) = (config.clone(), random.clone());
         let (revoked, verifiers, unwritten, look_due) = (RevocationList::default(), Default::default(), false, Duration::MAX);
-        Ok(Self { config, clock, random, https, device, reporter, reloads, revoked, verifiers, unwritten, look_due })
+        let look_complaint = Complaint::default();
+        Ok(Self {
+            config,
+            clock,
+            random,
+            https,
+            device,
+            reporter,
+            reloads,
+            revoked,
+            verifiers,
+            unwritten,
+            look_due,
+            look_complaint,
+        })
     }
 
     /// Joins once and installs the outputs. Returns how long to wait before the next renewal.
@@ -125,8 +148,11 @@ impl Agent {
                 }
                 Ok(())
             });
-            if let Err(e) = kept {
-                log::error!("{e}\n{}", e.advice());
+            match kept {
+                Ok(()) => self.look_complaint.succeeded(),
+                Err(e) => {
+                    self.look_complaint.failed(&e, since_boot());
+                }
             }
             self.verifiers = (fresh, bundle);
         }
@@ -153,11 +179,6 @@ impl Agent {
             log::info!("the key store works again");
         }
         self.reporter.succeeded(next_renewal, warnings);
-    }
-
-    fn note_failure(&mut self, e: &AgentError) {
-        log::error!("{e}\n{}", e.advice());
-        self.reporter.failed(e, self.clock.now());
     }
 
     fn has_certificate(&self) -> bool {
@@ -222,10 +243,10 @@ pub fn daemon(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>
     let mut notifier = Notifier::from_env();
     notifier.ready("starting");
     let mut agent = None;
-    let mut backoff = Backoff::default();
+    let mut tries = Tries::default();
     loop {
         notifier.watchdog();
-        let wait = turn(&mut agent, config, system, random, &mut backoff, &mut notifier)?;
+        let wait = turn(&mut agent, config, system, random, &mut tries, &mut notifier)?;
         match wait_for(wait, &mut waiter, agent.as_mut(), &mut notifier).map_err(failed)? {
             Wake::Stop => break,
             Wake::Renew => log::info!("told to renew"),
@@ -247,7 +268,7 @@ fn turn(
     config: &Config,
     system: &Arc<dyn Clock>,
     random: &Arc<dyn Random>,
-    backoff: &mut Backoff,
+    tries: &mut Tries,
     notifier: &mut Notifier,
 ) -> Result<Duration, AgentError> {
     let opened = match agent {
@@ -258,32 +279,37 @@ fn turn(
         Ok(agent) => agent,
         Err(e @ (AgentError::Config(_) | AgentError::StorageInUse(_))) => return Err(e),
         Err(e) => {
-            log::error!("{e}\n{}", e.advice());
+            tries.complaint.failed(&e, since_boot());
             report_unopened(config, system, &e);
             notifier.status(&e.to_string());
-            return Ok(backoff.next(CAP_WITHOUT_CERTIFICATE, &**random)?);
+            return Ok(tries.backoff.next(CAP_WITHOUT_CERTIFICATE, &**random)?);
         }
     };
     match agent.join() {
         Ok((joined, wait)) => {
-            backoff.reset();
+            tries.backoff.reset();
+            tries.complaint.succeeded();
             let wait = jittered(wait, &**random)?;
             let next = agent.clock.now().plus(wait);
             let end = joined.answer.identity.not_after;
             agent.note_success(Some(next), joined.answer.warnings.clone());
             notifier.status(&format!("certificate until {end}; next renewal {next}"));
             if let Err(e) = agent.install(joined) {
-                agent.note_failure(&e);
+                log::error!("{e}\n{}", e.advice());
+                agent.reporter.failed(&e, agent.clock.now());
             }
             Ok(wait)
         }
         Err(e) => {
-            agent.note_failure(&e);
+            let is_news = tries.complaint.failed(&e, since_boot());
+            agent.reporter.failed(&e, agent.clock.now());
             notifier.status(&e.to_string());
             let with = CAP_WITH_CERTIFICATE.min(config.renewal_interval.unwrap_or(CAP_WITH_CERTIFICATE));
             let cap = if agent.has_certificate() { with } else { CAP_WITHOUT_CERTIFICATE };
-            let wait = backoff.next(cap, &**random)?;
-            log::info!("trying again in {}", humantime::format_duration(Duration::from_secs(wait.as_secs().max(1))));
+            let wait = tries.backoff.next(cap, &**random)?;
+            if is_news {
+                log::info!("trying again in {}", humantime::format_duration(Duration::from_secs(wait.as_secs().max(1))));
+            }
             Ok(wait)
         }
     }

@@ -8,6 +8,7 @@ pub mod proxy;
 pub mod said;
 pub mod strace;
 pub mod walk;
+pub mod wall_clock;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

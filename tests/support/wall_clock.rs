@@ -1,0 +1,48 @@
+//! A wall clock that a test sets while a program runs, and that nobody else sees.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{TempDir, success, tool};
+
+/// Seconds in a year, or nearly.
+pub const YEAR: i64 = 365 * 24 * 3600;
+
+/// The clock: a library that bends it, and the file that says how far.
+pub struct WallClock {
+    dir: TempDir,
+}
+
+impl WallClock {
+    /// A clock that is right.
+    pub fn new() -> Self {
+        let clock = Self { dir: TempDir::new("clock") };
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/wall_clock.c");
+        success(
+            Command::new(tool("cc", "gcc")).args(["-shared", "-fPIC", "-Wall", "-Werror", source, "-o"]).arg(clock.library()),
+        );
+        clock.jump_to(0);
+        clock
+    }
+
+    /// From here on the clock is off by so many seconds.
+    pub fn jump_to(&self, seconds: i64) {
+        // Renamed into place: who reads meanwhile reads the one or the other.
+        let new = self.dir.join("new");
+        std::fs::write(&new, seconds.to_string()).expect("clock");
+        std::fs::rename(&new, self.file()).expect("clock");
+    }
+
+    /// What a program that is to see this clock needs in its environment.
+    pub fn env(&self) -> [(&'static str, PathBuf); 2] {
+        [("LD_PRELOAD", self.library()), ("WALL_CLOCK", self.file())]
+    }
+
+    fn library(&self) -> PathBuf {
+        self.dir.join("wall_clock.so")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.join("offset")
+    }
+}

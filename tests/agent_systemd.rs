@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use boundkey::agent::config::Config;
-use boundkey::agent::systemd::{self, Unit, Written};
+use boundkey::agent::config::{Config, ConfigError};
+use boundkey::agent::systemd::{self, MadeFor, Needs, Unit, Written};
 
 const MINIMAL: &str = "version: v1\nauth_server: auth.example.com\nonboarding: {token: gateway}\nca_pins: \
                        [\"sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"]\n";
@@ -22,15 +22,19 @@ outputs:
 ";
 
 fn config(text: &str) -> Config {
+    load(text).expect("configuration")
+}
+
+fn load(text: &str) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().expect("directory");
     let path = dir.path().join("boundkey.yaml");
     fs::write(&path, text).expect("write");
-    Config::load(&path, &|_| None).expect("configuration")
+    Config::load(&path, &|_| None)
 }
 
 fn unit(config: &Config, user: Option<&str>) -> String {
     let (program, config_path) = (Path::new("/bin/true"), Path::new("/etc/boundkey.yaml"));
-    Unit { name: "boundkey", program, config_path, user, config }.text()
+    Unit { name: "boundkey", program, config_path, user, made_for: MadeFor::Configuration, needs: &Needs::of(config) }.text()
 }
 
 #[track_caller]
@@ -106,6 +110,65 @@ fn a_tpm_is_the_only_device() {
     assert_lacks(&unit, &["PrivateDevices"]);
 }
 
+const DIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cross/dist");
+
+/// A package is installed before there is a configuration, and its user has no powers at all.
+#[test]
+fn the_packages_unit_waits_for_a_configuration() {
+    let unit = systemd::packaged();
+    assert_has(
+        &unit,
+        &[
+            "ConditionPathExists=/etc/boundkey.yaml",
+            "ExecStart=/usr/bin/boundkey start -c /etc/boundkey.yaml",
+            "User=boundkey",
+            "StateDirectory=boundkey",
+            "RuntimeDirectory=boundkey",
+            "AmbientCapabilities=",
+            "CapabilityBoundingSet=",
+            "DeviceAllow=/dev/tpmrm0 rw",
+            "SystemCallFilter=@chown",
+        ],
+    );
+    // A group that is not there would keep the service from starting.
+    assert_lacks(&unit, &["SupplementaryGroups", "ReadWritePaths", "ExecStartPre"]);
+}
+
+/// Packages take the unit from `cross/dist`, for they are built where the agent's own programs do not run.
+#[test]
+fn the_packages_unit_is_the_one_that_the_agent_makes() {
+    let file = fs::read_to_string(format!("{DIST}/boundkey.service")).expect("cross/dist/boundkey.service");
+    assert_eq!(file, systemd::packaged(), "run: cargo run --example boundkey-dist -- unit >cross/dist/boundkey.service");
+}
+
+/// Copied and forgotten, the example is refused by name of the line; with a pin it is a configuration, also with all that it
+/// has switched off.
+#[test]
+fn the_example_is_a_configuration_but_for_the_pin() {
+    let example = fs::read_to_string(format!("{DIST}/boundkey.yaml")).expect("cross/dist/boundkey.yaml");
+    let pinned = example.replace("sha256:...", &format!("sha256:{}", "0123456789abcdef".repeat(4)));
+    let refused = load(&example).expect_err("no pin");
+    assert!(refused.to_string().contains("boundkey.yaml:8:"), "{refused}");
+    assert_eq!(load(&pinned).expect("the example").warnings, Vec::<String>::new());
+
+    // `# Words` are words, `#setting` and `#  - more of it` are settings. The last of several key stores counts: one is left on.
+    let on = |line: &str| match line.strip_prefix('#') {
+        Some(rest) if !rest.starts_with(' ') || rest.starts_with("  ") => {
+            (!rest.starts_with("keystore")).then(|| rest.to_owned())
+        }
+        _ => Some(line.to_owned()),
+    };
+    let all: Vec<_> = pinned.lines().filter_map(on).collect();
+    let full = load(&all.join("\n")).expect("all settings");
+    assert_eq!((full.outputs.len(), full.log.level.is_some()), (1, true));
+    for keystore in pinned.lines().filter_map(|line| line.strip_prefix("#keystore")) {
+        let other = load(&pinned.replace("\nkeystore: {type: file}\n", &format!("\nkeystore{keystore}\n")));
+        let kind = |name| keystore.contains(&format!("type: {name},"));
+        let built_in = (kind("tpm") && cfg!(feature = "tpm")) || (kind("pkcs11") && cfg!(feature = "pkcs11"));
+        assert_eq!(other.is_ok(), built_in, "{keystore}: {other:?}");
+    }
+}
+
 #[test]
 fn a_unit_file_that_differs_is_not_replaced_unasked() {
     let dir = tempfile::tempdir().expect("directory");
@@ -131,11 +194,13 @@ fn systemd_itself_is_content() {
         eprintln!("skipped: no systemd-analyze (Debian package systemd)");
         return;
     }
-    let full = format!("{MINIMAL}{OUTPUTS}");
-    for (text, user) in [(MINIMAL, None), (&*full, None), (&*full, Some("daemon"))] {
+    let full = config(&format!("{MINIMAL}{OUTPUTS}"));
+    // The package's user and program may not be on this system.
+    let packaged = systemd::packaged().replace("User=boundkey", "User=daemon").replace("/usr/bin/boundkey", "/bin/true");
+    for text in [unit(&config(MINIMAL), None), unit(&full, None), unit(&full, Some("daemon")), packaged] {
         let dir = tempfile::tempdir().expect("directory");
         let file: PathBuf = dir.path().join("boundkey.service");
-        systemd::write(&file, &unit(&config(text), user), false).expect("written");
+        systemd::write(&file, &text, false).expect("written");
         let run = |args: &[&str]| Command::new("systemd-analyze").args(args).arg(&file).output().expect("systemd-analyze");
 
         let verified = run(&["verify", "--man=no"]);

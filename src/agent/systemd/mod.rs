@@ -1,5 +1,6 @@
 //! Running under systemd: the unit that `boundkey install systemd` makes, and what the daemon tells the service manager.
 
+mod needs;
 mod notify;
 mod unit;
 
@@ -11,11 +12,12 @@ use boundkey_hal::durable;
 use clap::builder::PathBufValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::config::{Config, ConfigError};
+use super::config::{Config, ConfigError, DEFAULT_PATH};
 use super::error::AgentError;
 
+pub use needs::{Gives, Needs};
 pub use notify::Notifier;
-pub use unit::Unit;
+pub use unit::{MadeFor, Unit};
 
 /// Where an administrator's units are.
 const UNIT_DIR: &str = "/etc/systemd/system";
@@ -52,7 +54,8 @@ pub fn install(matches: &ArgMatches, config: &Config) -> Result<String, AgentErr
     };
     let program = program.map_err(|e| failed("the program's path", e))?;
     let config_path = std::path::absolute(&config.path).map_err(|e| failed("the configuration's path", e))?;
-    let unit = Unit { name, program: &program, config_path: &config_path, user, config }.text();
+    let (made_for, needs) = (MadeFor::Configuration, &Needs::of(config));
+    let unit = Unit { name, program: &program, config_path: &config_path, user, made_for, needs }.text();
     if !matches.get_flag("write") {
         return Ok(unit);
     }
@@ -64,6 +67,12 @@ pub fn install(matches: &ArgMatches, config: &Config) -> Result<String, AgentErr
         Written::Same => "already there, and the same",
     };
     Ok(format!("{}: {done}\nnext: systemctl daemon-reload && systemctl enable --now {name}\n", file.display()))
+}
+
+/// The unit that packages bring, such as Debian's: for any device, configured or not.
+pub fn packaged() -> String {
+    let (program, config_path) = (Path::new("/usr/bin/boundkey"), Path::new(DEFAULT_PATH));
+    Unit { name: NAME, program, config_path, user: Some(NAME), made_for: MadeFor::Package, needs: &Needs::of_package() }.text()
 }
 
 /// What came of writing a unit file.

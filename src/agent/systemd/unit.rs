@@ -1,14 +1,14 @@
-//! The unit: everything that the agent does not need is taken from it, and what it keeps follows from the configuration.
+//! The unit: everything that the agent does not need is taken from it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::agent::config::{Config, Output, Reload, SecretSource, TokenSource, Trust};
+use super::needs::{Gives, Needs};
 
 /// How long the daemon may be silent: two commands that take all their time, and the timeouts of one join.
 const WATCHDOG: &str = "3min";
 
-/// What the configuration does not say.
+/// A unit to be written.
 #[derive(Clone, Debug)]
 pub struct Unit<'a> {
     /// Name of the service.
@@ -19,8 +19,19 @@ pub struct Unit<'a> {
     pub config_path: &'a Path,
     /// The user to run as; root without its powers where there is none.
     pub user: Option<&'a str>,
-    /// The configuration.
-    pub config: &'a Config,
+    /// For whom it is made.
+    pub made_for: MadeFor,
+    /// What it grants.
+    pub needs: &'a Needs,
+}
+
+/// For whom a unit is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MadeFor {
+    /// For one configuration, which is there.
+    Configuration,
+    /// For every device that a package is installed on, most of them before they are configured.
+    Package,
 }
 
 impl Unit<'_> {
@@ -36,16 +47,29 @@ impl Unit<'_> {
     }
 
     fn head(&self) -> String {
+        let config = self.config_path.display();
+        let (origin, condition) = match self.made_for {
+            MadeFor::Configuration => (format!("# Made by `boundkey install systemd` from {config}.\n"), String::new()),
+            MadeFor::Package => (
+                "# For keys in files and in a TPM, and outputs below /run/boundkey. A unit that allows what a configuration needs,\n\
+                 # and no more, is written by: boundkey install systemd --write\n"
+                    .into(),
+                format!(
+                    "Documentation=man:boundkey(1)\n# Not configured yet is not failed.\nConditionPathExists={}\n",
+                    quoted(self.config_path)
+                ),
+            ),
+        };
         format!(
-            "# Made by `boundkey install systemd` from {}.\n\
+            "{origin}\
              # Changes belong into a drop-in: systemctl edit {}\n\
              [Unit]\n\
              Description=Device identity agent (boundkey)\n\
+             {condition}\
              Wants=network-online.target\n\
              After=network-online.target\n\
              # A device that nobody can reach must come back by itself, however often it failed.\n\
              StartLimitIntervalSec=0\n",
-            self.config_path.display(),
             self.name
         )
     }
@@ -67,7 +91,7 @@ impl Unit<'_> {
             argument(self.program),
             argument(self.config_path)
         );
-        if self.config.keystore.kind() == "tpm" {
+        if self.needs.tss {
             text.push_str(
                 "# The library reports every expected refusal of the TPM as an error; the agent's own log says what matters.\n",
             );
@@ -79,19 +103,19 @@ impl Unit<'_> {
     fn directories(&self) -> String {
         let mut text =
             String::from("# The only places it can write to: its storage, and the outputs' directories.\nProtectSystem=strict\n");
-        let storage = &self.config.storage;
+        let storage = &self.needs.storage;
         if let Some(state) = under(storage, "/var/lib") {
             let _ = writeln!(text, "StateDirectory={}\nStateDirectoryMode=0700", quoted(&state));
         } else {
             text.push_str(&self.writable(storage, "mkdir -p -m 0700"));
         }
-        let outputs = self.config.outputs.iter().map(|output| &*output.destination.path);
-        let runtime: Vec<_> = outputs.clone().filter_map(|path| under(path, "/run")).map(|path| quoted(&path)).collect();
+        let outputs = &self.needs.outputs;
+        let runtime: Vec<_> = outputs.iter().filter_map(|path| under(path, "/run")).map(|path| quoted(&path)).collect();
         if !runtime.is_empty() {
             let _ = writeln!(text, "RuntimeDirectory={}", runtime.join(" "));
             text.push_str("# Certificates outlive a restart of the agent: others use them.\nRuntimeDirectoryPreserve=yes\n");
         }
-        for path in outputs.filter(|path| under(path, "/run").is_none()) {
+        for path in outputs.iter().filter(|path| under(path, "/run").is_none()) {
             text.push_str(&self.writable(path, "sh -c 'umask 022; mkdir -p \"$$0\"'"));
         }
         let home = self.uses(&["/home", "/root", "/run/user"]);
@@ -117,8 +141,8 @@ impl Unit<'_> {
     fn privileges(&self) -> String {
         let mut text = String::new();
         let capabilities = [
-            ("CAP_CHOWN", self.gives_files_away(), "to give outputs to their `owner` and `group`"),
-            ("CAP_KILL", self.sends_signals(), "to signal the processes of `pid_file`, which are other users'"),
+            ("CAP_CHOWN", self.needs.gives == Gives::Anyone, "to give outputs to their `owner` and `group`"),
+            ("CAP_KILL", self.needs.signals, "to signal the processes of `pid_file`, which are other users'"),
         ];
         let needed: Vec<_> = capabilities.iter().filter(|(_, needed, _)| *needed).collect();
         for (name, _, why) in &needed {
@@ -127,10 +151,11 @@ impl Unit<'_> {
         let names = needed.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(" ");
         if let Some(user) = self.user {
             let _ = writeln!(text, "User={user}\nAmbientCapabilities={names}\nRemoveIPC=yes");
-            if self.tpm_device().is_some() {
+            // A package puts its user into the group, for commands that a person runs; without TPM there may be no such group.
+            if self.needs.tpm.is_some() && self.made_for != MadeFor::Package {
                 text.push_str("SupplementaryGroups=tss\n");
             }
-            if self.runs_commands() {
+            if self.needs.commands {
                 let _ = writeln!(
                     text,
                     "# For `reload` by systemctl, {user} needs a polkit rule: org.freedesktop.systemd1.manage-units."
@@ -145,15 +170,15 @@ impl Unit<'_> {
 
     fn sandbox(&self) -> String {
         let mut text = String::new();
-        if let Some(device) = self.tpm_device() {
-            let _ = writeln!(text, "DevicePolicy=closed\nDeviceAllow={} rw", quoted(&device));
+        if let Some(device) = &self.needs.tpm {
+            let _ = writeln!(text, "DevicePolicy=closed\nDeviceAllow={} rw", quoted(device));
         } else {
             text.push_str(
                 "# A PKCS#11 module that opens a device itself needs PrivateDevices=no and DeviceAllow= in a drop-in.\n",
             );
             text.push_str("PrivateDevices=yes\n");
         }
-        if self.runs_commands() {
+        if self.needs.commands {
             text.push_str("# The `reload` commands run in this sandbox too; they may look for other processes.\n");
         } else {
             text.push_str("ProtectProc=invisible\nProcSubset=pid\n");
@@ -177,7 +202,7 @@ impl Unit<'_> {
              SystemCallFilter=@system-service\n\
              SystemCallFilter=~@privileged @resources\n",
         );
-        if self.gives_files_away() {
+        if self.needs.gives != Gives::Nobody {
             text.push_str("SystemCallFilter=@chown\n");
         }
         text.push_str("SystemCallErrorNumber=EPERM\n");
@@ -194,59 +219,10 @@ impl Unit<'_> {
         )
     }
 
-    /// The device node of the TPM; none behind a broker or in a simulator.
-    #[cfg(feature = "tpm")]
-    fn tpm_device(&self) -> Option<PathBuf> {
-        match &self.config.keystore {
-            crate::agent::config::Keystore::Tpm { tcti: None, .. } => Some(PathBuf::from("/dev/tpmrm0")),
-            crate::agent::config::Keystore::Tpm { tcti: Some(tcti), .. } => {
-                tcti.to_string().strip_prefix("device:").map(PathBuf::from)
-            }
-            _ => None,
-        }
-    }
-
-    #[cfg(not(feature = "tpm"))]
-    #[allow(clippy::unused_self, reason = "as the one with the feature")]
-    fn tpm_device(&self) -> Option<PathBuf> {
-        None
-    }
-
-    fn gives_files_away(&self) -> bool {
-        self.config.outputs.iter().any(|o| o.destination.owner.is_some() || o.destination.group.is_some())
-    }
-
-    fn sends_signals(&self) -> bool {
-        self.reloads().any(|reload| matches!(reload, Reload::Signal { .. }))
-    }
-
-    fn runs_commands(&self) -> bool {
-        self.reloads().any(|reload| matches!(reload, Reload::Command { .. }))
-    }
-
-    fn reloads(&self) -> impl Iterator<Item = &Reload> {
-        self.config.outputs.iter().filter_map(|output| output.reload.as_ref())
-    }
-
     /// Whether a file of the agent is in one of `places`.
     fn uses(&self, places: &[&str]) -> bool {
-        let config = self.config;
-        let mut paths = vec![self.program, self.config_path, &config.storage];
-        if let Trust::File(path) = &config.trust {
-            paths.push(path);
-        }
-        if let TokenSource::File(path) = &config.onboarding.token {
-            paths.push(path);
-        }
-        if let Some(SecretSource::File(path)) = &config.onboarding.registration_secret {
-            paths.push(path);
-        }
-        paths.extend(config.outputs.iter().map(|Output { destination, .. }| &*destination.path));
-        paths.extend(self.reloads().filter_map(|reload| match reload {
-            Reload::Signal { pid_file, .. } => Some(&**pid_file),
-            Reload::Command { .. } => None,
-        }));
-        paths.iter().any(|path| places.iter().any(|place| path.starts_with(place)))
+        self.needs.are_in(places)
+            || places.iter().any(|place| self.program.starts_with(place) || self.config_path.starts_with(place))
     }
 }
 

@@ -1,6 +1,6 @@
 # The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
 .POSIX:
-.PHONY: help build cross demo test lint bench size clean
+.PHONY: help build cross deb demo test test-deb lint bench size clean
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
@@ -13,6 +13,7 @@ help:
 	@echo 'make lint    formatting, clippy, documentation, dependencies, scripts'
 	@echo 'make size    the agent as it ships, against its budget'
 	@echo 'make cross   the agent for ARM and RISC-V, in target/cross/'
+	@echo 'make deb     packages for Debian (amd64, arm64, armhf), in target/debian/; make test-deb tries them'
 	@echo 'make bench   the agent and the server against their peers, on this machine'
 
 build:
@@ -45,6 +46,15 @@ size:
 
 cross:
 	@tests/timed cross cross/build
+
+deb:
+	@tests/setup build deb
+	@tests/timed deb cross/debian/build
+
+test-deb:
+	@tests/setup build deb
+	@tests/timed deb cross/debian/build amd64
+	@tests/timed test-deb cross/debian/try target/debian/*_amd64.deb
 
 bench:
 	@tests/setup build bench

@@ -216,6 +216,17 @@ fn priority(level: log::Level) -> char {
     }
 }
 
+/// What a program says of its failure before it ends: what failed and, indented, what to do next. Escaped as records are, for it may
+/// hold text that came from a file or the network as well.
+pub fn failure(what: &impl std::fmt::Display, advice: &str) -> String {
+    let (what, mut text) = (what.to_string(), "error: ".to_owned());
+    for (i, part) in what.lines().chain(advice.lines()).enumerate() {
+        text.push_str(if i == 0 { "" } else { "\n  " });
+        escape_into(&mut text, part);
+    }
+    text
+}
+
 fn escape_into(line: &mut String, text: &str) {
     for c in text.chars() {
         if c.is_control() && c != '\t' { line.extend(c.escape_default()) } else { line.push(c) }
@@ -247,6 +258,12 @@ mod tests {
             "{\"time\":\"2026-01-31T12:00:00.250Z\",\"level\":\"info\",\"target\":\"boundkey::agent\",\
              \"message\":\"say \\\"hi\\\"\\nnow\"}\n"
         );
+    }
+
+    #[test]
+    fn a_failure_writes_its_own_lines_only() {
+        assert_eq!(failure(&"no \u{1b}[2J", "mend it"), "error: no \\u{1b}[2J\n  mend it");
+        assert_eq!(failure(&"a:\nb\rc", "mend it"), "error: a:\n  b\\rc\n  mend it");
     }
 
     #[test]

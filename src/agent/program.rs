@@ -131,7 +131,7 @@ pub fn main() -> ExitCode {
             Err(_) => ExitCode::from(1),
         },
         Err(e) => {
-            eprintln!("error: {e}\n  {}", e.advice());
+            eprintln!("{}", logging::failure(&e, &e.advice()));
             ExitCode::from(e.exit_code())
         }
     }

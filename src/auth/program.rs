@@ -122,7 +122,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { what, advice, code }) => {
-            eprintln!("error: {what}\n  {advice}");
+            eprintln!("{}", logging::failure(&what, &advice));
             ExitCode::from(code)
         }
     }

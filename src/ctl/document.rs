@@ -8,6 +8,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use yaml_serde::Deserializer;
 
 use super::Failure;
+use super::print::unprintable;
 use crate::auth::resource::{
     Bot, BotSpec, Kind, Lock, LockSpec, Metadata, Resource, Role, RoleSpec, Token, TokenSpec, TokenStatus,
 };
@@ -69,7 +70,7 @@ struct TokenDocument {
 }
 
 /// Reads the documents of `text`, which stands in `file`. Empty documents are passed over.
-pub(super) fn read(file: &str, text: &str) -> Result<Vec<Resource>, Failure> {
+pub fn read(file: &str, text: &str) -> Result<Vec<Resource>, Failure> {
     let mut resources = Vec::new();
     for (number, (head, body)) in Deserializer::from_str(text).zip(Deserializer::from_str(text)).enumerate() {
         let Some(Head { kind, version }) = parse::<Option<Head>>(file, head)? else { continue };
@@ -111,6 +112,12 @@ pub(super) fn read(file: &str, text: &str) -> Result<Vec<Resource>, Failure> {
         ));
     }
     Ok(resources)
+}
+
+/// Writes documents as [`read`] takes them.
+pub fn write(resources: &[Resource]) -> Result<String, Failure> {
+    let documents: Result<Vec<_>, _> = resources.iter().map(yaml_serde::to_string).collect();
+    documents.map(|documents| documents.join("---\n")).map_err(|e| unprintable(&e))
 }
 
 fn parse<T: DeserializeOwned>(file: &str, document: Deserializer<'_>) -> Result<T, Failure> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::client::{CallError, Client};
-use super::{Failure, document, print, say};
+use super::{Failure, document, say};
 use crate::auth::operator::message::{Action, Applied, Entry, Get, Replace};
 use crate::auth::resource::{Key, Kind, Resource, TokenStatus};
 use crate::join::{Id, ProblemType};
@@ -21,7 +21,7 @@ pub(super) fn edit(client: &Client, key: &Key) -> Result<(), Failure> {
         return Err(Failure::usage(format!("{key} cannot be edited"), "instances are written by joins alone"));
     }
     let read = read(client, key)?;
-    let mut text = print::yaml(std::slice::from_ref(&read.resource))?;
+    let mut text = document::write(std::slice::from_ref(&read.resource))?;
     if key.kind == Kind::Token {
         text.insert_str(0, "# The status is what joins made of the token: it stays as it is, whatever is written here.\n");
     }

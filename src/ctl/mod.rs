@@ -6,7 +6,7 @@
 mod audit;
 mod cli;
 mod client;
-mod document;
+pub mod document;
 mod edit;
 mod print;
 mod table;
@@ -23,16 +23,20 @@ pub use cli::command;
 use crate::auth::data_dir::SOCKET;
 use crate::auth::operator::message::{Action, Apply, CancelExemption, Delete, Exempt, Get, PutLock, Reset, Rotate};
 use crate::auth::resource::{Key, LockTarget};
+use crate::logging;
 use cli::{Selected, Span};
 use client::Client;
 use print::Format;
 
 /// What failed, what to do next, and the exit code.
 #[derive(Debug)]
-struct Failure {
-    what: String,
-    advice: String,
-    code: u8,
+pub struct Failure {
+    /// What failed.
+    pub what: String,
+    /// What to do next.
+    pub advice: String,
+    /// The exit code.
+    pub code: u8,
 }
 
 impl Failure {
@@ -51,7 +55,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { what, advice, code }) => {
             if !what.is_empty() {
-                eprintln!("error: {what}\n  {advice}");
+                eprintln!("{}", logging::failure(&what, &advice));
             }
             ExitCode::from(code)
         }
@@ -120,7 +124,7 @@ fn get(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     let resources: Vec<_> = entries.into_iter().map(|entry| entry.resource).collect();
     let text = match matches.get_one::<Format>("format") {
         Some(Format::Json) => print::json(&resources)?,
-        Some(Format::Yaml) => print::yaml(&resources)?,
+        Some(Format::Yaml) => document::write(&resources)?,
         Some(Format::Text) | None => table::show(client, *kind, &resources, name.is_some())?,
     };
     print(&text)

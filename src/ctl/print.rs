@@ -34,13 +34,7 @@ pub(super) fn json(resources: &[Resource]) -> Result<String, Failure> {
     text.map(|text| text + "\n").map_err(|e| unprintable(&e))
 }
 
-/// Documents, as `create` takes them.
-pub(super) fn yaml(resources: &[Resource]) -> Result<String, Failure> {
-    let documents: Result<Vec<_>, _> = resources.iter().map(yaml_serde::to_string).collect();
-    documents.map(|documents| documents.join("---\n")).map_err(|e| unprintable(&e))
-}
-
-fn unprintable(error: &dyn std::error::Error) -> Failure {
+pub(super) fn unprintable(error: &dyn std::error::Error) -> Failure {
     Failure::new(format!("cannot print what the server sent: {error}"), "use the boundkeyctl that came with the server")
 }
 

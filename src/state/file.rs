@@ -111,7 +111,7 @@ impl<S: Storage> StateFile<S> {
         if self.exists && *memory == self.memory {
             return Ok(());
         }
-        let sequence = self.sequence + 1;
+        let sequence = self.sequence.checked_add(1).ok_or_else(|| io::Error::other("its sequence has come to its end"))?;
         let bytes = slot::encode(sequence, memory).map_err(io::Error::other)?;
         let slot = 1 - self.slot;
         if self.exists {

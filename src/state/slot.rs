@@ -30,7 +30,7 @@ const CHECKSUM: usize = 32;
 pub enum SlotError {
     /// The checksum does not fit: torn, or flipped bits.
     Checksum,
-    /// Whole, but its body cannot be read.
+    /// Whole, but its body is not one that this version would write.
     Content,
     /// Never written, or not a state file.
     Empty,
@@ -92,5 +92,7 @@ pub(super) fn decode(slot: &[u8]) -> Result<(u64, Memory), SlotError> {
     }
     let sequence = u64::from_le_bytes(std::array::from_fn(|i| header[12 + i]));
     let memory = postcard::from_bytes(&slot[HEADER..end]).map_err(|_| SlotError::Content)?;
-    Ok((sequence, memory))
+    // Postcard reads past what it does not need. A field that is passed over here would be gone with the next write.
+    let written = encode(sequence, &memory).ok().is_some_and(|written| written[..checksum_end] == slot[..checksum_end]);
+    if written { Ok((sequence, memory)) } else { Err(SlotError::Content) }
 }

@@ -213,6 +213,7 @@ fn a_mistake_in_a_section_is_named_with_line_and_field() {
             &format!("{m}renewal_interval: 0s\n"),
             "boundkey.yaml:6: renewal_interval: \"0s\" is too short\nwrite a number and a unit, at least a second: 90s, 20m, 1h, 7d",
         ),
+        (&format!("{m}crl_interval: 101y\n"), "boundkey.yaml:6: crl_interval: \"101y\" is too long\nwrite 100y at most"),
         (
             &format!("{m}renewal_interval: 1200\n"),
             "boundkey.yaml:6: renewal_interval: \"1200\" is not a length of time\nwrite a number and a unit, at least a second: 90s, \

@@ -143,7 +143,10 @@ impl FromStr for Version {
     }
 }
 
-/// A length of time, at least a second.
+/// Longest length of time. Times are added up from these.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
+
+/// A length of time, at least a second and at most [`LONGEST`].
 pub(super) struct Span(pub(super) Duration);
 
 impl FromStr for Span {
@@ -152,6 +155,7 @@ impl FromStr for Span {
     fn from_str(text: &str) -> Result<Self, Refusal> {
         let advice = "write a number and a unit, at least a second: 90s, 20m, 1h, 7d";
         match humantime::parse_duration(text) {
+            Ok(span) if span > LONGEST => Err(Refusal::new(format!("{text:?} is too long"), "write 100y at most")),
             Ok(span) if span >= Duration::from_secs(1) => Ok(Self(span)),
             Ok(_) => Err(Refusal::new(format!("{text:?} is too short"), advice)),
             Err(_) => Err(Refusal::new(format!("{text:?} is not a length of time"), advice)),

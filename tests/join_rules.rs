@@ -497,6 +497,19 @@ fn a_host_whose_answer_was_lost_gets_it_again_whoever_joined_meanwhile() {
     assert!(!world.locked());
 }
 
+/// The model checker found this one: the host still shows the certificate of the instance that it recovered from, and so was taken to
+/// stand there; each lost answer cost another recovery.
+#[test]
+fn a_host_whose_recovery_was_lost_gets_it_again() {
+    let (mut world, mut hosts) = hosts();
+    world.later(TTL * 2);
+    hosts[0].lose_answer(&mut world);
+    let status = world.status.clone();
+    assert_eq!(kind(hosts[0].join(&mut world)), JoinKind::Replay);
+    assert_eq!(world.status, status);
+    assert_eq!(kind(hosts[0].join(&mut world)), JoinKind::Renewal);
+}
+
 #[test]
 fn a_copy_of_a_hosts_certificate_is_caught() {
     let (mut world, mut hosts) = hosts();

@@ -148,10 +148,12 @@ impl Base {
     }
 
     /// In mode `insecure`: where the instance has got to whose certificate is shown. A certificate of ours of a later generation is
-    /// one that a restored server has forgotten.
+    /// one that a restored server has forgotten. The attempt that made the token's last step asks for its answer again, and still
+    /// shows the certificate of the instance before.
     fn of_instance(token: Token<'_>, request: &Verified) -> Option<Self> {
         let shown = request.certificate.as_ref()?.holder.step;
-        let insecure = token.spec.recovery.mode == RecoveryMode::Insecure && is_bound(token.status, &request.key);
+        let again = token.status.last_step.as_ref().is_some_and(|last| last.attempt == request.attempt);
+        let insecure = token.spec.recovery.mode == RecoveryMode::Insecure && is_bound(token.status, &request.key) && !again;
         let (_, last) = token.instance.filter(|(instance, _)| insecure && *instance == shown.instance)?;
         let known = Step { generation: last.generation, ..shown };
         let forgotten = shown.is_after(&known);
@@ -379,7 +381,7 @@ fn advance(
     };
     let (key, rotated_from) = rotate(token.status, &mut status, request, kind, fresh.now)?;
     let aside = kind == JoinKind::Renewal && base.as_ref().is_some_and(|base| base.aside);
-    let issued_at_ms = fresh.now.millis().max(base.map_or(0, |base| base.issued_at_ms + 1));
+    let issued_at_ms = fresh.now.millis().max(base.map_or(0, |base| base.issued_at_ms.saturating_add(1)));
     status.registration_secret = None;
     status.bound_public_key = Some(SshKey(key.clone()));
     if !aside {

@@ -8,18 +8,38 @@
 #[path = "model/mod.rs"]
 mod system;
 
+use boundkey::join::RecoveryMode;
 use system::explore::{Explored, Explorer};
 use system::holder::Client;
 use system::server::Decision;
 use system::state::{Bounds, Left};
 
-const NOTHING: Left =
-    Left { steps: 3, time: 0, deaths: 0, cuts: 0, rotations: 0, restores: 0, exemptions: 0, locks: 0, copies: 0 };
+const NOTHING: Left = Left {
+    steps: 3,
+    time: 0,
+    deaths: 0,
+    cuts: 0,
+    rotations: 0,
+    restores: 0,
+    exemptions: 0,
+    locks: 0,
+    limits: 0,
+    modes: 0,
+    copies: 0,
+};
 
 fn bounds(left: Left) -> Bounds {
     let deeper = std::env::var("BOUNDKEY_MODEL_DEPTH").map_or(0, |more| more.parse().expect("BOUNDKEY_MODEL_DEPTH: a number"));
     let left = Left { steps: left.steps + deeper, ..left };
-    Bounds { left, limit: 9, clock_back: false, decision: Decision::Real, client: Client::Real, states: 20_000_000 }
+    Bounds {
+        left,
+        limit: 9,
+        mode: RecoveryMode::Standard,
+        clock_back: false,
+        decision: Decision::Real,
+        client: Client::Real,
+        states: 20_000_000,
+    }
 }
 
 /// Explores all that is within the bounds, which must break no rule; returns the number of states.
@@ -81,6 +101,41 @@ fn operators_change_none_of_it() {
     holds("operator", Bounds { limit: 2, ..bounds(Left { copies: 0, rotations: 1, ..left }) });
 }
 
+#[test]
+fn a_limit_may_change_at_any_time() {
+    holds("limits", Bounds { limit: 1, ..bounds(Left { time: 2, limits: 2, ..NOTHING }) });
+    holds("limits, thief", Bounds { limit: 2, ..bounds(Left { limits: 1, copies: 1, ..NOTHING }) });
+}
+
+#[test]
+fn without_a_limit_the_rules_are_the_same() {
+    let relaxed = |left| Bounds { limit: 0, mode: RecoveryMode::Relaxed, ..bounds(left) };
+    holds("relaxed", relaxed(Left { time: 2, deaths: 1, cuts: 1, rotations: 1, steps: 2, ..NOTHING }));
+    holds("relaxed, thief", relaxed(Left { time: 2, copies: 1, ..NOTHING }));
+}
+
+#[test]
+fn in_mode_insecure_holders_go_on_beside_each_other() {
+    let insecure = |left| Bounds { limit: 0, mode: RecoveryMode::Insecure, ..bounds(left) };
+    holds("insecure", insecure(Left { time: 2, deaths: 1, cuts: 1, rotations: 1, steps: 2, ..NOTHING }));
+    holds("insecure, two holders", insecure(Left { time: 1, copies: 1, ..NOTHING }));
+    holds("insecure, restored", insecure(Left { time: 1, restores: 1, ..NOTHING }));
+}
+
+#[test]
+fn modes_change_back_and_forth() {
+    holds("modes", bounds(Left { time: 2, modes: 2, ..NOTHING }));
+    holds("modes, thief", bounds(Left { modes: 1, copies: 1, ..NOTHING }));
+    let insecure = bounds(Left { modes: 1, copies: 1, ..NOTHING });
+    holds("back from insecure, thief", Bounds { mode: RecoveryMode::Insecure, ..insecure });
+}
+
+#[test]
+fn several_restores_and_several_copies() {
+    holds("two restores", bounds(Left { time: 1, restores: 2, ..NOTHING }));
+    holds("two copies", bounds(Left { copies: 2, ..NOTHING }));
+}
+
 /// The rules are worth something: each break is noticed.
 #[test]
 fn what_is_broken_is_noticed() {
@@ -92,6 +147,8 @@ fn what_is_broken_is_noticed() {
     noticed("syncs that do nothing", Bounds { client: Client::LyingMedium, ..dying }, alone);
     let locked = bounds(Left { locks: 1, ..NOTHING });
     noticed("locks are not looked at", Bounds { decision: Decision::IgnoresLocks, ..locked }, "under a lock");
+    let limited = Bounds { limit: 1, ..bounds(Left { time: 2, ..NOTHING }) };
+    noticed("the limit is not looked at", Bounds { decision: Decision::IgnoresLimit, ..limited }, "beyond the limit");
     let two = "two holders go on";
     noticed("any newer state is followed", Bounds { decision: Decision::FollowsAnyNewer, ..restored }, two);
     noticed("counters alone are compared", Bounds { decision: Decision::ComparesCountersOnly, ..restored }, two);

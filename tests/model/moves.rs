@@ -3,9 +3,11 @@
 //! Some orders of events are left out, as they differ in nothing: a holder's own work between its challenge and its request
 //! touches no one else, so it is one move; a thief's request that arrives late is the same as one made late.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use boundkey::join::JoinKind;
+use boundkey::join::server::record::Recovery;
+use boundkey::join::{JoinKind, RecoveryMode};
 
 use super::explore::{Explorer, Outcome, Taken};
 use super::holder::{Manner, Who};
@@ -22,7 +24,7 @@ const MANNERS: [Manner; 4] = [Manner::Honest, Manner::NewAttempt, Manner::NoCert
 impl Explorer {
     /// A new device, and a token that nobody has joined with.
     pub fn first(&mut self) -> State {
-        let server = self.server(Server::new(self.bounds.limit));
+        let server = self.server(Server::new(self.bounds.limit, self.bounds.mode));
         let device = self.medium(Medium::default());
         State {
             server,
@@ -192,6 +194,7 @@ impl Explorer {
             let last = if s.thief == NONE { DEVICE } else { DEVICE | THIEF };
             next.push((Move::Restore, State { server, backup: NONE, last, lost: [NONE; 2], left, ..stale }));
         }
+        self.edit(s, stale, next);
         if let Some(exemptions) = s.left.exemptions.checked_sub(1) {
             let server = self.server(now.exempt());
             next.push((Move::Exempt, State { server, left: Left { exemptions, ..s.left }, ..stale }));
@@ -205,6 +208,34 @@ impl Explorer {
             let mut free = (*now).clone();
             free.locks.retain(|lock| lock != OPERATOR);
             next.push((Move::Unlock, State { server: self.server(free), ..*s }));
+        }
+    }
+}
+
+impl Explorer {
+    /// Limit and mode, changed at any time. Either makes challenges stale, and no more.
+    fn edit(&mut self, s: &State, stale: State, next: &mut Vec<(Move, State)>) {
+        let now = self.servers.get(s.server);
+        let Recovery { limit, mode } = now.spec.recovery.clone();
+        if let Some(limits) = s.left.limits.checked_sub(1) {
+            let left = Left { limits, ..s.left };
+            // None, what is used up by now, one more, and plenty.
+            let count = now.status.recovery_count;
+            for limit in BTreeSet::from([0, count, count + 1, 9]).into_iter().filter(|other| *other != limit) {
+                let server = self.server(now.with_recovery(Recovery { limit, mode }));
+                next.push((Move::Limit(limit), State { server, left, ..stale }));
+            }
+        }
+        if let Some(modes) = s.left.modes.checked_sub(1) {
+            let left = Left { modes, ..s.left };
+            let all = [RecoveryMode::Standard, RecoveryMode::Relaxed, RecoveryMode::Insecure];
+            for mode in all.into_iter().filter(|other| *other != now.spec.recovery.mode) {
+                let server = self.server(now.with_recovery(Recovery { limit, mode }));
+                // Two that were both let in: whoever comes first goes on, and which answers were lost by then is not known.
+                let beside = s.thief != NONE && now.spec.recovery.mode == RecoveryMode::Insecure;
+                let (last, lost) = if beside { (DEVICE | THIEF, [NONE; 2]) } else { (s.last, s.lost) };
+                next.push((Move::Mode(mode), State { server, lost, last, left, ..stale }));
+            }
         }
     }
 }

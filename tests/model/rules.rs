@@ -1,28 +1,35 @@
 //! The rules that hold in every state that was reached.
 
-use boundkey::join::{JoinKind, ProblemType, Thumbprint};
+use boundkey::join::{JoinKind, ProblemType, RecoveryMode, Thumbprint};
 use boundkey_hal::PublicKey;
 
 use super::explore::{Explorer, Grant, Outcome, Taken};
 use super::moves::OPERATOR;
+use super::server::Server;
 use super::state::{DEVICE, NONE, State};
 
 impl Explorer {
     /// Judges what became of a request of `who`.
     pub fn check(&mut self, s: &State, who: u8, request: u32, taken: Taken) -> Result<(), String> {
-        self.locks_and_counters(s, taken)?;
+        self.locks_and_counters(s, request, taken)?;
         if !s.thief_acted && who == DEVICE {
             self.alone(s, request, taken)?;
         }
         self.two_holders(s, who, request, taken)?;
-        if who == DEVICE && s.lost[0] != NONE {
+        // Where holders go on beside each other, each pays for itself.
+        let beside = s.thief_acted && insecure(&self.servers.get(s.server));
+        if who == DEVICE && s.lost[0] != NONE && !beside {
             self.lost_answer(s, request, taken)?;
         }
         Ok(())
     }
 
-    fn locks_and_counters(&self, s: &State, taken: Taken) -> Result<(), String> {
+    fn locks_and_counters(&self, s: &State, request: u32, taken: Taken) -> Result<(), String> {
         let (before, after) = (self.servers.get(s.server), self.servers.get(taken.server));
+        // There a certificate is all that tells holders apart.
+        if insecure(&before) && after.locks.len() > before.locks.len() && !self.requests.get(request).has_certificate {
+            return Err("a lock in mode insecure, and no certificate".into());
+        }
         let Ok(grant) = taken.outcome else {
             let same = before.status.step() == after.status.step() && before.status.recovery_count == after.status.recovery_count;
             return if same { Ok(()) } else { Err("a refusal moves counters".into()) };
@@ -30,17 +37,18 @@ impl Explorer {
         if !before.locks.is_empty() {
             return Err("a certificate is issued under a lock".into());
         }
+        let recovers = matches!(grant.kind, JoinKind::First | JoinKind::Recovery) && !grant.exempt;
+        if recovers && before.status.recoveries(&before.spec).remaining() == Some(0) {
+            return Err("a recovery beyond the limit".into());
+        }
         let replay = grant.kind == JoinKind::Replay;
         let moved = match (before.status.step(), after.status.step()) {
             (_, None) => false,
             (None, Some(_)) => !replay,
-            (Some(old), Some(new)) => {
-                if replay {
-                    before.status == after.status
-                } else {
-                    new.is_after(&old)
-                }
-            }
+            (Some(_), Some(_)) if replay => before.status == after.status,
+            // An instance other than that of the last recovery goes on by itself.
+            (Some(old), Some(new)) if insecure(&before) => new.is_after(&old) || before.status == after.status,
+            (Some(old), Some(new)) => new.is_after(&old),
         };
         if moved {
             Ok(())
@@ -55,7 +63,7 @@ impl Explorer {
         let grant = match taken.outcome {
             Ok(grant) => grant,
             Err(ProblemType::Locked) if before.locks.iter().any(|lock| lock == OPERATOR) => return Ok(()),
-            Err(ProblemType::NoRecoveriesLeft) if before.status.recovery_count >= before.spec.recovery.limit => return Ok(()),
+            Err(ProblemType::NoRecoveriesLeft) if before.status.recoveries(&before.spec).remaining() == Some(0) => return Ok(()),
             Err(why) => return Err(format!("a device alone is refused: {why:?}")),
         };
         if grant.kind != JoinKind::Recovery {
@@ -78,7 +86,11 @@ impl Explorer {
     /// Between two steps of different holders there is a lock: whoever did not make the last step, and was not given its
     /// answer, gets no further, and locks the token by trying. Beside a lock, only an exemption lets him in.
     fn two_holders(&self, s: &State, who: u8, request: u32, taken: Taken) -> Result<(), String> {
-        let attempt = self.servers.get(s.server).status.last_step.as_ref().map(|last| last.attempt);
+        let server = self.servers.get(s.server);
+        if insecure(&server) {
+            return Ok(());
+        }
+        let attempt = server.status.last_step.as_ref().map(|last| last.attempt);
         let sent = self.requests.get(request);
         // A copy taken with the attempt in flight shares the step that the attempt makes; on a restored server with its clock
         // behind, where the attempt makes the step again with the same stamp, that one too.
@@ -125,6 +137,10 @@ impl Explorer {
             _ => Ok(()),
         }
     }
+}
+
+fn insecure(server: &Server) -> bool {
+    server.spec.recovery.mode == RecoveryMode::Insecure
 }
 
 /// Whether the device may fail to make a request: only where a thief has changed what the server knows.

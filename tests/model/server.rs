@@ -1,13 +1,14 @@
 //! The server: the real verification and the real decision on one token.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use boundkey::join::message::{ChallengeAnswer, IssuedCertificate, JoinAnswer};
 use boundkey::join::server::challenge::Challenge;
 use boundkey::join::server::decision::{Fresh, Grant, Refusal, Token, decide};
-use boundkey::join::server::record::{Exemption, Spec, Status, rotation_due};
+use boundkey::join::server::record::{Exemption, LastStep, Recovery, Spec, Status, rotation_due};
 use boundkey::join::server::request::{Context, Holder, ShownCertificate, Verified, verify};
-use boundkey::join::{Claims, Id, JoinKind, ProblemType, Step, Thumbprint, base64url};
+use boundkey::join::{Claims, Id, JoinKind, ProblemType, RecoveryMode, Step, Thumbprint, base64url};
 use boundkey::time::Timestamp;
 
 use super::holder::{IDENTITY_KEY, Request, named};
@@ -31,6 +32,8 @@ pub enum Decision {
     FollowsAnyNewer,
     /// Takes the counters of a join state for all there is to compare.
     ComparesCountersOnly,
+    /// Does not look at the limit.
+    IgnoresLimit,
     /// Does not look at locks.
     IgnoresLocks,
 }
@@ -44,6 +47,8 @@ pub struct Server {
     pub locks: Vec<String>,
     /// Restores so far: what a restored server names, it names anew.
     pub restores: u8,
+    /// Last steps of instances, as mode `insecure` keeps them.
+    pub instances: BTreeMap<Id, LastStep>,
 }
 
 /// What the verification of a request depends on, beside the request.
@@ -68,16 +73,16 @@ pub struct Granted {
 }
 
 impl Server {
-    pub fn new(limit: u32) -> Self {
-        let mut spec = Spec::default();
-        spec.recovery.limit = limit;
+    pub fn new(limit: u32, mode: RecoveryMode) -> Self {
+        let spec = Spec { recovery: Recovery { limit, mode }, ..Spec::default() };
         let status = Status { incarnation: Some(Id([9; 16])), registration_secret: Some(SECRET.into()), ..Status::default() };
-        Self { now: NOW, spec, status, locks: vec![], restores: 0 }
+        Self { now: NOW, spec, status, locks: vec![], restores: 0, instances: BTreeMap::new() }
     }
 
     /// What tells this server from others.
     pub fn content(&self) -> Vec<u8> {
-        serde_json::to_vec(&(self.now, &self.spec, &self.status, &self.locks, self.restores)).expect("plain data")
+        let instances: Vec<_> = self.instances.iter().collect();
+        serde_json::to_vec(&(self.now, &self.spec, &self.status, &self.locks, self.restores, instances)).expect("plain data")
     }
 
     /// The challenge, but for seal and times: both are the caller's matter, which knows what is stale.
@@ -113,7 +118,9 @@ impl Server {
                     followed: grant.rolled_forward.is_some(),
                     answer,
                 };
-                Verdict { server: Self { status: grant.status, ..self.clone() }, outcome: Ok(granted) }
+                let mut server = self.clone();
+                server.granted(grant);
+                Verdict { server, outcome: Ok(granted) }
             }
             Err(refusal) => {
                 let mut server = self.clone();
@@ -121,6 +128,22 @@ impl Server {
                 Verdict { server, outcome: Err(refusal.problem.kind) }
             }
         }
+    }
+
+    /// As `auth/joins/commit.rs` leaves token and instance.
+    fn granted(&mut self, grant: Grant) {
+        let last = LastStep {
+            generation: grant.step.generation,
+            issued_at_ms: grant.issued_at_ms,
+            attempt: grant.attempt,
+            from: None,
+            not_after: grant.not_after,
+        };
+        self.instances.remove(&grant.step.instance);
+        if self.spec.recovery.mode == RecoveryMode::Insecure {
+            self.instances.insert(grant.step.instance, last);
+        }
+        self.status = grant.status;
     }
 
     fn refused(&mut self, refusal: &Refusal) {
@@ -153,9 +176,11 @@ impl Server {
 
     fn decided(&self, verified: &Verified, decision: Decision) -> Result<Grant, Refusal> {
         let (mut status, mut verified, mut locks) = (self.status.clone(), verified.clone(), self.locks.clone());
+        let mut spec = self.spec.clone();
         let claims = verified.presented.as_ref().and_then(|presented| presented.claims.clone().ok());
         match (decision, &claims, &mut status.last_step) {
             (Decision::ForgetsAttempts, ..) => verified.attempt = named(&[&verified.attempt.0[..], &self.content()].concat()),
+            (Decision::IgnoresLimit, ..) => spec.recovery.limit = u32::MAX,
             (Decision::IgnoresLocks, ..) => locks.clear(),
             (Decision::FollowsAnyNewer, Some(claims), Some(last)) => {
                 let current = self.status.step().expect("there is a last step");
@@ -170,7 +195,9 @@ impl Server {
         }
         let instance = named(&[&verified.attempt.0[..], &self.status.recovery_count.to_be_bytes(), &[self.restores]].concat());
         let fresh = Fresh { instance, now: self.now, not_after: self.now.plus(TTL) };
-        decide(Token { for_bot: true, spec: &self.spec, status: &status, instance: None }, &locks, &verified, fresh)
+        let shown = verified.certificate.as_ref().map(|certificate| certificate.holder.step.instance);
+        let instance = shown.and_then(|id| Some((id, self.instances.get(&id)?)));
+        decide(Token { for_bot: true, spec: &spec, status: &status, instance }, &locks, &verified, fresh)
     }
 
     fn answer(&self, grant: &Grant) -> JoinAnswer {
@@ -214,6 +241,10 @@ impl Server {
         let mut spec = self.spec.clone();
         spec.rotate_after = Some(now);
         Self { now, spec, ..self.clone() }
+    }
+
+    pub fn with_recovery(&self, recovery: Recovery) -> Self {
+        Self { spec: Spec { recovery, ..self.spec.clone() }, ..self.clone() }
     }
 
     /// As `boundkeyctl exempt` leaves the token.

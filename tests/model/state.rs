@@ -1,5 +1,7 @@
 //! A state of the whole system: numbers of interned parts, and how much of each kind of trouble is still to come.
 
+use boundkey::join::RecoveryMode;
+
 use super::holder::{Client, Manner};
 use super::server::Decision;
 
@@ -56,6 +58,10 @@ pub struct Left {
     pub exemptions: u8,
     /// Locks by an operator.
     pub locks: u8,
+    /// Changes of the recovery limit.
+    pub limits: u8,
+    /// Changes of the recovery mode.
+    pub modes: u8,
     /// Copies of the device's medium.
     pub copies: u8,
 }
@@ -64,8 +70,10 @@ pub struct Left {
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub left: Left,
-    /// Recoveries that the token allows.
+    /// Recoveries that the token allows at first.
     pub limit: u32,
+    /// The recovery mode at first.
+    pub mode: RecoveryMode,
     /// Whether a restored server's clock is ten minutes behind, in place of a second ahead.
     pub clock_back: bool,
     pub decision: Decision,
@@ -106,4 +114,7 @@ pub enum Move {
     Exempt,
     Lock,
     Unlock,
+    /// The limit becomes this.
+    Limit(u32),
+    Mode(RecoveryMode),
 }

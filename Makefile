@@ -1,6 +1,6 @@
 # The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
 .POSIX:
-.PHONY: help build cross deb demo test test-deb lint bench size clean
+.PHONY: help build cross deb demo test test-deb lint bench size clean fuzz
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
@@ -14,6 +14,7 @@ help:
 	@echo 'make size    the agent as it ships, against its budget'
 	@echo 'make cross   the agent for ARM and RISC-V, in target/cross/'
 	@echo 'make deb     packages for Debian (amd64, arm64, armhf), in target/debian/; make test-deb tries them'
+	@echo 'make fuzz    one fuzz target under libFuzzer: make fuzz TARGET=join SECONDS=600'
 	@echo 'make bench   the agent and the server against their peers, on this machine'
 
 build:
@@ -59,6 +60,16 @@ test-deb:
 bench:
 	@tests/setup build bench
 	tests/bench/run
+
+# What `make test` runs of the targets, tests/fuzz/bounded.rs, needs none of this.
+TARGET = join
+SECONDS = 300
+fuzz:
+	@tests/setup build test fuzz
+	mkdir -p tests/fuzz/artifacts/found/$(TARGET)
+	cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none --features libfuzzer,tpm,pkcs11 $(TARGET) \
+		tests/fuzz/artifacts/found/$(TARGET) tests/fuzz/corpus/$(TARGET) -- \
+		-max_total_time=$(SECONDS) -max_len=16384 -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=64
 
 clean:
 	cargo clean

@@ -11,7 +11,7 @@ pub mod device;
 pub mod doctor;
 pub mod error;
 pub mod hsm;
-mod identity;
+pub mod identity;
 pub mod join;
 pub mod keypair;
 pub mod keystore;

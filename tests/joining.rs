@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
@@ -150,6 +151,30 @@ fn keypair_create_keeps_a_key_unless_told_otherwise() {
     assert!(said.contains("WARN making a new key in place of bound-1"), "{said}");
     let (third, _) = create(&["--overwrite", "--algorithm", "p256"]);
     assert!(third.starts_with("ecdsa-sha2-nistp256 "), "{third}");
+}
+
+/// Without a word where the key is to be, it is where the configuration says, and nowhere else.
+#[test]
+fn c173_keypair_create_needs_a_place() {
+    let server = Server::start();
+    let device = Device::new(&server, "gw", "unused");
+    let create = |config: Option<&Path>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey"));
+        command.env_remove("BOUNDKEY_CONFIG").current_dir(device.dir.path()).args(["keypair", "create"]);
+        command.args(config.map(|config| [OsStr::new("-c"), config.as_os_str()]).into_iter().flatten());
+        command.output().expect("it runs")
+    };
+    let created = create(Some(&device.config()));
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+    assert!(device.storage().join("key-bound-1.pem").exists());
+
+    assert!(!Path::new("/etc/boundkey.yaml").exists(), "this machine has a device's configuration: its keys are not for tests");
+    let before = std::fs::read_dir(device.dir.path()).expect("a directory").count();
+    let output = create(None);
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "error: neither a configuration nor a storage directory\n  give -c FILE, --storage DIR or --static\n");
+    assert_eq!(std::fs::read_dir(device.dir.path()).expect("a directory").count(), before, "nothing is made");
 }
 
 #[test]

@@ -170,6 +170,36 @@ fn c020_a_deadline_is_for_secrets_only() {
     assert_eq!(kind(device.join(&mut world)), JoinKind::First);
 }
 
+/// The server never has a secret of the device's to compare with its own: what it gets is an HMAC over the key that signs, and that
+/// goes to `ring::hmac::verify`, which compares in constant time. Near misses are as good as any.
+#[test]
+fn c021_the_secret_stays_on_the_device_and_an_hmac_is_compared() {
+    let mut world = World::new(1);
+    world.status.registration_secret = Some("correct horse battery staple".into());
+    let binding = |secret: &str, world: &World| {
+        let mut device = Device::new(0);
+        device.secret = Some(secret.into());
+        let sent = device.send(world);
+        let request = super::request(&sent);
+        let text = serde_json::to_string(&request).expect("JSON");
+        assert!(!text.contains(secret), "{text}");
+        (sent, request.external_account_binding.expect("a binding"))
+    };
+    let (right, good) = binding("correct horse battery staple", &world);
+    for near in [
+        "correct horse battery stapl",
+        "correct horse battery staplf",
+        "dorrect horse battery staple",
+        "correct horse battery staple ",
+    ] {
+        let (sent, other) = binding(near, &world);
+        let same = good.signature.bytes().zip(other.signature.bytes()).filter(|(a, b)| a == b).count();
+        assert!(same < 16, "{same} of 43 characters of the HMAC are the same");
+        assert_eq!(world.join(&sent.jws).expect_err("refused"), Problem::from(ProblemType::RegistrationRefused));
+    }
+    world.join(&right.jws).expect("granted");
+}
+
 #[test]
 fn c023_a_device_that_has_joined_does_not_send_the_secret() {
     let (world, mut device) = joined(1);

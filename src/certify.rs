@@ -1,5 +1,7 @@
 //! Keys in the shapes that rcgen asks for, whoever holds them.
 
+use std::cell::RefCell;
+
 use boundkey_hal::{Algorithm, Error as KeyError, PublicKey, Signature};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData, SignatureAlgorithm, SigningKey};
 
@@ -21,10 +23,22 @@ impl PublicKeyData for Subject {
 
 /// A key that signs certificates or certificate requests, wherever its private half is.
 pub struct Signer<S> {
-    /// Its public half.
-    pub subject: Subject,
-    /// Signs, in the form of [`Signature`].
-    pub sign: S,
+    subject: Subject,
+    sign: S,
+    /// Why it did not sign: rcgen's error for foreign keys carries no cause.
+    failure: RefCell<Option<KeyError>>,
+}
+
+impl<S> Signer<S> {
+    /// The key with the public half `key`; `sign` signs, in the form of [`Signature`].
+    pub fn new(key: PublicKey, sign: S) -> Self {
+        Self { subject: Subject(key), sign, failure: RefCell::default() }
+    }
+
+    /// What was behind an error of rcgen's: the key store, where that did not sign.
+    pub fn cause(&self, e: rcgen::Error) -> Result<KeyError, rcgen::Error> {
+        self.failure.borrow_mut().take().ok_or(e)
+    }
 }
 
 impl<S> PublicKeyData for Signer<S> {
@@ -39,9 +53,8 @@ impl<S> PublicKeyData for Signer<S> {
 
 impl<S: Fn(&[u8]) -> Result<Signature, KeyError>> SigningKey for Signer<S> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        // rcgen's error for foreign keys carries no cause: it is logged here, where it is known.
         let signature = (self.sign)(message).map_err(|e| {
-            log::error!("signing a certificate: {e}");
+            *self.failure.borrow_mut() = Some(e);
             rcgen::Error::RemoteKeyError
         })?;
         Ok(match self.subject.0.algorithm() {

@@ -277,7 +277,12 @@ fn a_mistake_in_an_output_is_named_with_line_and_field() {
         ),
         (
             &format!("{output}    key: keystore\n"),
-            "boundkey.yaml:9: outputs[0].key: keys of outputs in the key store are not supported yet\nwrite key: file, or leave it out",
+            "boundkey.yaml:1: the output /run/x has `key: keystore`, and the key store is files\n\
+             write keystore: {type: tpm} or {type: pkcs11}, or leave `key` out",
+        ),
+        (
+            &format!("{output}    key: token\n"),
+            "boundkey.yaml:9: outputs[0].key: \"token\" is not a place for a key\nwrite key: file or key: keystore",
         ),
         (
             &format!("{output}    reload: {{command: [a], pid_file: /b}}\n"),

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use boundkey::agent::config::{Account, Destination, Mode, Output, Reload};
+use boundkey::agent::config::{Account, Destination, KeyPlace, Keystore, Mode, Output, Reload};
 use boundkey::agent::outputs::{self, Fault, Fresh, Reloads, Requested};
 use boundkey::join::message::{IssuedCertificate, JoinAnswer, JoinKind, Recoveries, RecoveryMode};
 use boundkey::join::{Id, Step, Thumbprint, base64url};
@@ -30,9 +30,17 @@ fn output(path: &Path) -> Output {
         uris: Vec::new(),
         ip_addresses: Vec::new(),
         lifetime: None,
+        key: KeyPlace::File,
         crl: false,
         reload: None,
     }
+}
+
+/// A request for `output`, whose key is not in the key store.
+fn prepare(output: &Output) -> Vec<Requested> {
+    let mut keys = boundkey_hal::file::FileStore::new("/nonexistent");
+    let mut store = outputs::Store { keys: &mut keys, keystore: &Keystore::File, storage: Path::new("/nonexistent") };
+    outputs::prepare(std::slice::from_ref(output), &mut store).expect("request").requested
 }
 
 /// A CA that signs whatever key a request has.
@@ -68,7 +76,7 @@ impl Ca {
     }
 
     fn fresh(&self, output: &Output) -> Fresh {
-        let requested = outputs::prepare(std::slice::from_ref(output)).expect("request");
+        let requested = prepare(output);
         let certificates = requested.iter().map(|r| self.certify(r)).collect::<Vec<_>>();
         outputs::attach(requested, &answer(&certificates)).expect("certificate").remove(0)
     }
@@ -303,14 +311,13 @@ fn files_are_given_to_owner_and_group() {
 fn an_answer_that_does_not_fit_is_refused() {
     let dir = tempfile::tempdir().expect("directory");
     let (ca, output) = (Ca::new(), output(dir.path()));
-    let request = || outputs::prepare(std::slice::from_ref(&output)).expect("request");
-    let other = ca.certify(&request()[0]);
+    let other = ca.certify(&prepare(&output)[0]);
     for (certificates, why) in [
         (vec![], "it has no certificate"),
         (vec![b"no certificate".to_vec()], "its certificate cannot be read"),
         (vec![other], "its certificate is for another key"),
     ] {
-        let Err(error) = outputs::attach(request(), &answer(&certificates)) else { panic!("{why}") };
+        let Err(error) = outputs::attach(prepare(&output), &answer(&certificates)) else { panic!("{why}") };
         assert_eq!(error.to_string(), format!("output mqtt: the server's answer cannot be used: {why}"));
     }
 }

@@ -5,6 +5,8 @@
 mod conformance;
 mod support {
     #[allow(dead_code, reason = "shared with the PKCS#11 tests")]
+    pub(crate) mod abrmd;
+    #[allow(dead_code, reason = "shared with the PKCS#11 tests")]
     pub(crate) mod process;
     #[allow(dead_code, reason = "shared with the fault tests")]
     pub(crate) mod swtpm;
@@ -15,11 +17,12 @@ mod support {
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use boundkey_hal::tpm::{AuthSource, Config, Counter, Name, Tcti, TpmStore, counter};
 use boundkey_hal::{Algorithm, ErrorKind, KeyStore as _, verify};
 use conformance::{assert_kind, assert_signs, id};
+use support::abrmd::{self, Abrmd};
 use support::process::{self, library, run, tool};
 use support::swtpm::Swtpm;
 use support::tpm_proxy::{TpmProxy, code, command};
@@ -75,12 +78,12 @@ fn conformance_through_the_resource_manager() {
     process::isolated(
         "conformance_through_the_resource_manager",
         |dir| {
-            let (broker, address) = Broker::start(Swtpm::alone(), dir);
-            services = Some(broker);
-            vec![("DBUS_SESSION_BUS_ADDRESS", address.into())]
+            let tpm = Swtpm::alone();
+            services = Some((Abrmd::start(&tpm, dir), tpm));
+            abrmd::environment(dir).into()
         },
         |dir| {
-            let config = Config::new(dir, Tcti::parse("tabrmd:bus_type=session").expect("a TCTI"));
+            let config = Config::new(dir, Tcti::parse(abrmd::TCTI).expect("a TCTI"));
             conformance::run(&|| Box::new(TpmStore::new(config.clone())));
             let with_auth = Config { auth: Some(auth_file(dir).0), ..config };
             conformance::run(&|| Box::new(TpmStore::new(with_auth.clone())));
@@ -90,64 +93,6 @@ fn conformance_through_the_resource_manager() {
             (0..100).for_each(|_| assert_signs(&mut store, &id("many"), &public));
         },
     );
-}
-
-/// tpm2-abrmd in front of a TPM, on a bus of its own.
-struct Broker {
-    _tpm: Swtpm,
-    services: [Child; 2],
-}
-
-impl Broker {
-    fn start(tpm: Swtpm, dir: &Path) -> (Self, String) {
-        library(
-            &["/usr/lib/x86_64-linux-gnu/libtss2-tcti-tabrmd.so.0", "/usr/lib/aarch64-linux-gnu/libtss2-tcti-tabrmd.so.0"],
-            "libtss2-tcti-tabrmd0",
-        );
-        let address = format!("unix:path={}", dir.join("bus").display());
-        let bus = tool("dbus-daemon", "dbus")
-            .args(["--session", "--nofork", "--address", &address])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start dbus-daemon");
-        wait_for(|| dir.join("bus").exists());
-        let broker = tool("tpm2-abrmd", "tpm2-abrmd")
-            .args(["--session", "--allow-root", &format!("--tcti={}", tpm.tcti())])
-            .env("DBUS_SESSION_BUS_ADDRESS", &address)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start tpm2-abrmd");
-        let services = Self { _tpm: tpm, services: [broker, bus] };
-        wait_for(|| {
-            let mut probe = tool("tpm2_getcap", "tpm2-tools");
-            probe
-                .arg("handles-transient")
-                .env("TPM2TOOLS_TCTI", "tabrmd:bus_type=session")
-                .env("DBUS_SESSION_BUS_ADDRESS", &address);
-            probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
-        });
-        (services, address)
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        for service in &mut self.services {
-            let _ = service.kill();
-            let _ = service.wait();
-        }
-    }
-}
-
-fn wait_for(ready: impl Fn() -> bool) {
-    for _ in 0..200 {
-        if ready() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(25));
-    }
-    panic!("a service did not start");
 }
 
 #[test]

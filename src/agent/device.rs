@@ -58,15 +58,20 @@ impl Device {
             log::warn!("one of the two slots of the state file is {why}; the other one holds, nothing is lost");
         }
         let mut memory = state.memory().clone();
+        let mut replaced = false;
         if memory.keystore_pin.is_none() || pinning == Pinning::Renew {
             let found = keystore::identify(keystore, dir)?;
             if memory.keystore_pin.is_some() && memory.keystore_pin != found {
                 // The counter went with the TPM.
                 memory.rollback_counter = memory.rollback_counter.map(|_| rollback::BEGUN);
+                replaced = found.is_some();
             }
             memory.keystore_pin = found;
         }
-        let keys = keystore::open(keystore, dir, memory.keystore_pin.as_deref())?;
+        let mut keys = keystore::open(keystore, dir, memory.keystore_pin.as_deref())?;
+        if replaced {
+            forget_outputs(&mut *keys)?;
+        }
         let mut device = Self { state, keys, guard: Guard::default(), is_static: false, _lock: Some(lock) };
         device.adopt_keys(&mut memory)?;
         if memory != Memory::default() {
@@ -134,6 +139,19 @@ impl Device {
         }
         Ok(public)
     }
+}
+
+/// Deletes the keys of outputs: they were of a TPM that is gone, and are made anew.
+#[cfg(any(feature = "pkcs11", feature = "tpm"))]
+fn forget_outputs(keys: &mut dyn KeyStore) -> Result<(), AgentError> {
+    Ok(super::outputs::stored::left_over(keys, &[])?.iter().try_for_each(|id| keys.delete(id))?)
+}
+
+/// Only hardware is ever another one.
+#[cfg(not(any(feature = "pkcs11", feature = "tpm")))]
+#[expect(clippy::unnecessary_wraps, reason = "as the one with hardware")]
+fn forget_outputs(_: &mut dyn KeyStore) -> Result<(), AgentError> {
+    Ok(())
 }
 
 /// The name of a key and what is remembered of it.

@@ -9,15 +9,15 @@
 
 use std::sync::Arc;
 
-use boundkey_hal::ErrorKind;
+use boundkey_hal::{Algorithm, ErrorKind};
 use ring::digest::{SHA256, digest};
 
 use super::clock::DeviceClock;
-use super::config::{Config, Secret, SecretSource};
+use super::config::{Config, KeyPlace, Secret, SecretSource};
 use super::device::Device;
 use super::error::AgentError;
 use super::identity::StoredIdentity;
-use super::outputs::{self, FreshKey};
+use super::outputs::{self, FreshKey, OutputError, Prepared};
 use super::static_key;
 use super::transport::{Transport, TransportError};
 use crate::join::device::Start;
@@ -50,6 +50,8 @@ pub struct Joined {
     pub answer: JoinAnswer,
     /// The outputs that were asked for, to be paired with the answer.
     pub requested: Vec<outputs::Requested>,
+    /// The first output that was not asked for.
+    pub left_out: Result<(), OutputError>,
     /// The trust bundle, DER each.
     pub bundle: Vec<Vec<u8>>,
 }
@@ -79,7 +81,7 @@ impl Joiner<'_> {
         let challenge = self.ask_challenge(&memory, token)?;
         let asked = Start::new(&memory, token).challenged(challenge.clone())?;
         // Hardware is asked what it can do only where that matters.
-        let needed = if asked.lacks_key() { asked.new_key(&device.keys.capabilities()?.algorithms)? } else { None };
+        let needed = if asked.lacks_key() { asked.new_key(&self.algorithms(device)?)? } else { None };
         if let Some(algorithm) = needed {
             device.make_key(&mut memory, algorithm)?;
         }
@@ -97,7 +99,7 @@ impl Joiner<'_> {
         let challenged = Start::new(&memory, token).challenged(challenge)?;
         let secret = secret.filter(|_| challenged.is_registration()).map(SecretSource::read).transpose()?;
         let key = FreshKey::generate().map_err(|e| AgentError::Other(format!("key for the identity: {e}")))?;
-        let requested = outputs::prepare(&self.config.outputs)?;
+        let Prepared { requested, left_out } = self.prepare_outputs(device)?;
         let sign = |message: &[u8]| match &identity {
             Some(identity) => identity.sign(message),
             None => Err(boundkey_hal::Error::new(ErrorKind::NotFound, "no identity")),
@@ -128,7 +130,22 @@ impl Joiner<'_> {
         device.remember(&memory)?;
         device.guard.follow();
         self.clock.raise(answer.time);
-        Ok(Joined { answer, requested, bundle })
+        Ok(Joined { answer, requested, left_out, bundle })
+    }
+
+    /// What the bound key can be made of.
+    fn algorithms(&self, device: &mut Device) -> Result<Vec<Algorithm>, AgentError> {
+        let mut offered = device.keys.capabilities()?.algorithms.to_vec();
+        // libp11 0.4.12, OpenSSL's engine, finds no key at all in a token that has an Ed25519 key, not even those of outputs.
+        if self.config.outputs.iter().any(|output| output.key == KeyPlace::Keystore) {
+            offered.retain(|algorithm| *algorithm == Algorithm::EcdsaP256);
+        }
+        Ok(offered)
+    }
+
+    fn prepare_outputs(&self, device: &mut Device) -> Result<Prepared, AgentError> {
+        let (keystore, storage) = (&self.config.keystore, &*self.config.storage);
+        Ok(outputs::prepare(&self.config.outputs, &mut outputs::Store { keys: &mut *device.keys, keystore, storage })?)
     }
 
     fn ask_challenge(&mut self, memory: &crate::join::device::Memory, token: &str) -> Result<ChallengeAnswer, AgentError> {

@@ -117,14 +117,19 @@ impl Agent {
 
     /// Writes every output; those that changed are to be reloaded.
     fn install(&mut self, joined: Joined) -> Result<(), AgentError> {
-        let mut fresh = outputs::attach(joined.requested, &joined.answer)?;
+        let Joined { answer, requested, left_out, bundle } = joined;
+        let mut fresh = outputs::attach(requested, &answer)?;
         let wanted = fresh.iter().any(|fresh| fresh.output.crl);
-        let looked = if wanted { self.look(&joined.bundle).map(drop) } else { Ok(()) };
-        let installed = outputs::install(&fresh, &joined.bundle, self.revoked.der(), &mut self.reloads);
+        let looked = if wanted { self.look(&bundle).map(drop) } else { Ok(()) };
+        let installed = outputs::install(&fresh, &bundle, self.revoked.der(), &mut self.reloads);
         self.unwritten = installed.is_err();
         fresh.retain(|fresh| fresh.output.crl);
-        self.verifiers = (fresh, joined.bundle);
-        installed.and(looked)
+        self.verifiers = (fresh, bundle);
+        let outcome = installed.and(looked);
+        if let (Err(e), Err(_)) = (&left_out, &outcome) {
+            log::error!("{e}\n{}", e.advice());
+        }
+        outcome.and(left_out.map_err(AgentError::from))
     }
 
     /// Looks at the revocation list; whether it changed.

@@ -99,13 +99,21 @@ impl Pkcs11Store {
     /// The keys of this store as URIs (RFC 7512) that other tools understand: `p11tool`, `pkcs11-tool`, an OpenSSL provider.
     pub fn key_uris(&mut self) -> Result<Vec<(KeyId, String)>, Error> {
         self.with_session(Access::Read, &|session, token| {
-            let uri = |id| {
-                let name = self.name(&id);
-                let uri = uri::object_uri(&token.name(), &name, name.as_bytes(), "private");
-                (id, uri)
-            };
-            Ok(self.key_ids(session)?.into_iter().map(uri).collect())
+            Ok(self.key_ids(session)?.into_iter().map(|id| (id.clone(), self.uri_of(token, &id))).collect())
         })
+    }
+
+    /// The key `id` as such a URI.
+    pub fn key_uri(&mut self, id: &KeyId) -> Result<String, Error> {
+        self.with_session(Access::Read, &|session, token| {
+            object::find(session, &self.name(id))?;
+            Ok(self.uri_of(token, id))
+        })
+    }
+
+    fn uri_of(&self, token: &Token, id: &KeyId) -> String {
+        let name = self.name(id);
+        uri::object_uri(&token.name(), &name, name.as_bytes(), "private")
     }
 
     /// The id and label of the key `id` on the token.

@@ -31,6 +31,7 @@ mod secret;
 mod watchdog;
 
 use std::path::PathBuf;
+use std::string::String;
 use std::vec::Vec;
 
 pub use config::{Config, DEFAULT_TIME_LIMIT, Tcti};
@@ -64,6 +65,11 @@ impl TpmStore {
         self.config.dir.join(std::format!("{PREFIX}{id}{SUFFIX}"))
     }
 
+    /// The text of the file of the key `id`, a TSS2 PRIVATE KEY, for another program that uses the key.
+    pub fn key_file(&self, id: &KeyId) -> Result<Zeroizing<String>, Error> {
+        self.read(id).map(|(pem, _, _)| pem)
+    }
+
     /// The Name of the TPM's storage key, to be kept at enrolment and given as [`Config::storage_key`] from then on.
     ///
     /// It is the same until the TPM is cleared or replaced; with another one pinned, this is [`ErrorKind::Corrupt`].
@@ -76,13 +82,13 @@ impl TpmStore {
         converse(&self.config, "tell of its lockout", |tpm| tpm.lockout())
     }
 
-    fn load(&self, id: &KeyId) -> Result<(WrappedKey, PublicKey), Error> {
+    fn read(&self, id: &KeyId) -> Result<(Zeroizing<String>, WrappedKey, PublicKey), Error> {
         let path = self.path(id);
         let corrupt = |why| Error::new(ErrorKind::Corrupt, format_args!("{}: {why}", path.display()));
         let pem = durable::read_bounded(&path).map_err(|e| durable::explain(&path, &e))?;
         let key = WrappedKey::from_pem(&pem).map_err(corrupt)?;
         let public = public_area::signing_key(&key.public).map_err(corrupt)?;
-        Ok((key, public))
+        Ok((pem, key, public))
     }
 
     fn auth(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
@@ -127,11 +133,11 @@ impl KeyStore for TpmStore {
     }
 
     fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
-        Ok(self.load(id)?.1)
+        Ok(self.read(id)?.2)
     }
 
     fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
-        let (key, public) = self.load(id)?;
+        let (_, key, public) = self.read(id)?;
         let auth = if key.empty_auth { Zeroizing::default() } else { self.auth()? };
         let mut digest = [0; 32];
         digest.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, message).as_ref());

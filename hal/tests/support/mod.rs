@@ -1,6 +1,7 @@
 //! The environment of the tests: programs, tokens, faults.
 #![allow(dead_code)] // each test file uses a part
 
+pub(crate) mod abrmd;
 #[cfg(feature = "pkcs11")]
 pub(crate) mod faulty;
 pub(crate) mod process;

@@ -23,7 +23,7 @@ pub use error::{ConfigError, Refusal};
 pub use keystore::PIN_VARIABLE;
 pub use keystore::{Keystore, KeystoreKind, KeystoreOptions, KeystorePath};
 pub use onboarding::{Onboarding, SecretSource, TokenSource};
-pub use output::{Account, Destination, Lifetime, Output, Reload};
+pub use output::{Account, Destination, KeyPlace, Lifetime, Output, Reload};
 pub use value::{AuthServer, CaPin, DEFAULT_PORT, Mode, Secret};
 
 use crate::logging::{Format, Level};
@@ -261,6 +261,10 @@ impl TryFrom<Fields> for FileContent {
         if let Some(output) = outputs.iter().find(|o| o.destination.path.starts_with(&storage)) {
             let what = format!("the output {} would write into the storage directory", output.name);
             return Err(Refusal::new(what, "give it a directory elsewhere, such as under /run/boundkey"));
+        }
+        if let Some(output) = outputs.iter().find(|o| o.key == KeyPlace::Keystore && keystore.kind() == "file") {
+            let what = format!("the output {} has `key: keystore`, and the key store is files", output.name);
+            return Err(Refusal::new(what, "write keystore: {type: tpm} or {type: pkcs11}, or leave `key` out"));
         }
         Ok(Self {
             auth_server: fields.auth_server,

@@ -33,10 +33,22 @@ pub struct Output {
     pub ip_addresses: Vec<IpAddr>,
     /// Lifetime and renewal interval, where they are not those of the identity.
     pub lifetime: Option<Lifetime>,
+    /// Where its private key lives.
+    pub key: KeyPlace,
     /// Whether to keep the cluster's revocation list there too.
     pub crl: bool,
     /// What to do after a change.
     pub reload: Option<Reload>,
+}
+
+/// Where the private key of an output lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// In a file of the destination, made anew for each certificate.
+    #[default]
+    File,
+    /// In the device's key store, which is a TPM or a PKCS#11 token; made once.
+    Keystore,
 }
 
 /// How long a certificate is to hold, and when to renew it.
@@ -134,8 +146,7 @@ struct OutputFields {
     ip_addresses: Vec<IpAddr>,
     credential_ttl: Option<Span>,
     renewal_interval: Option<Span>,
-    #[serde(rename = "key")]
-    _key: Option<KeyPlace>,
+    key: Option<KeyPlace>,
     #[serde(default)]
     crl: bool,
     reload: Option<Reload>,
@@ -160,6 +171,7 @@ impl TryFrom<OutputFields> for Output {
             uris: fields.uris.into_iter().map(|u| u.0).collect(),
             ip_addresses: fields.ip_addresses,
             lifetime,
+            key: fields.key.unwrap_or_default(),
             crl: fields.crl,
             reload: fields.reload,
         })
@@ -179,18 +191,14 @@ impl FromStr for OutputType {
     }
 }
 
-struct KeyPlace;
-
 impl FromStr for KeyPlace {
     type Err = Refusal;
 
     fn from_str(text: &str) -> Result<Self, Refusal> {
         match text {
-            "file" => Ok(Self),
-            "keystore" => {
-                Err(Refusal::new("keys of outputs in the key store are not supported yet", "write key: file, or leave it out"))
-            }
-            _ => Err(Refusal::new(format!("{text:?} is not a place for a key"), "write key: file, or leave it out")),
+            "file" => Ok(Self::File),
+            "keystore" => Ok(Self::Keystore),
+            _ => Err(Refusal::new(format!("{text:?} is not a place for a key"), "write key: file or key: keystore")),
         }
     }
 }

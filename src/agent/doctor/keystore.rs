@@ -46,6 +46,8 @@ pub fn check(report: &mut Report, config: &Config, memory: Option<&Memory>) -> V
             }
         }
     }
+    #[cfg(any(feature = "pkcs11", feature = "tpm"))]
+    left_over(report, config, &mut *store);
     let in_storage = config.keystore.kind() != "pkcs11";
     if in_storage && access(&config.storage, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
         let advice = "mend the storage first, or run this as the user that boundkey runs as";
@@ -74,6 +76,23 @@ fn open(config: &Config, memory: Option<&Memory>) -> Result<Box<dyn KeyStore>, K
             Ok(Box::new(boundkey_hal::tpm::TpmStore::new(tpm)))
         }
         other => keystore::open(other, &config.storage, pin),
+    }
+}
+
+/// Keys of outputs that went from the configuration.
+#[cfg(any(feature = "pkcs11", feature = "tpm"))]
+fn left_over(report: &mut Report, config: &Config, store: &mut dyn KeyStore) {
+    match crate::agent::outputs::stored::left_over(store, &config.outputs) {
+        Err(e) => fail(report, CHECK, "", e),
+        Ok(found) => {
+            for id in found {
+                let place = keystore::places(&config.keystore, &config.storage, Some(&id));
+                let file = place.iter().find(|(name, _)| *name == "file").map(|(_, file)| format!("remove {file}"));
+                let advice = file.unwrap_or_else(|| format!("run `boundkey hsm delete-key {id} --yes` with the token's --uri"));
+                let what = format!("the key {id} is of no output of the configuration");
+                report.warn(CHECK, what, format!("if no program uses it any more, {advice}"));
+            }
+        }
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use boundkey_hal::ErrorKind as KeyErrorKind;
+
 use crate::agent::config::Output;
 use crate::agent::error::AgentError;
 
@@ -47,7 +49,11 @@ impl OutputError {
     /// What to do next.
     pub fn advice(&self) -> &'static str {
         match &self.fault {
-            Fault::Key(_) => "try again; if it stays, report it with the log",
+            Fault::Key(e) if e.kind() == KeyErrorKind::Other => "try again; if it stays, report it with the log",
+            Fault::Key(_) => {
+                "nothing was overwritten; delete that key (its file, or `boundkey hsm delete-key NAME --yes`), and the next renewal makes \
+                 another"
+            }
             Fault::NotOurs(_) => "move it away, or give the output a directory of its own",
             Fault::NoGroup(_) => "create the group, or correct `group` in the destination",
             Fault::NoLinks(_) => "choose a directory on another file system, such as one under /run/boundkey",

@@ -1,4 +1,5 @@
-//! Certificates for programs on the device: a key of its own for each, made anew for each certificate, as files in a directory.
+//! Certificates for programs on the device: a key of its own for each, made anew for each certificate, as files in a directory; or a
+//! key in the device's key store, made once ([`stored`]).
 //!
 //! The daemon's loop uses this module so:
 //! 1. [`prepare`] makes keys and requests, which go into the join request in the order of the configuration.
@@ -12,18 +13,22 @@
 mod error;
 pub mod reload;
 pub mod set;
+#[cfg(any(feature = "pkcs11", feature = "tpm"))]
+pub mod stored;
+
+use std::path::Path;
 
 use boundkey_hal::file::PrivateKey;
-use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind};
+use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyStore, PublicKey, Signature};
 use rcgen::{CertificateParams, DistinguishedName, PublicKeyData as _};
 use rustls::pki_types::CertificateDer;
 use rustls::server::ParsedCertificate;
 use zeroize::Zeroizing;
 
 use super::clock::since_boot;
-use super::config::Output;
+use super::config::{KeyPlace, Keystore, Output};
 use super::error::AgentError;
-use crate::certify::{Signer, Subject};
+use crate::certify::Signer;
 use crate::join::base64url;
 use crate::join::message::{IssuedCertificate, JoinAnswer, OutputRequest};
 use crate::pem;
@@ -34,13 +39,32 @@ use set::{File, Visibility};
 
 const REVOCATION_FILE: &str = "ca.crl";
 
+/// The device's key store, as outputs use it.
+pub struct Store<'a> {
+    /// The keys.
+    pub keys: &'a mut dyn KeyStore,
+    /// What it is.
+    pub keystore: &'a Keystore,
+    /// The storage directory.
+    pub storage: &'a Path,
+}
+
+/// What [`prepare`] could do.
+pub struct Prepared {
+    /// Requests, in the order of the outputs.
+    pub requested: Vec<Requested>,
+    /// The first output that is left out, for its key cannot be used.
+    pub left_out: Result<(), OutputError>,
+}
+
 /// A request for an output's certificate, with the key that it is for.
 pub struct Requested {
     /// The output.
     pub output: Output,
     /// What to ask the server for.
     pub request: OutputRequest,
-    key: FreshKey,
+    public_key: Vec<u8>,
+    key: KeyFile,
 }
 
 /// A certificate with its key, to be installed.
@@ -50,7 +74,14 @@ pub struct Fresh {
     /// What the server says of the certificate.
     pub issued: IssuedCertificate,
     certificate: Vec<u8>,
-    key: Zeroizing<Vec<u8>>,
+    key: KeyFile,
+}
+
+/// What programs get of a key: the key itself, or what they need to use it where it is.
+struct KeyFile {
+    name: &'static str,
+    content: Zeroizing<Vec<u8>>,
+    visibility: Visibility,
 }
 
 /// A P-256 key made for one certificate.
@@ -67,45 +98,85 @@ impl FreshKey {
     /// Makes a key from the system's randomness.
     pub fn generate() -> Result<Self, KeyError> {
         let key = PrivateKey::generate(Algorithm::EcdsaP256)?;
-        let signer = Signer { subject: Subject(key.public_key()?), sign: |message: &[u8]| key.sign(message) };
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        let csr = params.serialize_request(&signer).map_err(|e| KeyError::new(ErrorKind::Other, e))?;
-        let public_key = signer.subject_public_key_info();
-        Ok(Self { pkcs8: Zeroizing::new(key.as_pkcs8().to_vec()), csr: csr.der().to_vec(), public_key })
+        let (csr, public_key) = request(key.public_key()?, |message: &[u8]| key.sign(message))?;
+        Ok(Self { pkcs8: Zeroizing::new(key.as_pkcs8().to_vec()), csr, public_key })
     }
 }
 
-/// Makes a key and a request for each output, in their order.
-pub fn prepare(outputs: &[Output]) -> Result<Vec<Requested>, OutputError> {
-    let prepare = |output: &Output| {
-        let key = FreshKey::generate().map_err(|e| Fault::Key(e).of(output))?;
+/// A certificate request (RFC 2986) for the key `key`, without names, and its SubjectPublicKeyInfo: DER both.
+fn request(key: PublicKey, sign: impl Fn(&[u8]) -> Result<Signature, KeyError>) -> Result<(Vec<u8>, Vec<u8>), KeyError> {
+    let signer = Signer::new(key, sign);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let csr = params.serialize_request(&signer);
+    let csr = csr.map_err(|e| signer.cause(e).unwrap_or_else(|e| KeyError::new(ErrorKind::Other, e)))?;
+    Ok((csr.der().to_vec(), signer.subject_public_key_info()))
+}
+
+/// Makes a request for each output, in their order; keys too, but for those in `store` that are there already.
+///
+/// An output whose key cannot be used is left out, for it must not keep the device from renewing its identity.
+///
+/// # Errors
+/// What concerns the whole store: a join would come to nothing.
+#[cfg_attr(not(any(feature = "pkcs11", feature = "tpm")), expect(unused_variables, reason = "keys are files then"))]
+pub fn prepare(outputs: &[Output], store: &mut Store<'_>) -> Result<Prepared, KeyError> {
+    let mut prepared = Prepared { requested: Vec::with_capacity(outputs.len()), left_out: Ok(()) };
+    for output in outputs {
+        let made = match output.key {
+            KeyPlace::File => FreshKey::generate().map(|key| {
+                let content = pem::private_key(&key.pkcs8).into_bytes().into();
+                (key.csr, key.public_key, KeyFile { name: "tls.key", content, visibility: Visibility::AsConfigured })
+            }),
+            #[cfg(any(feature = "pkcs11", feature = "tpm"))]
+            KeyPlace::Keystore => stored::key(store, output),
+            #[cfg(not(any(feature = "pkcs11", feature = "tpm")))]
+            KeyPlace::Keystore => Err(KeyError::new(ErrorKind::Unsupported, "its key cannot be in files")),
+        };
+        let (csr, public_key, key) = match made {
+            Ok(made) => made,
+            Err(e) if is_of_store(e.kind()) => return Err(e),
+            Err(e) => {
+                let e = Fault::Key(e).of(output);
+                if prepared.left_out.is_ok() {
+                    prepared.left_out = Err(e);
+                } else {
+                    log::error!("{e}\n{}", e.advice());
+                }
+                continue;
+            }
+        };
         let request = OutputRequest {
-            csr: base64url::encode(&key.csr),
+            csr: base64url::encode(&csr),
             ssh_host: None,
             dns_names: output.dns_names.clone(),
             uris: output.uris.clone(),
             ip_addresses: output.ip_addresses.clone(),
             ttl: output.lifetime.map(|l| l.credential_ttl.as_secs()),
         };
-        Ok(Requested { output: output.clone(), request, key })
-    };
-    outputs.iter().map(prepare).collect()
+        prepared.requested.push(Requested { output: output.clone(), request, public_key, key });
+    }
+    Ok(prepared)
+}
+
+/// Whether an error speaks of the whole store, not of one key.
+fn is_of_store(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Busy | ErrorKind::Denied | ErrorKind::Locked | ErrorKind::Unreachable)
 }
 
 /// Pairs each request with its certificate in `answer`; a certificate for another key is refused.
 pub fn attach(requested: Vec<Requested>, answer: &JoinAnswer) -> Result<Vec<Fresh>, OutputError> {
     let mut issued = answer.outputs.iter().cloned();
-    let mut attach = |Requested { output, key, .. }: Requested| {
+    let mut attach = |Requested { output, public_key, key, .. }: Requested| {
         let unusable = |why| Fault::Unusable(why).of(&output);
         let issued = issued.next().ok_or_else(|| unusable("it has no certificate"))?;
         let certificate = base64url::decode(&issued.certificate).map_err(|_| unusable("its certificate is not base64url"))?;
         let der = CertificateDer::from(&*certificate);
         let parsed = ParsedCertificate::try_from(&der).map_err(|_| unusable("its certificate cannot be read"))?;
-        if *parsed.subject_public_key_info() != *key.public_key {
+        if *parsed.subject_public_key_info() != *public_key {
             return Err(unusable("its certificate is for another key"));
         }
-        Ok(Fresh { output, issued, certificate, key: key.pkcs8 })
+        Ok(Fresh { output, issued, certificate, key })
     };
     requested.into_iter().map(&mut attach).collect()
 }
@@ -124,12 +195,11 @@ pub fn install(fresh: &[Fresh], bundle: &[Vec<u8>], revoked: Option<&[u8]>, relo
 }
 
 impl Fresh {
-    /// Writes `tls.key`, `tls.crt` (the certificate), `ca.crt` (the trust bundle, DER each) and, where the output wants it, `ca.crl`
+    /// Writes `tls.key` (or `tls.key.uri`, see [`stored`]), `tls.crt` (the certificate), `ca.crt` (the trust bundle, DER each) and, where the output wants it, `ca.crl`
     /// (the revocation list, DER; the one that stands there goes on where none is given): all PEM.
     ///
     /// Programs see either all of the old files or all of the new ones, also after a power cut. On an error the old ones stay.
     pub fn install(&self, bundle: &[Vec<u8>], revoked: Option<&[u8]>) -> Result<(), OutputError> {
-        let key = Zeroizing::new(pem::private_key(&self.key));
         let certificate = pem::certificate(&self.certificate);
         let bundle: String = bundle.iter().map(|der| pem::certificate(der)).collect();
         let revoked = match revoked.filter(|_| self.output.crl) {
@@ -140,7 +210,7 @@ impl Fresh {
         let mut files = vec![
             File { name: "ca.crt", content: bundle.as_bytes(), visibility: Visibility::Public },
             File { name: "tls.crt", content: certificate.as_bytes(), visibility: Visibility::Public },
-            File { name: "tls.key", content: key.as_bytes(), visibility: Visibility::AsConfigured },
+            File { name: self.key.name, content: &self.key.content, visibility: self.key.visibility },
         ];
         files.extend(revoked.iter().map(|pem| File { name: REVOCATION_FILE, content: pem, visibility: Visibility::Public }));
         set::replace(&self.output.destination, &files).map_err(|fault| fault.of(&self.output))

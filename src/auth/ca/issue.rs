@@ -188,7 +188,7 @@ impl Authority {
 
     pub(super) fn issuer_key(&self) -> Signer<impl Fn(&[u8]) -> Result<Signature, KeyError>> {
         let (id, key) = &self.x509;
-        Signer { subject: Subject(key.clone()), sign: move |message: &[u8]| self.sign(id, message) }
+        Signer::new(key.clone(), move |message: &[u8]| self.sign(id, message))
     }
 }
 

@@ -1,0 +1,35 @@
+SUMMARY = "Small image for a device with a TPM 2.0"
+DESCRIPTION = "boundkey and tpm2-tss on a root that is never written; the agent's storage on a partition of its own."
+# blacksail wants SPDX's words, and releases before it do not know them.
+LICENSE = "Apache-2.0 ${@'OR' if 'blacksail' in d.getVar('LAYERSERIES_CORENAMES').split() else '|'} MIT"
+
+inherit core-image features_check
+
+REQUIRED_DISTRO_FEATURES = "tpm2"
+
+IMAGE_FEATURES += "read-only-rootfs"
+# tpm2-tss: the udev rule and the user of its own package. e2fsck: the data partition is checked after a power cut.
+IMAGE_INSTALL = "\
+    boundkey \
+    e2fsprogs-e2fsck \
+    libtss2-tcti-device \
+    packagegroup-core-boot \
+    tpm2-tss \
+    ${CORE_IMAGE_EXTRA_INSTALL} \
+"
+
+# Beside this file, for the layer's folder of such files is another one since wrynose. A board with a boot loader on the disk
+# brings a wks file of its own; only the label of the data partition counts.
+IMAGE_FSTYPES = "wic"
+WKS_FILE ?= "boundkey-image.wks"
+
+BOUNDKEY_DATA_LABEL ?= "boundkey-data"
+
+# Not below /var/lib as it is on a read-only root: that is in memory, and lost at each boot. systemd mounts the partition after
+# it has laid its memory over /var/lib; otherwise the partition would be hidden, and a device spend a recovery at each boot.
+boundkey_data_partition() {
+    install -d -m 0700 ${IMAGE_ROOTFS}${localstatedir}/lib/boundkey
+    printf '%s\n' "LABEL=${BOUNDKEY_DATA_LABEL} ${localstatedir}/lib/boundkey ext4 nosuid,nodev,noexec,x-systemd.after=var-volatile-lib.service 0 2" \
+        >>${IMAGE_ROOTFS}${sysconfdir}/fstab
+}
+ROOTFS_POSTPROCESS_COMMAND += "boundkey_data_partition"

@@ -1,6 +1,6 @@
 # The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
 .POSIX:
-.PHONY: help build cross deb demo test test-deb lint bench size clean fuzz
+.PHONY: help boot build cross deb demo test test-deb lint bench size clean fuzz
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
@@ -15,6 +15,7 @@ help:
 	@echo 'make cross   the agent for ARM and RISC-V, in target/cross/'
 	@echo 'make deb     packages for Debian (amd64, arm64, armhf), in target/debian/; make test-deb tries them'
 	@echo 'make fuzz    one fuzz target under libFuzzer: make fuzz TARGET=join SECONDS=600'
+	@echo 'make boot    an emulated ARM board with a TPM, whose power is cut in joins; ARCH=armhf: the 32-bit one'
 	@echo 'make bench   the agent and the server against their peers, on this machine'
 
 build:
@@ -56,6 +57,13 @@ test-deb:
 	@tests/setup build deb
 	@tests/timed deb cross/debian/build amd64
 	@tests/timed test-deb cross/debian/try target/debian/*_amd64.deb
+
+# The emulated board: arm64 or armhf.
+ARCH = arm64
+boot:
+	@tests/setup build board
+	@tests/timed build cargo build $(FEATURES)
+	@tests/timed boot cross/board/boot $(ARCH)
 
 bench:
 	@tests/setup build bench

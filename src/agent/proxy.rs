@@ -9,21 +9,20 @@ use ureq::{Proxy, ProxyProtocol};
 
 use super::config::ConfigError;
 
-/// The first of these that is set counts.
+/// Where ureq looks for a proxy, in its order.
 const VARIABLES: [&str; 6] = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
 
-/// The proxy for requests to `url`; `None` where the environment names none, or excepts that host (`NO_PROXY`).
-pub fn from_env(url: &str) -> Result<Option<Proxy>, ConfigError> {
-    let read = |name| std::env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (name, value));
-    let Some((name, value)) = VARIABLES.into_iter().find_map(read) else { return Ok(None) };
-    // What it holds is not shown: it may have a password in it.
-    let unusable = |why: &str| ConfigError::new(format!("{name} in the environment: {why}"), "give it as http://HOST:PORT");
-    let named = Proxy::new(&value).map_err(|_| unusable("this is no address of a proxy"))?;
-    if named.protocol() != ProxyProtocol::Http {
-        return Err(unusable("proxies are used by HTTP alone, not by SOCKS or TLS"));
+/// Host and port of the proxy on the way to `url`, given what ureq took from the environment; `None` where that names none, or excepts
+/// that host (`NO_PROXY`).
+pub fn on_the_way(found: Option<&Proxy>, url: &str) -> Result<Option<String>, ConfigError> {
+    // What the variable holds is not shown: it may have a password in it.
+    let unusable = |name: &str, why| ConfigError::new(format!("{name} in the environment: {why}"), "give it as http://HOST:PORT");
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let Some(name) = VARIABLES.into_iter().find(is_set) else { return Ok(None) };
+    let Some(proxy) = found else { return Err(unusable(name, "this is no address of a proxy")) };
+    if proxy.protocol() != ProxyProtocol::Http {
+        return Err(unusable(name, "proxies are used by HTTP alone, not by SOCKS or TLS"));
     }
-    // The same variable, with the exceptions.
-    let proxy = Proxy::try_from_env();
-    let excepted = |proxy: &Proxy| url.parse::<Uri>().is_ok_and(|url| proxy.is_no_proxy(&url));
-    Ok(proxy.filter(|proxy| !excepted(proxy)))
+    let excepted = url.parse::<Uri>().is_ok_and(|url| proxy.is_no_proxy(&url));
+    Ok((!excepted).then(|| format!("{}:{}", proxy.host(), proxy.port())))
 }

@@ -109,7 +109,6 @@ impl Https {
     /// Requests to `https://AUTHORITY`, through the proxy that the environment names, if any.
     pub fn new(authority: &str, trust: Arc<Trust>) -> Result<Self, AgentError> {
         let url = format!("https://{authority}");
-        let proxy = proxy::from_env(&url)?;
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .https_only(true)
@@ -120,13 +119,12 @@ impl Https {
             .timeout_connect(Some(CONNECT))
             .timeout_global(Some(REQUEST))
             .max_idle_connections(1)
-            .proxy(proxy.clone())
             .build();
+        let proxy = proxy::on_the_way(config.proxy(), &url)?;
         let tls = TlsConnector(trust.client_config().map_err(|e| AgentError::Other(format!("TLS: {e}")))?);
         let connector = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(tls);
         let agent = ureq::Agent::with_parts(config, connector, DefaultResolver::default());
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_owned();
-        let proxy = proxy.map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
         Ok(Self { agent, base: url, host, proxy, trust })
     }
 

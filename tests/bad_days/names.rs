@@ -104,13 +104,15 @@ fn a_lie_leads_to_a_server_that_is_not_trusted_and_learns_nothing() {
 fn a_name_that_is_not_resolved_is_told_and_costs_nothing() {
     let server = Server::with_names(&[NAME]);
     let Some(resolver) = Resolver::new(&server) else { return };
-    // Bound and never read.
-    let silent = UdpSocket::bind("127.0.0.77:53");
-    if let Err(e) = &silent {
-        assert!(!nix::unistd::geteuid().is_root(), "127.0.0.77:53: {e}");
+    // Bound and never read; at an address that another run of this test does not take.
+    let pid = std::process::id();
+    let silent = format!("127.77.{}.{}", pid / 250 % 250, 1 + pid % 250);
+    let socket = UdpSocket::bind((silent.as_str(), 53));
+    if let Err(e) = &socket {
+        assert!(!nix::unistd::geteuid().is_root(), "{silent}: {e}");
         eprintln!("NOT TRIED: a name server that is silent; this user may not listen on port 53: {e}");
     }
-    for nameserver in ["127.0.0.77", "127.0.0.78"] {
+    for nameserver in [silent.as_str(), "127.0.0.78"] {
         std::fs::write(&resolver.resolv, format!("nameserver {nameserver}\noptions timeout:1 attempts:1\n"))
             .expect("resolv.conf");
         let said = resolver.refused();

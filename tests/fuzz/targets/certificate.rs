@@ -37,6 +37,7 @@ fn certificate(der: &[u8]) -> Told {
     let named = Authority::named_instance(der);
     match AUTHORITY.identity(der) {
         Ok(shown) => {
+            assert!(is_whole(der), "a certificate with something behind it");
             assert_eq!(named, Some(shown.holder.step.instance), "what is looked up is what is verified");
             format!("ok: {} {}", shown.key.algorithm(), shown.not_after < NOW)
         }
@@ -46,7 +47,10 @@ fn certificate(der: &[u8]) -> Told {
 
 fn request(der: &[u8]) -> Told {
     match subject_key(&base64url::encode(der)) {
-        Ok(key) => format!("ok: {} {}", key.algorithm(), key == BOUND.public),
+        Ok(key) => {
+            assert!(is_whole(der), "a request with something behind it");
+            format!("ok: {} {}", key.algorithm(), key == BOUND.public)
+        }
         Err(e) => refused(&e),
     }
 }
@@ -71,6 +75,17 @@ fn integer(bytes: &[u8]) -> Vec<u8> {
     let digits = &bytes[zeros..];
     let sign: &[u8] = if digits[0] >= 0x80 { &[0] } else { &[] };
     tlv(2, &[sign, digits].concat())
+}
+
+/// Whether this is one DER element to its last byte.
+pub fn is_whole(der: &[u8]) -> bool {
+    let behind = |head: usize, length: usize| der.len() == head + length;
+    match *der {
+        [_, 0x82, high, low, ..] => behind(4, usize::from(u16::from_be_bytes([high, low]))),
+        [_, 0x81, length, ..] => behind(3, usize::from(length)),
+        [_, short @ 0..=0x7f, ..] => behind(2, usize::from(short)),
+        _ => false,
+    }
 }
 
 /// A DER element (X.690 section 8.1) of at most 65535 bytes.

@@ -34,6 +34,7 @@ pub fn run(data: &[u8]) -> Told {
     let mut list = RevocationList::default();
     match list.fetch(&mut Serves(der.clone()), &bundle, Duration::ZERO) {
         Ok(new) => {
+            assert!(certificate::is_whole(&der), "a list with something behind it");
             assert!(new && list.der() == Some(&der[..]));
             assert_eq!(list.fetch(&mut Serves(der.clone()), &bundle, Duration::ZERO).ok(), Some(false), "the same once more");
             let theirs = CertificateRevocationList::from_der(&der);

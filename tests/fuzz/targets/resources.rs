@@ -48,15 +48,17 @@ fn there_and_back(resources: &[Resource]) {
     }
 }
 
-/// Whether a role forbids the names that its own patterns spell.
+/// Whether a role forbids the names that its own patterns spell, and an address of each family.
 fn forbids(resource: &Resource) -> Option<bool> {
     let Resource::Role(role) = resource else { return None };
-    let request = OutputRequest {
+    let names = OutputRequest {
         dns_names: role.spec.allow.dns_names.clone(),
         uris: role.spec.allow.uris.clone(),
-        ip_addresses: role.spec.allow.ip_addresses.iter().filter_map(|ip| ip.parse().ok()).collect(),
         ..OutputRequest::default()
     };
+    let ip_addresses = ["10.1.2.3", "::1"].map(|ip| ip.parse().expect("an address")).to_vec();
+    let addresses = OutputRequest { ip_addresses, ..OutputRequest::default() };
     let subject = Subject { bot: Some("b"), token: "t", instance: "i" };
-    Some(first_forbidden(std::slice::from_ref(role), &request, subject).is_some())
+    let forbidden = |request| first_forbidden(std::slice::from_ref(role), request, subject).is_some();
+    Some(forbidden(&names) | forbidden(&addresses))
 }

@@ -439,6 +439,32 @@ fn a_daemon_outlives_its_tpm() {
     assert!(daemon.wait().success());
 }
 
+/// Longer than a conversation may take: it is given up and named, and the TPM is left in peace until it goes on. The minute passes
+/// beside the other tests.
+#[test]
+fn a_daemon_outlives_a_tpm_that_hangs_for_a_minute() {
+    let (server, tpm) = (Server::start(), Swtpm::start());
+    let device = server.device("gw", 1);
+    let more = format!("{}\ncredential_ttl: 10m\nrenewal_interval: 1s", tpm_yaml(&tpm.tcti()));
+    device.configure(&server, &secret(&server, "gw"), &more);
+    let daemon = device.daemon();
+    let renewals = || server.events("gw").iter().filter(|e| *e == "join.renewal").count();
+    wait_for("a renewal", || renewals() > 0);
+    tpm.signal("-STOP");
+    let stopped = std::time::Instant::now();
+    wait_for("the daemon to give up", || device.log().contains("the TPM gave no answer within 30s when asked to "));
+    wait_for("the next try", || device.log().contains("the TPM is still hanging since it was asked to "));
+    std::thread::sleep(Duration::from_secs(60).saturating_sub(stopped.elapsed()));
+    assert_eq!(device.log().matches("gave no answer").count(), 1, "it is not asked again: {}", device.log());
+    tpm.signal("-CONT");
+    let before = renewals();
+    wait_for("a renewal after the TPM went on", || renewals() > before);
+    wait_for("the daemon to say so", || device.log().contains("the key store works again"));
+    assert!(server.events("gw").iter().all(|event| event == "join.first" || event == "join.renewal"));
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(daemon.wait().success());
+}
+
 #[test]
 fn a_token_with_a_wrong_pin_a_missing_module_and_no_token() {
     let server = Server::start();

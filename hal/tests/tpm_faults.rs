@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use boundkey_hal::tpm::{AuthSource, Config, Tcti, TpmStore};
 use boundkey_hal::{Algorithm, Error, ErrorKind, KeyStore as _, PublicKey};
 use conformance::{assert_kind, assert_signs, id};
-use support::process::run;
+use support::process::{run, tool};
 use support::swtpm::Swtpm;
 use support::tpm_proxy::{Fault, TpmProxy, command};
 
@@ -468,4 +468,22 @@ fn a_resource_manager_that_is_not_running_is_named() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let mut store = TpmStore::new(Config::new(dir.path(), Tcti::parse("tabrmd:bus_name=not.there").expect("a TCTI")));
     assert_told(store.capabilities(), ErrorKind::Unreachable, "tpm2-abrmd");
+}
+
+/// A defect of the TPM itself, which no HMAC on the bus shows. Software that believed it would hand on a worthless signature.
+#[test]
+fn a_tpm_that_signs_something_else_is_not_believed() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (library, order) = (dir.path().join("wrong_digest.so"), dir.path().join("order"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/wrong_digest.c");
+    run(tool("cc", "gcc").args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&library).arg(source).arg("-ldl"));
+    let tpm = Swtpm::alone_in(vec![("LD_PRELOAD", library.into()), ("WRONG_DIGEST", order.clone().into())]);
+    let mut store = TpmStore::new(tpm.config(dir.path()));
+    let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
+    assert_signs(&mut store, &id("device"), &public);
+    std::fs::write(&order, "").expect("write");
+    let error = store.sign(&id("device"), b"a message").expect_err("it signed something else");
+    assert_eq!((error.kind(), error.to_string().contains("does not fit its public key")), (ErrorKind::Corrupt, true), "{error}");
+    std::fs::remove_file(&order).expect("remove");
+    assert_signs(&mut store, &id("device"), &public);
 }

@@ -1,5 +1,6 @@
 //! A software TPM for one test: on loopback, its state in a temporary directory, killed when the test ends.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +15,8 @@ pub(crate) struct Swtpm {
     state: tempfile::TempDir,
     port: u16,
     child: Child,
+    /// What it finds in its environment.
+    environment: Vec<(&'static str, OsString)>,
     turn: Option<MutexGuard<'static, ()>>,
 }
 
@@ -24,20 +27,29 @@ static TURN: Mutex<()> = Mutex::new(());
 impl Swtpm {
     /// A new TPM, while no other test of this program that asks for its turn runs.
     pub(crate) fn alone() -> Self {
+        Self::alone_in(Vec::new())
+    }
+
+    /// The same, in this environment.
+    pub(crate) fn alone_in(environment: Vec<(&'static str, OsString)>) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut tpm = Self::start();
+        let mut tpm = Self::start_in(environment);
         tpm.turn = Some(turn);
         tpm
     }
 
     /// A new TPM, started.
     pub(crate) fn start() -> Self {
+        Self::start_in(Vec::new())
+    }
+
+    fn start_in(environment: Vec<(&'static str, OsString)>) -> Self {
         let state = tempfile::tempdir().expect("temporary directory");
         // Another test may take the ports between looking and starting; then swtpm ends at once.
         for _ in 0..20 {
             let port = two_free_ports();
-            if let Some(child) = launch(state.path(), port) {
-                return Self { state, port, child, turn: None };
+            if let Some(child) = launch(state.path(), port, &environment) {
+                return Self { state, port, child, environment, turn: None };
             }
         }
         panic!("swtpm does not start");
@@ -73,7 +85,7 @@ impl Swtpm {
     pub(crate) fn power_on(&mut self) {
         // The ports may take a moment to come free.
         for _ in 0..100 {
-            if let Some(child) = launch(self.state.path(), self.port) {
+            if let Some(child) = launch(self.state.path(), self.port, &self.environment) {
                 self.child = child;
                 return;
             }
@@ -134,7 +146,7 @@ pub(crate) fn two_free_ports() -> u16 {
 }
 
 /// Starts swtpm and waits until it answers; `None` where it ends by itself.
-fn launch(state: &Path, port: u16) -> Option<Child> {
+fn launch(state: &Path, port: u16, environment: &[(&str, OsString)]) -> Option<Child> {
     // Written once swtpm has both ports: that something answers there would not tell whose swtpm it is.
     let ready = state.join("pid");
     let _ = std::fs::remove_file(&ready);
@@ -145,6 +157,7 @@ fn launch(state: &Path, port: u16) -> Option<Child> {
         .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1)])
         .arg("--pid")
         .arg(format!("file={}", ready.display()))
+        .envs(environment.iter().cloned())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -19,8 +19,10 @@ pub mod certify;
 #[cfg(feature = "auth")]
 pub mod ctl;
 pub mod join;
+pub mod keystore;
 pub mod logging;
 pub mod pem;
+pub mod refusal;
 pub mod ssh;
 #[cfg(feature = "agent")]
 pub mod state;

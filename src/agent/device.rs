@@ -8,10 +8,10 @@ use boundkey_hal::{Algorithm, KeyId, KeyStore, PublicKey, durable};
 
 use super::config::Keystore;
 use super::error::AgentError;
-use super::keystore;
 use super::rollback::{self, Guard};
 use crate::join::Thumbprint;
 use crate::join::device::{KnownKey, Memory};
+use crate::keystore;
 use crate::state::{DirStorage, StateFile, Storage};
 
 /// Held by the agent that runs on a storage directory.

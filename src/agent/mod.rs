@@ -14,7 +14,6 @@ pub mod hsm;
 pub mod identity;
 pub mod join;
 pub mod keypair;
-pub mod keystore;
 pub mod outputs;
 pub mod program;
 mod proxy;

@@ -10,29 +10,16 @@ use clap::builder::PathBufValueParser;
 use clap::error::ErrorKind as UsageKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::config::{Config, ConfigError, Keystore, KeystoreKind, KeystoreOptions};
+use super::config::{Config, ConfigError, Keystore, KeystoreOptions};
 use super::error::AgentError;
 use super::keypair::{self, Place};
-use super::{doctor, hsm, keystore, run, status, systemd};
+use super::{doctor, hsm, run, status, systemd};
+use crate::keystore;
 use crate::logging::{self, Format, Level};
 use crate::time::{Clock, Random, System};
 
 /// Where the configuration is, if nothing else is said.
 const CONFIG: &str = "/etc/boundkey.yaml";
-
-/// The fields of `keystore` in the configuration, as options.
-const KEYSTORE_OPTIONS: [(&str, &str); 10] = [
-    ("keystore", "With --storage: file, tpm or pkcs11 [default: file]"),
-    ("tcti", "tpm: the way to it, such as device:/dev/tpmrm0"),
-    ("auth-path", "tpm: file with the keys' auth value"),
-    ("auth-credential", "tpm: systemd credential with the keys' auth value"),
-    ("uri", "pkcs11: URI of the token, with module-path"),
-    ("module", "pkcs11, without --uri: the module"),
-    ("token", "pkcs11, without --uri: label of the token"),
-    ("serial", "pkcs11, without --uri: serial number of the token"),
-    ("pin-path", "pkcs11: file with the PIN"),
-    ("pin-credential", "pkcs11: systemd credential with the PIN"),
-];
 
 /// The command line.
 pub fn command() -> Command {
@@ -94,9 +81,10 @@ pub fn command() -> Command {
                 .help("File for the static key; without, it is printed"),
         )
         .arg(format);
-    let create = create.args(KEYSTORE_OPTIONS.map(|(name, help)| {
-        Arg::new(name).long(name).requires("storage").value_name(if name == "keystore" { "TYPE" } else { "VALUE" }).help(help)
-    }));
+    let option = |name: &'static str, value| Arg::new(name).long(name).requires("storage").value_name(value);
+    let create = create
+        .arg(option("keystore", "TYPE").help("With --storage: file, tpm or pkcs11 [default: file]"))
+        .args(keystore::OPTIONS.map(|(name, help)| option(name, "VALUE").help(help)));
     let keypair = Command::new("keypair").about("The device's key").subcommand_required(true).subcommand(create);
     let install = Command::new("install")
         .about("Set the agent up on this system")
@@ -259,21 +247,9 @@ fn create_keypair(matches: &ArgMatches) -> Result<String, AgentError> {
 }
 
 fn keystore_of(matches: &ArgMatches) -> Result<Keystore, AgentError> {
-    let text = |name| matches.get_one::<String>(name).cloned();
-    let path = |name| text(name).map(|path| path.parse()).transpose().map_err(ConfigError::from);
-    let kind = text("keystore").map(|kind| kind.parse()).transpose().map_err(ConfigError::from)?;
-    let options = KeystoreOptions {
-        kind: Some(kind.unwrap_or(KeystoreKind::File)),
-        tcti: text("tcti"),
-        auth_path: path("auth-path")?,
-        auth_credential: text("auth-credential"),
-        uri: text("uri"),
-        module: path("module")?,
-        token: text("token"),
-        serial: text("serial"),
-        pin_path: path("pin-path")?,
-        pin_credential: text("pin-credential"),
-    };
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let kind = text("keystore").unwrap_or_else(|| "file".into());
+    let options = KeystoreOptions::named(&kind, &text).map_err(ConfigError::from)?;
     Ok(Keystore::try_from(options).map_err(ConfigError::from)?.with_environment(&env))
 }
 

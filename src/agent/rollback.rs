@@ -41,7 +41,7 @@ mod counting {
 
     use super::{AgentError, BEGUN, Guard, Memory};
     use crate::agent::config::Keystore;
-    use crate::agent::keystore::tpm;
+    use crate::keystore::tpm;
 
     /// How memory and counter go together, where they do.
     enum Verdict {

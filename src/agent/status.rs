@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::clock::DeviceClock;
 use super::config::{Config, ConfigError};
 use super::error::AgentError;
-use super::keystore;
 use super::report::Reporter;
 use crate::join::device::Memory;
+use crate::keystore;
 use crate::state::{DirStorage, StateFile};
 use crate::time::{Clock, Timestamp};
 

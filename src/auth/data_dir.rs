@@ -3,11 +3,12 @@
 //! | name | what |
 //! | --- | --- |
 //! | `cluster.json` | cluster name and server names; written last, so that its presence means a whole `init` |
-//! | `keys/` | the authority's keys |
+//! | `keys/` | the authority's keys: in files, or wrapped by a TPM; empty where they are in a PKCS#11 token |
 //! | `challenge.key` | 32 bytes that seal challenges |
 //! | `ca.pem` | CA certificate |
 //! | `tls.pem` | TLS server's key and certificate |
 //! | `boundkey.db` | the store |
+//! | `init.json` | while `init` makes keys in a token: which one |
 //! | `operator.sock` | the operator's API, while the server runs |
 
 use std::fs::File;
@@ -15,14 +16,13 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use boundkey_hal::durable;
-use boundkey_hal::file::FileStore;
+use boundkey_hal::{KeyStore, durable};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::ca::{Authority, CaError, ServerIdentity, make_keys};
+use super::ca::{self, Authority, CaError, Place, ServerIdentity, make_keys};
 use super::store::{SqliteStore, StoreError};
 use crate::pem;
 use crate::time::{NoRandomness, Random, Timestamp};
@@ -36,6 +36,7 @@ pub(super) const CA: &str = "ca.pem";
 pub(super) const TLS: &str = "tls.pem";
 pub(super) const DATABASE: &str = "boundkey.db";
 const LOCK: &str = "lock";
+const INIT: &str = "init.json";
 /// The layout that this version makes.
 const FORMAT: u32 = 1;
 
@@ -52,6 +53,9 @@ pub struct Cluster {
     pub name: String,
     /// Names and addresses under which devices reach the server.
     pub server_names: Vec<String>,
+    /// Where its keys are.
+    #[serde(default, skip_serializing_if = "Place::is_files")]
+    pub keystore: Place,
 }
 
 /// Why the data directory cannot be made or used.
@@ -62,6 +66,8 @@ pub enum DataDirError {
     Ca(CaError),
     /// `init` on what is a cluster already.
     Exists(PathBuf),
+    /// `init` in a token that has keys of a cluster.
+    TokenInUse(String),
     /// The backup is of another cluster.
     Foreign(PathBuf),
     /// Another server runs on it.
@@ -84,6 +90,7 @@ impl std::fmt::Display for DataDirError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ca(e) => e.fmt(f),
+            Self::TokenInUse(keys) => write!(f, "the token has keys of another cluster: {keys}"),
             Self::Exists(dir) => write!(f, "{} holds a cluster already", dir.display()),
             Self::Foreign(dir) => write!(f, "{} is a backup of another cluster", dir.display()),
             Self::InUse(dir) => write!(f, "{} is in use by another boundkey-auth", dir.display()),
@@ -107,11 +114,15 @@ impl DataDirError {
                 "choose another --data-dir; to begin anew, move this one away: devices joined to it will not know the new one"
             }
             Self::Foreign(_) => "restore a backup of this cluster: devices know its CA alone",
+            Self::TokenInUse(_) => {
+                "use another token; if that cluster is given up for good, delete its keys (`boundkey hsm delete-key NAME --yes`)"
+            }
             Self::NotEmpty(_) => "name a new directory for each backup",
             Self::InUse(_) => "stop the other server first, or give this one another --data-dir",
             Self::Missing(_) => "make it with `boundkey-auth init --data-dir DIR --cluster-name NAME`",
             Self::Io(_, e) if e.kind() == io::ErrorKind::PermissionDenied => "run as the user that owns the data directory",
             Self::Io(_, e) if e.kind() == io::ErrorKind::StorageFull => "make room on that file system and try again",
+            Self::Ca(CaError::Key(e)) => ca::advice(e.kind()),
             Self::Ca(_) | Self::Malformed(..) | Self::Store(_) => {
                 "restore the data directory from a backup; devices follow a restored server by themselves"
             }
@@ -144,11 +155,12 @@ impl DataDir {
         Self(path.into())
     }
 
-    /// Makes a cluster; returns its authority. One that was interrupted goes on where it stopped.
+    /// Makes a cluster with its keys at `place`; returns its authority. One that was interrupted goes on where it stopped.
     pub fn init(
         &self,
         cluster: &str,
         server_names: &[String],
+        place: &Place,
         random: &dyn Random,
         now: Timestamp,
     ) -> Result<Authority, DataDirError> {
@@ -158,9 +170,14 @@ impl DataDir {
         let keys_dir = self.path(KEYS);
         durable::create_dir(&keys_dir).map_err(|e| DataDirError::Io(keys_dir.clone(), e))?;
         let _lock = self.lock()?;
-        let mut keys = FileStore::new(&keys_dir);
-        make_keys(&mut keys).map_err(CaError::Key)?;
-        let authority = Authority::certify_itself(cluster, Box::new(keys), random, now)?;
+        let place = place.identified(&keys_dir).map_err(CaError::Key)?;
+        let mut keys = place.open(&keys_dir).map_err(CaError::Key)?;
+        if place.is_shared() {
+            self.claim(&place, &mut *keys)?;
+        }
+        make_keys(&mut *keys).map_err(CaError::Key)?;
+        let authority = Authority::certify_itself(cluster, keys, random, now)?;
+        authority.probe().map_err(CaError::Key)?;
         self.write(CA, pem::certificate(authority.certificate()).as_bytes())?;
         self.make_challenge_key(random)?;
         self.write_server(&authority.issue_server(server_names, now, random)?)?;
@@ -170,10 +187,30 @@ impl DataDir {
             _ => {}
         }
         SqliteStore::create(&database)?;
-        let cluster = Cluster { format: FORMAT, name: cluster.into(), server_names: server_names.into() };
+        let cluster = Cluster { format: FORMAT, name: cluster.into(), server_names: server_names.into(), keystore: place };
         let json = serde_json::to_vec_pretty(&cluster).map_err(|e| DataDirError::Malformed(self.path(CLUSTER), e.to_string()))?;
         self.write(CLUSTER, &json)?;
-        Ok(authority)
+        match durable::remove(&self.path(INIT)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DataDirError::Io(self.path(INIT), e)),
+            _ => Ok(authority),
+        }
+    }
+
+    /// Keys in a token are taken up by the `init` that made them, and by no other: theirs would be another cluster's.
+    fn claim(&self, place: &Place, keys: &mut dyn KeyStore) -> Result<(), DataDirError> {
+        let path = self.path(INIT);
+        let claim = serde_json::to_vec(place).map_err(|e| DataDirError::Malformed(path.clone(), e.to_string()))?;
+        match std::fs::read(&path) {
+            Ok(claimed) if claimed == claim => return Ok(()),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(DataDirError::Io(path, e)),
+            _ => {}
+        }
+        let present = ca::present(keys).map_err(CaError::Key)?;
+        if !present.is_empty() {
+            let names: Vec<_> = present.iter().map(ToString::to_string).collect();
+            return Err(DataDirError::TokenInUse(names.join(", ")));
+        }
+        self.write(INIT, &claim)
     }
 
     /// What the cluster is called and reached by.
@@ -195,7 +232,8 @@ impl DataDir {
     pub fn authority(&self, cluster: &Cluster) -> Result<Authority, DataDirError> {
         let path = self.path(CA);
         let certificate = CertificateDer::from_pem_file(&path).map_err(|e| DataDirError::Malformed(path, e.to_string()))?;
-        Ok(Authority::new(&cluster.name, Box::new(FileStore::new(self.path(KEYS))), certificate.to_vec())?)
+        let keys = cluster.keystore.open(&self.path(KEYS)).map_err(CaError::Key)?;
+        Ok(Authority::new(&cluster.name, keys, certificate.to_vec())?)
     }
 
     /// The secret that seals challenges.

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::ca::{CaError, Place};
 use super::data_dir::{Cluster, DataDir, DataDirError};
 use super::joins::Joins;
 use super::operator::{self, Operator};
@@ -23,8 +24,10 @@ use super::store::Store;
 use super::throttle::Throttle;
 use super::{api, serve, tls};
 use crate::join::server::challenge::SealingKey;
+use crate::keystore::OPTIONS;
 use crate::logging::{self, Format, Level};
-use crate::time::{Clock as _, System};
+use crate::refusal::Refusal;
+use crate::time::{Clock as _, System, Timestamp};
 
 /// How often the server looks after itself: its certificate, ended exemptions, records that have ended.
 const UPKEEP: Duration = Duration::from_secs(60);
@@ -54,7 +57,16 @@ pub fn command() -> Command {
                     .value_parser(["text", "json"])
                     .default_value("text")
                     .help("How to print what was made"),
-            );
+            )
+            .arg(
+                Arg::new("ca-keystore")
+                    .long("ca-keystore")
+                    .value_name("TYPE")
+                    .default_value("file")
+                    .help("Where the cluster's keys are to be: file, tpm or pkcs11"),
+            )
+            .args(OPTIONS.map(|(name, help)| Arg::new(name).long(name).value_name("VALUE").help(help)))
+            .after_help("PIN and auth value can also be in the environment of init and start: BOUNDKEY_PIN, BOUNDKEY_TPM_AUTH");
     let start = Command::new("start")
         .about("Serve devices over TLS, and operators on a Unix socket in the data directory")
         .arg(data_dir.clone())
@@ -159,7 +171,10 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
         names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
     }
     let dir = data_dir(matches)?;
-    let authority = match dir.init(&cluster, &names, &System, System.now()) {
+    let place = Place::new(&given("ca-keystore").concat(), &|name| matches.get_one::<String>(name).cloned());
+    let place = place.map_err(|Refusal { what, advice }| Failure { code: 2, ..failure(what, advice) })?;
+    place.quieten();
+    let authority = match dir.init(&cluster, &names, &place, &System, System.now()) {
         // An `init` that was interrupted right before it told the pin: this is where to learn it.
         Err(e @ DataDirError::Exists(_)) => {
             let pin = dir.authority(&dir.cluster()?)?.pin();
@@ -207,6 +222,7 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     logging::install(format, level, &|name| std::env::var(name).ok(), Box::new(System));
     let dir = data_dir(matches)?;
     let cluster = dir.cluster()?;
+    cluster.keystore.quieten();
     let _lock = dir.lock()?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| failure(format!("runtime: {e}"), "free some memory and threads"))?;
     let listen = *matches.get_one::<SocketAddr>("listen").ok_or_else(|| failure("no address", "give --listen ADDR:PORT"))?;
@@ -216,6 +232,7 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
 
 async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Option<&Path>) -> Result<(), Failure> {
     let authority = dir.authority(&cluster)?;
+    authority.probe().map_err(|e| DataDirError::from(CaError::Key(e)))?;
     let store: Arc<dyn Store> = Arc::new(dir.store()?);
     let joins = Arc::new(Joins {
         cluster: cluster.name,
@@ -282,31 +299,33 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
     std::fs::remove_file(&socket).map_err(|e| failure(format!("{}: {e}", socket.display()), "remove it by hand"))
 }
 
-/// Renews the server's certificate, ends exemptions and forgets what has ended.
+/// Renews the server's certificate, ends exemptions and forgets what has ended, on a thread that may block: a TPM can take its time.
 async fn upkeep(
     dir: &DataDir,
     joins: &Arc<Joins>,
-    certificate: &tls::CurrentCertificate,
+    certificate: &Arc<tls::CurrentCertificate>,
     operator: &Arc<Operator>,
 ) -> Result<(), Failure> {
-    let now = joins.clock.now();
-    if dir.server()?.is_outdated(&joins.server_names, now) {
-        let server = joins.authority.issue_server(&joins.server_names, now, &*joins.random).map_err(DataDirError::from)?;
-        dir.write_server(&server)?;
-        let unusable = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
-        certificate.replace(&server, joins.authority.certificate()).map_err(unusable)?;
-        log::info!("renewed the TLS server's certificate");
-    }
-    let (joins, operator) = (joins.clone(), operator.clone());
-    let swept = tokio::task::spawn_blocking(move || {
-        operator.end_exemptions(now)?;
-        joins.store.sweep(now, KEEP_EVENTS)
+    let (dir, joins, certificate, operator) = (dir.clone(), joins.clone(), certificate.clone(), operator.clone());
+    let done = tokio::task::spawn_blocking(move || {
+        let now = joins.clock.now();
+        let renewed = renew(&dir, &joins, &certificate, now);
+        let swept = operator.end_exemptions(now).and_then(|()| joins.store.sweep(now, KEEP_EVENTS));
+        renewed.and(swept.map_err(|e| DataDirError::from(e).into()))
     });
-    match swept.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) => Err(DataDirError::from(e).into()),
-        Err(e) => Err(failure(e.to_string(), "report this")),
+    done.await.unwrap_or_else(|e| Err(failure(e.to_string(), "report this")))
+}
+
+fn renew(dir: &DataDir, joins: &Joins, certificate: &tls::CurrentCertificate, now: Timestamp) -> Result<(), Failure> {
+    if !dir.server()?.is_outdated(&joins.server_names, now) {
+        return Ok(());
     }
+    let server = joins.authority.issue_server(&joins.server_names, now, &*joins.random).map_err(DataDirError::from)?;
+    dir.write_server(&server)?;
+    let unusable = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
+    certificate.replace(&server, joins.authority.certificate()).map_err(unusable)?;
+    log::info!("renewed the TLS server's certificate");
+    Ok(())
 }
 
 /// The operator's socket. One left behind by a killed server is replaced: the directory's lock says that nobody uses it.

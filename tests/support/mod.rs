@@ -85,6 +85,8 @@ pub struct Server {
     pub dir: TempDir,
     pub ca_pin: String,
     pub addr: String,
+    /// What its programs find in their environment.
+    pub env: Vec<(&'static str, std::ffi::OsString)>,
     process: Option<Running>,
 }
 
@@ -102,22 +104,30 @@ impl Server {
 
     /// A new cluster, not running.
     pub fn init(names: &[&str]) -> Self {
-        let dir = TempDir::new("auth");
+        let mut server = Self::blank(Vec::new());
+        let names: Vec<_> = names.iter().flat_map(|name| ["--name", name]).collect();
+        let json: Value = serde_json::from_slice(&success(&mut server.init_command(&names)).stdout).expect("init prints JSON");
+        json["ca_pin"].as_str().expect("ca_pin").clone_into(&mut server.ca_pin);
+        server
+    }
+
+    /// A place for a cluster.
+    pub fn blank(env: Vec<(&'static str, std::ffi::OsString)>) -> Self {
+        Self { dir: TempDir::new("auth"), ca_pin: String::new(), addr: "127.0.0.1:0".into(), env, process: None }
+    }
+
+    /// `boundkey-auth init` with these arguments too, ready to run.
+    pub fn init_command(&self, more: &[&str]) -> Command {
         let mut init = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"));
-        init.args(["init", "--format", "json", "--cluster-name", "test.example", "--data-dir"]).arg(dir.join("data"));
-        for name in names {
-            init.args(["--name", name]);
-        }
-        let json: Value = serde_json::from_slice(&success(&mut init).stdout).expect("init prints JSON");
-        let ca_pin = json["ca_pin"].as_str().expect("ca_pin").to_owned();
-        Self { dir, ca_pin, addr: "127.0.0.1:0".into(), process: None }
+        init.args(["init", "--format", "json", "--cluster-name", "test.example", "--data-dir"]).arg(self.dir.join("data"));
+        init.args(more).envs(self.env.iter().cloned());
+        init
     }
 
     /// The cluster in data directory `data`, which is moved here; running.
     pub fn over(data: &Path) -> Self {
-        let dir = TempDir::new("auth");
-        std::fs::rename(data, dir.join("data")).expect("a data directory");
-        let mut server = Self { dir, ca_pin: String::new(), addr: "127.0.0.1:0".into(), process: None };
+        let mut server = Self::blank(Vec::new());
+        std::fs::rename(data, server.dir.join("data")).expect("a data directory");
         server.run();
         server
     }
@@ -132,7 +142,7 @@ impl Server {
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"));
         command.args(["start", "--log-level", "debug", "--listen", &self.addr, "--data-dir"]).arg(self.dir.join("data"));
-        command.arg("--addr-file").arg(self.dir.join("addr"));
+        command.arg("--addr-file").arg(self.dir.join("addr")).envs(self.env.iter().cloned());
         command
     }
 

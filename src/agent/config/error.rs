@@ -3,6 +3,8 @@
 use std::fmt::{self, Display};
 use std::path::Path;
 
+pub use crate::refusal::Refusal;
+
 /// A configuration that cannot be used: shown as one line, with [`ConfigError::advice`] as the second.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -60,29 +62,9 @@ impl Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// A value or a set of fields that is refused: carried through the YAML reader, which adds line and field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    what: String,
-    advice: &'static str,
-}
-
-impl Refusal {
-    /// What is wrong, and what to write instead.
-    pub(in crate::agent) fn new(what: impl Into<String>, advice: &'static str) -> Self {
-        Self { what: what.into(), advice }
-    }
-}
-
 impl From<Refusal> for ConfigError {
     /// The refusal of a value that came from the command line, not from a file.
     fn from(refusal: Refusal) -> Self {
         Self::new(refusal.what, refusal.advice)
-    }
-}
-
-impl Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\n{}", self.what, self.advice)
     }
 }

@@ -4,7 +4,6 @@
 //! says what to write instead. Files that the configuration points to are read when they are needed, not here.
 
 mod error;
-mod keystore;
 mod onboarding;
 mod output;
 mod value;
@@ -18,10 +17,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+pub use crate::keystore::{Keystore, KeystoreKind, KeystoreOptions};
 pub use error::{ConfigError, Refusal};
-#[cfg(feature = "pkcs11")]
-pub use keystore::PIN_VARIABLE;
-pub use keystore::{Keystore, KeystoreKind, KeystoreOptions, KeystorePath};
 pub use onboarding::{Onboarding, SecretSource, TokenSource};
 pub use output::{Account, Destination, KeyPlace, Lifetime, Output, Reload};
 pub use value::{AuthServer, CaPin, DEFAULT_PORT, Mode, Secret};
@@ -48,8 +45,8 @@ const STATIC_KEY_VARIABLE: &str = "BOUNDKEY_STATIC_KEY";
 /// Largest file read here, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
-from_fields!(Fields => FileContent, LogFields => LogConfig, StorageFields => Storage);
-from_text!(Format, Level, RollbackProtection);
+from_fields!(Fields => FileContent, KeystoreOptions => Keystore, LogFields => LogConfig, StorageFields => Storage);
+from_text!(Format, KeystoreKind, Level, RollbackProtection);
 
 /// A configuration that was read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

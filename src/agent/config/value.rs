@@ -1,7 +1,6 @@
 //! Single values of a configuration.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::error::Refusal;
 use super::yaml::from_text;
+pub(super) use crate::refusal::AbsolutePath;
 
 /// Port of an auth endpoint whose address names none.
 pub const DEFAULT_PORT: u16 = 3025;
@@ -160,23 +160,6 @@ impl FromStr for Span {
             Ok(_) => Err(Refusal::new(format!("{text:?} is too short"), advice)),
             Err(_) => Err(Refusal::new(format!("{text:?} is not a length of time"), advice)),
         }
-    }
-}
-
-/// A path from the root: the working directory of a service is nobody's choice.
-pub(super) struct AbsolutePath(pub(super) PathBuf);
-
-impl FromStr for AbsolutePath {
-    type Err = Refusal;
-
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        let path = PathBuf::from(text);
-        let climbs = path.components().any(|c| c == std::path::Component::ParentDir);
-        if !path.is_absolute() || climbs || text.contains(char::is_control) {
-            return Err(Refusal::new(format!("{text:?} is not an absolute path"), "write it from the root and without .."));
-        }
-        // Rebuilt from its parts: without doubled or trailing slashes, so that equal paths are equal.
-        Ok(Self(path.components().collect()))
     }
 }
 

@@ -8,9 +8,9 @@ use crate::agent::config::Config;
 #[cfg(feature = "tpm")]
 use crate::agent::config::Keystore;
 use crate::agent::error::AgentError;
-use crate::agent::keystore;
 use crate::join::Thumbprint;
 use crate::join::device::{KnownKey, Memory};
+use crate::keystore;
 
 const CHECK: &str = "key store";
 /// Name of the throw-away key. One that a broken-off try left behind is replaced, so there is never more than one.
@@ -75,7 +75,7 @@ fn open(config: &Config, memory: Option<&Memory>) -> Result<Box<dyn KeyStore>, K
             let tpm = boundkey_hal::tpm::Config { persist_storage_key: false, ..tpm };
             Ok(Box::new(boundkey_hal::tpm::TpmStore::new(tpm)))
         }
-        other => keystore::open(other, &config.storage, pin),
+        other => Ok(keystore::open(other, &config.storage, pin)?),
     }
 }
 

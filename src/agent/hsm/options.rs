@@ -6,8 +6,9 @@ use boundkey_hal::pkcs11::{Config, PinSource};
 use clap::builder::PathBufValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::agent::config::{ConfigError, Keystore, KeystoreKind, KeystoreOptions, KeystorePath, PIN_VARIABLE};
+use crate::agent::config::{ConfigError, Keystore, KeystoreOptions};
 use crate::agent::error::AgentError;
+use crate::keystore::PIN_VARIABLE;
 
 /// Variable with the security officer's PIN.
 const SO_PIN_VARIABLE: &str = "BOUNDKEY_SO_PIN";
@@ -52,18 +53,9 @@ pub(super) fn command() -> Command {
 
 /// The token that the options name, with its PIN.
 pub(super) fn token(matches: &ArgMatches) -> Result<Config, AgentError> {
-    let text = |name| matches.get_one::<String>(name).cloned();
-    let path = |name| text(name).map(|path| path.parse::<KeystorePath>()).transpose().map_err(ConfigError::from);
-    let options = KeystoreOptions {
-        kind: Some(KeystoreKind::Pkcs11),
-        uri: text("uri"),
-        module: path("module")?,
-        token: text("token"),
-        serial: text("serial"),
-        pin_path: path("pin-path")?,
-        pin_credential: text("pin-credential"),
-        ..KeystoreOptions::default()
-    };
+    // The steps have those options only that go with a token.
+    let given = |name: &str| matches.try_get_one::<String>(name).ok().flatten().cloned();
+    let options = KeystoreOptions::named("pkcs11", &given).map_err(ConfigError::from)?;
     match Keystore::try_from(options).map_err(ConfigError::from)?.with_environment(&|name| std::env::var(name).ok()) {
         Keystore::Pkcs11(config) => Ok(config),
         other => {

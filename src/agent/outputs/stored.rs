@@ -20,7 +20,7 @@ use super::set::Visibility;
 use super::{KeyFile, Store, request};
 use crate::agent::config::{KeyPlace, Keystore, Output};
 #[cfg(feature = "tpm")]
-use crate::agent::keystore;
+use crate::keystore;
 
 /// What the names of these keys begin with.
 const PREFIX: &str = "output-";

@@ -2,7 +2,7 @@
 
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber};
 
-use super::issue::{BACKDATE, names};
+use super::issue::{BACKDATE, unsigned};
 use super::{Authority, CaError};
 use crate::join::message::CRL_LIFETIME;
 use crate::time::Timestamp;
@@ -32,8 +32,9 @@ impl Authority {
             revoked_certs: serials.iter().map(revoked).collect::<Result<_, CaError>>()?,
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let issuer = rcgen::Issuer::new(self.ca_params(), self.issuer_key());
-        Ok(params.signed_by(&issuer).map_err(names)?.der().to_vec())
+        let key = self.issuer_key();
+        let issuer = rcgen::Issuer::new(self.ca_params(), &key);
+        Ok(params.signed_by(&issuer).map_err(|e| unsigned(&key, e))?.der().to_vec())
     }
 }
 

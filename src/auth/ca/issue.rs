@@ -111,8 +111,10 @@ impl Authority {
         // A day early, for peers whose clocks are behind.
         params.not_before = now.minus(Duration::from_secs(86_400)).to_system().into();
         params.not_after = now.plus(CA_LIFETIME).to_system().into();
-        let certificate = params.self_signed(&authority.issuer_key()).map_err(names)?;
-        authority.certificate = certificate.der().to_vec();
+        let key = authority.issuer_key();
+        let certificate = params.self_signed(&key).map_err(|e| unsigned(&key, e))?.der().to_vec();
+        drop(key);
+        authority.certificate = certificate;
         Ok(authority)
     }
 
@@ -171,8 +173,9 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.not_before = not_before.to_system().into();
         params.not_after = not_after.to_system().into();
-        let issuer = rcgen::Issuer::new(self.ca_params(), self.issuer_key());
-        let certificate = params.signed_by(key, &issuer).map_err(names)?;
+        let ca = self.issuer_key();
+        let issuer = rcgen::Issuer::new(self.ca_params(), &ca);
+        let certificate = params.signed_by(key, &issuer).map_err(|e| unsigned(&ca, e))?;
         Ok(Issued { bytes: certificate.der().to_vec(), serial, not_before, not_after })
     }
 
@@ -221,7 +224,12 @@ fn uri(name: &str) -> Result<SanType, CaError> {
     Ia5String::try_from(name).map(SanType::URI).map_err(names)
 }
 
+/// Why `key` signed nothing: its store, or names that make no certificate.
+pub(super) fn unsigned<S>(key: &Signer<S>, e: rcgen::Error) -> CaError {
+    key.cause(e).map_or_else(names, CaError::Key)
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "handed to map_err")]
-pub(super) fn names(e: rcgen::Error) -> CaError {
+fn names(e: rcgen::Error) -> CaError {
     CaError::Names(format!("certificate: {e}"))
 }

@@ -2,6 +2,7 @@
 
 mod crl;
 mod issue;
+mod place;
 mod request;
 mod ssh;
 
@@ -11,6 +12,7 @@ use std::sync::Mutex;
 use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore, PublicKey, Signature};
 
 pub use issue::{Issued, Profile, ServerIdentity};
+pub use place::{Place, advice};
 pub use request::subject_key;
 
 use crate::certify::Subject;
@@ -22,6 +24,9 @@ const X509: &str = "ca-x509";
 const SSH_USER: &str = "ca-ssh-user";
 const SSH_HOST: &str = "ca-ssh-host";
 const JOIN_STATE: &str = "join-state";
+const ALL: [&str; 4] = [X509, SSH_USER, SSH_HOST, JOIN_STATE];
+/// What each key signs before anybody relies on it.
+const PROBE: &[u8] = b"boundkey-auth: does this key sign?";
 
 /// The cluster's authority.
 pub struct Authority {
@@ -63,6 +68,17 @@ impl From<KeyError> for CaError {
     }
 }
 
+/// Names of the cluster's keys that the store has.
+pub fn present(keys: &mut dyn KeyStore) -> Result<Vec<KeyId>, KeyError> {
+    let mut found = Vec::new();
+    keys.list(&mut |id| {
+        if ALL.contains(&id.as_str()) {
+            found.push(id.clone());
+        }
+    })?;
+    Ok(found)
+}
+
 /// Makes the keys that are missing: an `init` that was interrupted goes on where it stopped.
 pub fn make_keys(keys: &mut dyn KeyStore) -> Result<(), KeyError> {
     let offered = keys.capabilities()?.algorithms;
@@ -102,6 +118,15 @@ impl Authority {
         let authority = Self { cluster: cluster.into(), keys: Mutex::new(keys), x509, join_state, ssh_host, certificate };
         request::check_ca(&authority.certificate, &authority.x509.1).map_err(CaError::Certificate)?;
         Ok(authority)
+    }
+
+    /// That the keys sign, and are those of the certificate: a TPM that was cleared still has its key files.
+    pub fn probe(&self) -> Result<(), KeyError> {
+        for (id, key) in [&self.x509, &self.join_state, &self.ssh_host] {
+            let signature = self.sign(id, PROBE)?;
+            boundkey_hal::verify::checked(key, PROBE, signature)?;
+        }
+        Ok(())
     }
 
     /// The CA certificate, DER.

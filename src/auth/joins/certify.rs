@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use boundkey_hal::PublicKey;
 
-use super::{Joins, failed, incarnation};
+use super::{Joins, failed, incarnation, no_key};
 use crate::auth::ca::{self, CaError, Issued, Profile};
 use crate::auth::resource::{NODE_ROLE, Subject, Token, first_forbidden};
 use crate::auth::store::JoinView;
@@ -121,7 +121,8 @@ impl Joins {
 fn unissued(e: CaError) -> Problem {
     match e {
         CaError::Names(why) => Problem::new(ProblemType::BadRequest, why),
-        other => failed(&other),
+        CaError::Key(e) => no_key(&e),
+        CaError::Certificate(_) => failed(&e),
     }
 }
 

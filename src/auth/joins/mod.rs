@@ -140,7 +140,7 @@ impl Joins {
             jti: grant.attempt,
             iat_ms: grant.issued_at_ms,
         };
-        let join_state = self.authority.sign_join_state(&claims).map_err(|e| failed(&e))?;
+        let join_state = self.authority.sign_join_state(&claims).map_err(|e| no_key(&e))?;
         let recoveries = grant.status.recoveries(&view.token.resource.spec.bound_keypair);
         let mut warnings: Vec<_> = accepted.ttl_warning.iter().cloned().collect();
         if let Some(left @ 0..=1) = recoveries.remaining() {
@@ -255,6 +255,12 @@ fn is_of_stranger(kind: ProblemType) -> bool {
 fn failed(cause: &impl std::fmt::Display) -> Problem {
     log::error!("{cause}");
     ProblemType::ServerError.into()
+}
+
+/// The key store of the CA did not sign. Nothing is committed then, so the same request is good again.
+fn no_key(e: &boundkey_hal::Error) -> Problem {
+    log::error!("CA key: {e}\n{}", super::ca::advice(e.kind()));
+    Problem::new(ProblemType::ServerError, "the key store of the server's CA does not sign now; nothing was consumed")
 }
 
 /// The instance whose certificate was shown, and its last step: kept in mode `insecure` alone.

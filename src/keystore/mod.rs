@@ -1,15 +1,19 @@
-//! The key store that the configuration asks for, and no other.
+//! The key store that a configuration or a command line asks for, and no other: for the device's keys and for the server's.
+
+mod options;
 
 use std::path::Path;
 
 use boundkey_hal::file::FileStore;
 use boundkey_hal::{Error as KeyError, KeyId, KeyStore};
 
-use super::config::Keystore;
+#[cfg(feature = "pkcs11")]
+pub use options::PIN_VARIABLE;
+pub use options::{Keystore, KeystoreKind, KeystoreOptions, OPTIONS};
 
 /// Opens the key store. `pin` is what [`identify`] told at the first use; where it is given, another one is an error.
 #[cfg_attr(not(feature = "tpm"), expect(unused_variables, reason = "only a TPM is pinned"))]
-pub fn open(keystore: &Keystore, dir: &Path, pin: Option<&[u8]>) -> Result<Box<dyn KeyStore>, KeyError> {
+pub fn open(keystore: &Keystore, dir: &Path, pin: Option<&[u8]>) -> Result<Box<dyn KeyStore + Send>, KeyError> {
     Ok(match keystore {
         Keystore::File => Box::new(FileStore::new(dir)),
         #[cfg(feature = "pkcs11")]
@@ -63,7 +67,7 @@ pub fn quieten() {
 }
 
 #[cfg(feature = "tpm")]
-pub(super) mod tpm {
+pub mod tpm {
     //! From configuration to a TPM's store.
 
     use std::path::Path;
@@ -71,7 +75,7 @@ pub(super) mod tpm {
     use boundkey_hal::tpm::{Config, Name, Tcti, TpmStore};
     use boundkey_hal::{Error as KeyError, ErrorKind};
 
-    use crate::agent::config::Keystore;
+    use super::Keystore;
 
     /// The store, its key files in `dir`.
     pub fn store(keystore: &Keystore, dir: &Path, pin: Option<&[u8]>) -> Result<TpmStore, KeyError> {

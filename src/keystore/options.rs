@@ -1,27 +1,19 @@
-//! `keystore`: where the bound key lives.
+//! Which key store, and what has to be said of each kind: in a configuration, on a command line, in a data directory.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use crate::refusal::{AbsolutePath, Refusal};
 
-use super::error::Refusal;
-use super::value::AbsolutePath;
-use super::yaml::{from_fields, from_text};
-
-from_fields!(KeystoreOptions => Keystore);
-from_text!(KeystoreKind);
-
-/// Where the bound key lives. Kinds that this build has no backend for are refused, never replaced.
+/// Where keys live. Kinds that this build has no backend for are refused, never replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Keystore {
-    /// Files in the storage directory.
+    /// Files in the storage directory, or the server's data directory.
     #[default]
     File,
     /// A token behind a PKCS#11 module.
     #[cfg(feature = "pkcs11")]
     Pkcs11(boundkey_hal::pkcs11::Config),
-    /// A TPM 2.0; its wrapped keys are files in the storage directory.
+    /// A TPM 2.0; its wrapped keys are files in the same place.
     #[cfg(feature = "tpm")]
     Tpm {
         /// The way to the TPM; `None`: what the environment or the kernel offers ([`boundkey_hal::tpm::Tcti::configured`]).
@@ -100,46 +92,64 @@ impl FromStr for KeystoreKind {
     }
 }
 
+/// The options of a command line beside the kind, with their help. The agent's configuration has `_` in place of `-`.
+pub const OPTIONS: [(&str, &str); 9] = [
+    ("tcti", "tpm: the way to it, such as device:/dev/tpmrm0"),
+    ("auth-path", "tpm: file with the keys' auth value"),
+    ("auth-credential", "tpm: systemd credential with the keys' auth value"),
+    ("uri", "pkcs11: URI of the token, with module-path"),
+    ("module", "pkcs11, without --uri: the module"),
+    ("token", "pkcs11, without --uri: label of the token"),
+    ("serial", "pkcs11, without --uri: serial number of the token"),
+    ("pin-path", "pkcs11: file with the PIN"),
+    ("pin-credential", "pkcs11: systemd credential with the PIN"),
+];
+
 /// The fields of `keystore`, or a command line's options of the same names; [`Keystore::try_from`] checks them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "agent", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub struct KeystoreOptions {
     /// Kind of key store.
-    #[serde(rename = "type")]
+    #[cfg_attr(feature = "agent", serde(rename = "type"))]
     pub kind: Option<KeystoreKind>,
     /// tpm: the way to it, such as `device:/dev/tpmrm0`.
     pub tcti: Option<String>,
     /// tpm: file with the keys' auth value.
-    pub auth_path: Option<KeystorePath>,
+    pub auth_path: Option<AbsolutePath>,
     /// tpm: systemd credential with the keys' auth value.
     pub auth_credential: Option<String>,
     /// pkcs11: URI (RFC 7512) of the token, with `module-path`.
     pub uri: Option<String>,
     /// pkcs11, without `uri`: the module.
-    pub module: Option<KeystorePath>,
+    pub module: Option<AbsolutePath>,
     /// pkcs11, without `uri`: label of the token.
     pub token: Option<String>,
     /// pkcs11, without `uri`: serial number of the token.
     pub serial: Option<String>,
     /// pkcs11: file with the PIN.
-    pub pin_path: Option<KeystorePath>,
+    pub pin_path: Option<AbsolutePath>,
     /// pkcs11: systemd credential with the PIN.
     pub pin_credential: Option<String>,
 }
 
-/// An absolute path in [`KeystoreOptions`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeystorePath(PathBuf);
-
-impl FromStr for KeystorePath {
-    type Err = Refusal;
-
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        text.parse::<AbsolutePath>().map(|path| Self(path.0))
+impl KeystoreOptions {
+    /// The options that `value` knows under the names of [`OPTIONS`]; the kind goes by the name given.
+    pub fn named(kind: &str, value: &dyn Fn(&str) -> Option<String>) -> Result<Self, Refusal> {
+        let path = |name| value(name).map(|path| path.parse()).transpose();
+        Ok(Self {
+            kind: Some(kind.parse()?),
+            tcti: value("tcti"),
+            auth_path: path("auth-path")?,
+            auth_credential: value("auth-credential"),
+            uri: value("uri"),
+            module: path("module")?,
+            token: value("token"),
+            serial: value("serial"),
+            pin_path: path("pin-path")?,
+            pin_credential: value("pin-credential"),
+        })
     }
 }
-
-from_text!(KeystorePath);
 
 impl TryFrom<KeystoreOptions> for Keystore {
     type Error = Refusal;

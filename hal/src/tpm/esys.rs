@@ -5,7 +5,8 @@
 //! on the bus can put in a key of his own, and the Name we compare stays right. So where a secret crosses the bus, or an
 //! answer must be believed, sessions are salted to a key that was just derived from the owner seed; there libtss2 (and
 //! we) recompute the Name from the public half that it uses. A signature without an auth value has no secret and is
-//! verified in software, so there the persistent key, which costs no derivation, is good enough.
+//! verified in software, so there the persistent key, which costs no derivation, is good enough, and the
+//! session authenticates without encrypting, for encryption costs libtss2 milliseconds.
 
 use std::str::FromStr as _;
 use std::string::{String, ToString as _};
@@ -146,14 +147,19 @@ impl Esys {
 
     /// An HMAC session that encrypts the first parameter of each command and answer where it can be.
     fn session(&mut self, salted_to: StorageKey) -> Result<AuthSession, Fault> {
+        let session = self.open_session(salted_to)?;
+        let (attributes, mask) = SessionAttributesBuilder::new().with_decrypt(true).with_encrypt(true).build();
+        self.context.tr_sess_set_attributes(session, attributes, mask)?;
+        Ok(session)
+    }
+
+    /// An HMAC session: what it is used with is authenticated, and not secret.
+    fn open_session(&mut self, salted_to: StorageKey) -> Result<AuthSession, Fault> {
         let (symmetric, hash) = (SymmetricDefinition::AES_128_CFB, HashingAlgorithm::Sha256);
         let opened = self.context.execute_without_session(|c| {
             c.start_auth_session(Some(salted_to.handle), None, None, SessionType::Hmac, symmetric, hash)
         })?;
-        let session = opened.ok_or_else(|| Fault::told(ErrorKind::Other, "the TPM opened no session"))?;
-        let (attributes, mask) = SessionAttributesBuilder::new().with_decrypt(true).with_encrypt(true).build();
-        self.context.tr_sess_set_attributes(session, attributes, mask)?;
-        Ok(session)
+        opened.ok_or_else(|| Fault::told(ErrorKind::Other, "the TPM opened no session"))
     }
 
     /// The NV counter `index` and a session to use it with.
@@ -229,7 +235,7 @@ impl Tpm for Esys {
     fn sign(&mut self, key: &WrappedKey, auth: &[u8], digest: &[u8; 32]) -> Result<[u8; 64], Fault> {
         let quick = auth.is_empty() && key.parent == PERSISTENT;
         let storage = if quick { self.quick_storage_key()? } else { self.storage_key()? };
-        let session = self.session(storage)?;
+        let session = if quick { self.open_session(storage)? } else { self.session(storage)? };
         let parent = self.parent_of(key, storage)?;
         let (private, public) = (Private::try_from(key.private.as_slice())?, Public::unmarshall(&key.public)?);
         let loaded = self.context.execute_with_session(Some(session), |c| c.load(parent.handle, private, public))?;

@@ -66,8 +66,9 @@ boot:
 	@tests/timed boot cross/board/boot $(ARCH)
 
 bench:
-	@tests/setup build bench
+	@tests/setup build test bench
 	tests/bench/run
+	tests/bench/keystores
 
 # Needs rustup and its nightly toolchain. What `make test` runs of the targets, tests/fuzz/bounded.rs, needs neither.
 TARGET = join

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from proxy import CountingProxy
 from scratch import BenchError, stop, tool, written
+from stores import FileStore
 
 DNS_NAME = "gateway-0042.fleet.example.com"
 NAME = "gateway-0042"
@@ -51,7 +52,7 @@ onboarding:
   join_method: bound_keypair
   token: {name}
   bound_keypair: {{registration_secret_path: {secret}}}
-keystore: {{type: file}}
+keystore: {keystore}
 storage: {{type: directory, path: {storage}}}
 outputs:
   - type: x509
@@ -64,18 +65,22 @@ class Boundkey:
     """A device that renews. Its output goes to a directory outside its storage, as to /run on a device."""
 
     name = "boundkey"
-    env = None
     out = None
 
-    def __init__(self, scratch, agent, server_directory):
-        home = scratch.directory("boundkey")
-        self.storage, self._output = scratch.directory("boundkey", "storage"), scratch.directory("boundkey", "output")
+    def __init__(self, scratch, agent, server_directory, name="boundkey", store=None, ca=None):
+        """The device's key is in `store`, the server's keys in `ca`; in files unless given."""
+        store, ca = store or FileStore(scratch), ca or FileStore(scratch)
+        home = scratch.directory(name)
+        self.storage, self._output = scratch.directory(name, "storage"), scratch.directory(name, "output")
+        self.env = store.env
         self._agent, self._scratch = agent, scratch
         data, address = home / "server", home / "address"
         auth, ctl = server_directory / "boundkey-auth", server_directory / "boundkeyctl"
-        made = json.loads(tool(auth, "init", "--data-dir", data, "--cluster-name", "bench", "--format", "json"))
+        init = [auth, "init", "--data-dir", data, "--cluster-name", "bench", "--format", "json"]
+        init += ["--ca-keystore", ca.kind, *ca.options] if ca.options else []
+        made = json.loads(tool("env", *(f"{variable}={value}" for variable, value in ca.env.items()), *init))
         serve = [auth, "start", "--data-dir", data, "--listen", "127.0.0.1:0", "--addr-file", address]
-        scratch.service("boundkey-auth", serve, written(address))
+        scratch.service(f"boundkey-auth-{name}", serve, written(address), env=ca.env)
         self.proxy = CountingProxy(int(address.read_text().rsplit(":", 1)[1]))
         tool(ctl, "--data-dir", data, "create", "-f", "-", stdin=RESOURCES.encode())
         token = json.loads(tool(ctl, "--data-dir", data, "get", f"token/{NAME}", "--with-secrets", "--format", "json"))[0]
@@ -86,7 +91,7 @@ class Boundkey:
         self._config = home / "boundkey.yaml"
         self._config.write_text(CONFIG.format(
             port=self.proxy.port, pin=made["ca_pin"], name=NAME, secret=secret, storage=self.storage, output=self._output,
-            dns_name=DNS_NAME))  # fmt: skip
+            dns_name=DNS_NAME, keystore=store.yaml))  # fmt: skip
         self._generation = 0
 
     def enrol(self, run):
@@ -133,4 +138,5 @@ class Boundkey:
         return json.loads(tool(program, *words))["per_second"]
 
     def _status(self):
-        return json.loads(tool(self._agent, "status", "-c", self._config, "--format", "json"))
+        words = [f"{variable}={value}" for variable, value in self.env.items()]
+        return json.loads(tool("env", *words, self._agent, "status", "-c", self._config, "--format", "json"))

@@ -20,6 +20,13 @@ def build_server():
     return cargo_build("--release", "--no-default-features", "--features", "auth", *programs)[0].parent
 
 
+def build_with_stores():
+    """Server, operator's program and the two load generators with the hardware key stores; returns the directory they are in."""
+    programs = ("--bin", "boundkey-auth", "--bin", "boundkeyctl", "--example", "boundkey-load", "--example", "boundkey-keys")
+    made = cargo_build("--release", "--features", "tpm,pkcs11", *programs)
+    return next(path.parent for path in made if path.parent.name != "examples")
+
+
 def build_load():
     """The load generator for the server; returns the program's path."""
     return cargo_build("--release", "--example", "boundkey-load")[0]

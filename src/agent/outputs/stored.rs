@@ -68,6 +68,7 @@ fn id(name: &str) -> Result<KeyId, KeyError> {
 }
 
 /// What the program needs to use the key `id`.
+#[cfg_attr(not(feature = "tpm"), expect(unused_variables, reason = "only a TPM's keys are files"))]
 fn key_file(keystore: &Keystore, storage: &Path, id: &KeyId) -> Result<KeyFile, KeyError> {
     match keystore {
         Keystore::File => Err(KeyError::new(ErrorKind::Unsupported, "a key in files is no key of an output")),

@@ -1,4 +1,4 @@
-//! Makes the seeds that nobody can write by hand, by the code that ships: `cargo run -p boundkey-fuzz --bin seeds`.
+//! Makes the seeds that nobody can write by hand, by the code that ships: `cargo run -p boundkey-fuzz --example seeds`.
 
 use std::path::Path;
 

@@ -42,10 +42,10 @@ pub fn key_fields(key: &PublicKey) -> Vec<u8> {
     fields
 }
 
-/// A key or certificate as a line: the name that its blob begins with, and the blob in base64.
+/// A key or certificate as a file has it: the name that its blob begins with, and the blob in base64.
 pub fn line(blob: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(take(&mut &*blob)?).ok()?;
-    Some(format!("{name} {}", STANDARD.encode(blob)))
+    Some(format!("{name} {}\n", STANDARD.encode(blob)))
 }
 
 /// The key that signed the certificate `blob`, as a blob, if that is a host certificate for `key`. The signature is not verified.

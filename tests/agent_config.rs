@@ -238,7 +238,7 @@ fn a_mistake_in_an_output_is_named_with_line_and_field() {
         ),
         (
             &output.replace("x509", "ssh"),
-            "boundkey.yaml:7: outputs[0].type: \"ssh\" is not a type of output known here\nwrite type: x509",
+            "boundkey.yaml:7: outputs[0].type: \"ssh\" is not a type of output known here\nwrite type: x509, or ssh_host",
         ),
         (
             &output.replace("type: directory", "type: kubernetes_secret"),
@@ -283,6 +283,32 @@ fn a_mistake_in_an_output_is_named_with_line_and_field() {
         (
             &format!("{output}    key: token\n"),
             "boundkey.yaml:9: outputs[0].key: \"token\" is not a place for a key\nwrite key: file or key: keystore",
+        ),
+        (
+            &format!("{output}    principals: [gw]\n"),
+            "boundkey.yaml:7: outputs[0]: `principals` go with type ssh_host\nwrite dns_names, or type: ssh_host",
+        ),
+        (
+            &output.replace("x509", "ssh_host"),
+            "boundkey.yaml:7: outputs[0]: type ssh_host takes `principals`, not `dns_names`, `uris` or `crl`\nname what clients call this \
+             host, in principals and ip_addresses, and nothing else",
+        ),
+        (
+            &format!("{}    principals: [gw]\n    dns_names: [gw]\n", output.replace("x509", "ssh_host")),
+            "boundkey.yaml:7: outputs[0]: type ssh_host takes `principals`, not `dns_names`, `uris` or `crl`\nname what clients call this \
+             host, in principals and ip_addresses, and nothing else",
+        ),
+        (
+            &format!("{}    principals: [gw]\n    key: keystore\n", output.replace("x509", "ssh_host")),
+            "boundkey.yaml:7: outputs[0]: sshd reads its host key from a file\nwrite key: file, or leave it out",
+        ),
+        (
+            &format!("{}    principals: ['a b']\n", output.replace("x509", "ssh_host")),
+            "boundkey.yaml:9: outputs[0].principals[0]: \"a b\" is not a DNS name\nwrite it like gateway-0042.fleet.example.com",
+        ),
+        (
+            &format!("{}    principals: [gw]\n", output.replace("x509", "ssh_host").replace("/run/x", "/run/x, mode: \"0640\"")),
+            "boundkey.yaml:7: outputs[0]: sshd takes no host key that others can read\nleave `mode` out of the destination",
         ),
         (
             &format!("{output}    reload: {{command: [a], pid_file: /b}}\n"),

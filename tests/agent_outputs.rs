@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use boundkey::agent::config::{Account, Destination, KeyPlace, Keystore, Mode, Output, Reload};
+use boundkey::agent::config::{Account, Destination, Form, KeyPlace, Keystore, Mode, Output, Reload};
 use boundkey::agent::outputs::{self, Fault, Fresh, Reloads, Requested};
 use boundkey::join::message::{IssuedCertificate, JoinAnswer, JoinKind, Recoveries, RecoveryMode};
 use boundkey::join::{Id, Step, Thumbprint, base64url};
@@ -26,6 +26,7 @@ fn output(path: &Path) -> Output {
     Output {
         name: "mqtt".into(),
         destination: Destination { path: path.into(), mode: Mode(0o640), owner: None, group: None },
+        form: Form::X509,
         dns_names: vec!["gateway.example.com".into()],
         uris: Vec::new(),
         ip_addresses: Vec::new(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use boundkey::auth::audit::{Event, EventFilter, EventKind};
 use boundkey::auth::resource::{Bot, BotSpec, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
-use boundkey::auth::store::{Change, Commit, IssuedRecord, JoinView, KEEP_ISSUED, SqliteStore, Store, StoreError, Stored};
+use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, SqliteStore, Store, StoreError, Stored};
 use boundkey::join::server::record::Exemption;
 use boundkey::time::Timestamp;
 
@@ -217,6 +217,7 @@ fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
 
 fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
     const NOW: u64 = 1_000_000;
+    const SSH: &str = "00112233445566ff";
     let certificate = |serial: &str, token: &str, bot: &str, instance: &str, not_after: u64| IssuedRecord {
         serial: serial.into(),
         token: token.into(),
@@ -231,12 +232,14 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
         certificate("r4", "ru", "rb", "rk", NOW - KEEP_ISSUED.as_secs()),
         certificate("r5", "ru", "rb", "rk", NOW - KEEP_ISSUED.as_secs() - 1),
         certificate("r6", "rv", "rc", "rl", NOW + 30),
+        certificate(SSH, "rt", "rb", "ri", NOW + 10),
     ];
     for resource in [token("rt", "rb", None), token("ru", "rb", None), token("rv", "rc", None), bot("rb", &[]), bot("rc", &[])] {
         put(store, resource);
     }
     store.commit(Commit { issued, ..Commit::default() }).unwrap();
-    let revoked = |limit| store.revoked(at(NOW), limit).unwrap();
+    let revoked = |limit| store.revoked(Form::X509, at(NOW), limit).unwrap();
+    let of_ssh = || store.revoked(Form::SshHost, at(NOW), 9).unwrap().serials;
     assert_eq!(revoked(9).serials, [""; 0]);
     assert_eq!(revoked(9).policy, store.policy().unwrap());
 
@@ -251,6 +254,8 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
     assert_eq!(locked(LockTarget::Token("ru".into())), ["r3", "r4"], "an hour longer than they hold");
     assert_eq!(locked(LockTarget::Bot("rb".into())), ["r2", "r1", "r3", "r4"]);
     assert_eq!(locked(LockTarget::BotInstance("ri".into())), ["r1"]);
+    assert_eq!(locked(LockTarget::Host("rk".into())), ["r3", "r4"]);
+    assert_eq!(of_ssh(), [""; 0]);
     assert_eq!(locked(LockTarget::Token("r".into())), [""; 0]);
 
     let Resource::Lock(mut ends) = lock("ends", LockTarget::Bot("rb".into())) else { unreachable!() };
@@ -266,6 +271,7 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
 
     delete(store, &Key::new(Kind::Token, "rt"));
     assert_eq!(revoked(9).serials, ["r2", "r1"]);
+    assert_eq!(of_ssh(), [SSH]);
     delete(store, &Key::new(Kind::Bot, "rc"));
     assert_eq!(revoked(9).serials, ["r6", "r2", "r1"]);
     assert_eq!(revoked(2).serials, ["r6", "r2"]);

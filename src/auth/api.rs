@@ -1,4 +1,4 @@
-//! The devices' API over HTTPS: six calls, all of them small, none of them trusted.
+//! The devices' API over HTTPS: seven calls, all of them small, none of them trusted.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use super::joins::{Joins, algorithms};
 use crate::join::message::{
-    CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH,
+    CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH, SSH_HOST_CRL_PATH,
 };
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::pem;
@@ -34,6 +34,7 @@ pub fn router(joins: Arc<Joins>) -> Router {
         .route(CA_PATH, get(ca))
         .route(SSH_HOST_CA_PATH, get(ssh_host_ca))
         .route(CRL_PATH, get(crl))
+        .route(SSH_HOST_CRL_PATH, get(ssh_host_crl))
         .route(CHALLENGE_PATH, post(challenge))
         .route(JOIN_PATH, post(join))
         .fallback(async || -> Problem { ProblemType::UnsupportedVersion.into() })
@@ -58,9 +59,17 @@ async fn ssh_host_ca(State(joins): State<Arc<Joins>>) -> String {
 }
 
 async fn crl(State(joins): State<Arc<Joins>>) -> Response {
-    let headers = [(header::CONTENT_TYPE, CRL_TYPE), (header::CACHE_CONTROL, CRL_CACHING)];
-    match blocking(move || joins.revocation_list()).await {
-        Ok(der) => (headers, der).into_response(),
+    list(CRL_TYPE, move || joins.revocation_list()).await
+}
+
+async fn ssh_host_crl(State(joins): State<Arc<Joins>>) -> Response {
+    list("application/octet-stream", move || joins.ssh_revocation_list()).await
+}
+
+async fn list(kind: &'static str, made: impl FnOnce() -> Result<Bytes, Problem> + Send + 'static) -> Response {
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, CRL_CACHING)];
+    match blocking(made).await {
+        Ok(bytes) => (headers, bytes).into_response(),
         Err(problem) => problem.into_response(),
     }
 }

@@ -20,7 +20,7 @@ use super::joins::Joins;
 use super::operator::{self, Operator};
 use super::resource::check_name;
 use super::revocation::RevocationList;
-use super::store::Store;
+use super::store::{Form, Store};
 use super::throttle::Throttle;
 use super::{api, serve, tls};
 use crate::join::server::challenge::SealingKey;
@@ -242,7 +242,8 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
         sealing: SealingKey::new(&*dir.challenge_key()?),
         clock: Arc::new(System),
         random: Arc::new(System),
-        revocation: RevocationList::default(),
+        revocation: RevocationList::of(Form::X509),
+        ssh_revocation: RevocationList::of(Form::SshHost),
         throttle: Throttle::default(),
     });
     let tls_failed = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");

@@ -21,6 +21,8 @@ pub const CA_PATH: &str = "/v1/ca";
 pub const SSH_HOST_CA_PATH: &str = "/v1/ca/ssh-host";
 /// Path of the certificate revocation list (RFC 5280 section 5), DER.
 pub const CRL_PATH: &str = "/v1/crl";
+/// Path of the revocation list of SSH host certificates, in OpenSSH's format (its PROTOCOL.krl).
+pub const SSH_HOST_CRL_PATH: &str = "/v1/crl/ssh-host";
 /// Media type of a revocation list (RFC 2585 section 4.2).
 pub const CRL_TYPE: &str = "application/pkix-crl";
 /// Longest request body that a server reads, in bytes.

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 pub use crate::keystore::{Keystore, KeystoreKind, KeystoreOptions};
 pub use error::{ConfigError, Refusal};
 pub use onboarding::{Onboarding, SecretSource, TokenSource};
-pub use output::{Account, Destination, KeyPlace, Lifetime, Output, Reload};
+pub use output::{Account, Destination, Form, KeyPlace, Lifetime, Output, Reload};
 pub use value::{AuthServer, CaPin, DEFAULT_PORT, Mode, Secret};
 
 use crate::logging::{Format, Level};

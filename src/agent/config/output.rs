@@ -25,6 +25,8 @@ pub struct Output {
     pub name: String,
     /// Where its files go. Unique.
     pub destination: Destination,
+    /// What the certificate is.
+    pub form: Form,
     /// DNS names in the certificate.
     pub dns_names: Vec<String>,
     /// URIs in the certificate.
@@ -39,6 +41,18 @@ pub struct Output {
     pub crl: bool,
     /// What to do after a change.
     pub reload: Option<Reload>,
+}
+
+/// What a certificate is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// An SSH host certificate.
+    SshHost {
+        /// Names and addresses under which clients reach the host; at least one.
+        principals: Vec<String>,
+    },
+    /// A certificate for TLS, by the other fields of [`Output`].
+    X509,
 }
 
 /// Where the private key of an output lives.
@@ -134,8 +148,7 @@ impl TryFrom<Vec<Output>> for Outputs {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OutputFields {
-    #[serde(rename = "type")]
-    _type: OutputType,
+    r#type: OutputType,
     name: Option<String>,
     destination: Destination,
     #[serde(default)]
@@ -144,6 +157,8 @@ struct OutputFields {
     uris: Vec<UriName>,
     #[serde(default)]
     ip_addresses: Vec<IpAddr>,
+    #[serde(default)]
+    principals: Vec<DnsName>,
     credential_ttl: Option<Span>,
     renewal_interval: Option<Span>,
     key: Option<KeyPlace>,
@@ -156,6 +171,7 @@ impl TryFrom<OutputFields> for Output {
     type Error = Refusal;
 
     fn try_from(fields: OutputFields) -> Result<Self, Refusal> {
+        let form = fields.form()?;
         let lifetime = match (fields.credential_ttl, fields.renewal_interval) {
             (Some(ttl), Some(interval)) => Some(Lifetime { credential_ttl: ttl.0, renewal_interval: interval.0 }),
             (None, None) => None,
@@ -169,7 +185,8 @@ impl TryFrom<OutputFields> for Output {
             destination: fields.destination,
             dns_names: fields.dns_names.into_iter().map(|n| n.0).collect(),
             uris: fields.uris.into_iter().map(|u| u.0).collect(),
-            ip_addresses: fields.ip_addresses,
+            ip_addresses: if form == Form::X509 { fields.ip_addresses } else { Vec::new() },
+            form,
             lifetime,
             key: fields.key.unwrap_or_default(),
             crl: fields.crl,
@@ -178,16 +195,47 @@ impl TryFrom<OutputFields> for Output {
     }
 }
 
-struct OutputType;
+impl OutputFields {
+    fn form(&self) -> Result<Form, Refusal> {
+        if self.r#type == OutputType::X509 {
+            return if self.principals.is_empty() {
+                Ok(Form::X509)
+            } else {
+                Err(Refusal::new("`principals` go with type ssh_host", "write dns_names, or type: ssh_host"))
+            };
+        }
+        let names = self.principals.iter().map(|name| name.0.clone());
+        let principals: Vec<_> = names.chain(self.ip_addresses.iter().map(ToString::to_string)).collect();
+        if !(self.dns_names.is_empty() && self.uris.is_empty()) || self.crl || principals.is_empty() {
+            let advice = "name what clients call this host, in principals and ip_addresses, and nothing else";
+            return Err(Refusal::new("type ssh_host takes `principals`, not `dns_names`, `uris` or `crl`", advice));
+        }
+        if self.key == Some(KeyPlace::Keystore) {
+            return Err(Refusal::new("sshd reads its host key from a file", "write key: file, or leave it out"));
+        }
+        // sshd(8) does not use one that others can read.
+        if self.destination.mode.0 & 0o077 != 0 {
+            return Err(Refusal::new("sshd takes no host key that others can read", "leave `mode` out of the destination"));
+        }
+        Ok(Form::SshHost { principals })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OutputType {
+    SshHost,
+    X509,
+}
 
 impl FromStr for OutputType {
     type Err = Refusal;
 
     fn from_str(text: &str) -> Result<Self, Refusal> {
-        if text == "x509" {
-            return Ok(Self);
+        match text {
+            "ssh_host" => Ok(Self::SshHost),
+            "x509" => Ok(Self::X509),
+            _ => Err(Refusal::new(format!("{text:?} is not a type of output known here"), "write type: x509, or ssh_host")),
         }
-        Err(Refusal::new(format!("{text:?} is not a type of output known here"), "write type: x509"))
     }
 }
 

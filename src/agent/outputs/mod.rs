@@ -13,6 +13,7 @@
 mod error;
 pub mod reload;
 pub mod set;
+mod ssh;
 #[cfg(any(feature = "pkcs11", feature = "tpm"))]
 pub mod stored;
 
@@ -26,7 +27,7 @@ use rustls::server::ParsedCertificate;
 use zeroize::Zeroizing;
 
 use super::clock::since_boot;
-use super::config::{KeyPlace, Keystore, Output};
+use super::config::{Form, KeyPlace, Keystore, Output};
 use super::error::AgentError;
 use crate::certify::Signer;
 use crate::join::base64url;
@@ -73,7 +74,8 @@ pub struct Fresh {
     pub output: Output,
     /// What the server says of the certificate.
     pub issued: IssuedCertificate,
-    certificate: Vec<u8>,
+    /// Files that all may read: their names and text.
+    public: Vec<(&'static str, String)>,
     key: KeyFile,
 }
 
@@ -123,10 +125,11 @@ fn request(key: PublicKey, sign: impl Fn(&[u8]) -> Result<Signature, KeyError>) 
 pub fn prepare(outputs: &[Output], store: &mut Store<'_>) -> Result<Prepared, KeyError> {
     let mut prepared = Prepared { requested: Vec::with_capacity(outputs.len()), left_out: Ok(()) };
     for output in outputs {
+        let name = if output.form == Form::X509 { "tls.key" } else { ssh::KEY };
         let made = match output.key {
             KeyPlace::File => FreshKey::generate().map(|key| {
                 let content = pem::private_key(&key.pkcs8).into_bytes().into();
-                (key.csr, key.public_key, KeyFile { name: "tls.key", content, visibility: Visibility::AsConfigured })
+                (key.csr, key.public_key, KeyFile { name, content, visibility: Visibility::AsConfigured })
             }),
             #[cfg(any(feature = "pkcs11", feature = "tpm"))]
             KeyPlace::Keystore => stored::key(store, output),
@@ -146,9 +149,13 @@ pub fn prepare(outputs: &[Output], store: &mut Store<'_>) -> Result<Prepared, Ke
                 continue;
             }
         };
+        let ssh_host = match &output.form {
+            Form::SshHost { principals } => ssh::request(&public_key, principals),
+            Form::X509 => None,
+        };
         let request = OutputRequest {
-            csr: base64url::encode(&csr),
-            ssh_host: None,
+            csr: if ssh_host.is_none() { base64url::encode(&csr) } else { String::new() },
+            ssh_host,
             dns_names: output.dns_names.clone(),
             uris: output.uris.clone(),
             ip_addresses: output.ip_addresses.clone(),
@@ -171,14 +178,24 @@ pub fn attach(requested: Vec<Requested>, answer: &JoinAnswer) -> Result<Vec<Fres
         let unusable = |why| Fault::Unusable(why).of(&output);
         let issued = issued.next().ok_or_else(|| unusable("it has no certificate"))?;
         let certificate = base64url::decode(&issued.certificate).map_err(|_| unusable("its certificate is not base64url"))?;
-        let der = CertificateDer::from(&*certificate);
-        let parsed = ParsedCertificate::try_from(&der).map_err(|_| unusable("its certificate cannot be read"))?;
-        if *parsed.subject_public_key_info() != *public_key {
-            return Err(unusable("its certificate is for another key"));
-        }
-        Ok(Fresh { output, issued, certificate, key })
+        let public = match output.form {
+            Form::SshHost { .. } => ssh::public(&public_key, &certificate).ok_or("it is no SSH host certificate for its key"),
+            Form::X509 => public(&public_key, &certificate),
+        };
+        let public = public.map_err(unusable)?;
+        Ok(Fresh { output, issued, public, key })
     };
     requested.into_iter().map(&mut attach).collect()
+}
+
+/// What stands beside the private key, if the certificate `der` is one for it: names of files, and their text.
+fn public(public_key: &[u8], der: &[u8]) -> Result<Vec<(&'static str, String)>, &'static str> {
+    let certificate = CertificateDer::from(der);
+    let parsed = ParsedCertificate::try_from(&certificate).map_err(|_| "its certificate cannot be read")?;
+    if *parsed.subject_public_key_info() != *public_key {
+        return Err("its certificate is for another key");
+    }
+    Ok(vec![("tls.crt", pem::certificate(der))])
 }
 
 /// Writes each output's files and notes its reload in `reloads`. All are tried; the first error is returned, the others are logged.
@@ -195,24 +212,26 @@ pub fn install(fresh: &[Fresh], bundle: &[Vec<u8>], revoked: Option<&[u8]>, relo
 }
 
 impl Fresh {
-    /// Writes `tls.key` (or `tls.key.uri`, see [`stored`]), `tls.crt` (the certificate), `ca.crt` (the trust bundle, DER each) and, where the output wants it, `ca.crl`
-    /// (the revocation list, DER; the one that stands there goes on where none is given): all PEM.
+    /// Writes `tls.key` (or `tls.key.uri`, see [`stored`]), `tls.crt` (the certificate), `ca.crt` (the trust bundle, DER each) and,
+    /// where the output wants it, `ca.crl` (the revocation list, DER; the one that stands there goes on where none is given): all PEM.
+    /// For sshd: the host key in PEM, its certificate, and the key that clients trust for it.
     ///
     /// Programs see either all of the old files or all of the new ones, also after a power cut. On an error the old ones stay.
     pub fn install(&self, bundle: &[Vec<u8>], revoked: Option<&[u8]>) -> Result<(), OutputError> {
-        let certificate = pem::certificate(&self.certificate);
         let bundle: String = bundle.iter().map(|der| pem::certificate(der)).collect();
         let revoked = match revoked.filter(|_| self.output.crl) {
             Some(der) => Some(pem::revocation_list(der).into_bytes()),
             None if self.output.crl => std::fs::read(self.output.destination.path.join(REVOCATION_FILE)).ok(),
             None => None,
         };
-        let mut files = vec![
-            File { name: "ca.crt", content: bundle.as_bytes(), visibility: Visibility::Public },
-            File { name: "tls.crt", content: certificate.as_bytes(), visibility: Visibility::Public },
-            File { name: self.key.name, content: &self.key.content, visibility: self.key.visibility },
-        ];
-        files.extend(revoked.iter().map(|pem| File { name: REVOCATION_FILE, content: pem, visibility: Visibility::Public }));
+        let public = |name, content| File { name, content, visibility: Visibility::Public };
+        let KeyFile { name, content, visibility } = &self.key;
+        let mut files = vec![File { name, content, visibility: *visibility }];
+        files.extend(self.public.iter().map(|(name, text)| public(name, text.as_bytes())));
+        if self.output.form == Form::X509 {
+            files.push(public("ca.crt", bundle.as_bytes()));
+        }
+        files.extend(revoked.iter().map(|pem| public(REVOCATION_FILE, pem)));
         set::replace(&self.output.destination, &files).map_err(|fault| fault.of(&self.output))
     }
 }

@@ -16,9 +16,8 @@ impl Authority {
         let seconds = |time: Timestamp| Timestamp::from_secs(time.secs()).to_system().into();
         let this_update = seconds(now.minus(BACKDATE));
         let revoked = |serial: &String| {
-            let number = serial_bytes(serial).ok_or_else(|| CaError::Names(format!("serial number {serial:?} is damaged")))?;
             Ok(RevokedCertParams {
-                serial_number: SerialNumber::from_slice(&number),
+                serial_number: SerialNumber::from_slice(&serial_bytes(serial)?),
                 revocation_time: this_update,
                 reason_code: Some(RevocationReason::CertificateHold),
                 invalidity_date: None,
@@ -38,6 +37,8 @@ impl Authority {
     }
 }
 
-fn serial_bytes(hex: &str) -> Option<Vec<u8>> {
-    hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+pub(super) fn serial_bytes(hex: &str) -> Result<Vec<u8>, CaError> {
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<_> = hex.as_bytes().chunks(2).map(byte).collect();
+    bytes.ok_or_else(|| CaError::Names(format!("serial number {hex:?} is damaged")))
 }

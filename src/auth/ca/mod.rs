@@ -2,6 +2,7 @@
 
 mod crl;
 mod issue;
+mod krl;
 mod place;
 mod request;
 mod ssh;

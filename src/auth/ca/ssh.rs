@@ -19,6 +19,10 @@ impl Authority {
         SshKey(self.ssh_host.1.clone())
     }
 
+    pub(super) fn ssh_host_blob(&self) -> Vec<u8> {
+        key_blob(&self.ssh_host.1)
+    }
+
     /// Issues a host certificate for `key`; `key_id` is what logs of SSH programs say of it.
     pub fn issue_ssh_host(
         &self,
@@ -143,7 +147,7 @@ mod tests {
             );
             let signer = ssh_key::PublicKey::from(read.signature_key().clone()).to_openssh().unwrap();
             assert_eq!(signer, authority.ssh_host_key().to_string());
-            assert_eq!(ssh::authority_of(&issued.bytes, &key).and_then(ssh::line), Some(signer));
+            assert_eq!(ssh::authority_of(&issued.bytes, &key).and_then(ssh::line), Some(signer + "\n"));
 
             let other = boundkey_hal::file::PrivateKey::generate(subject).unwrap().public_key().unwrap();
             assert_eq!(ssh::authority_of(&issued.bytes, &other), None, "a certificate for another key");

@@ -44,6 +44,8 @@ pub struct Joins {
     pub random: Arc<dyn Random>,
     /// What is revoked.
     pub revocation: RevocationList,
+    /// The same of SSH host certificates.
+    pub ssh_revocation: RevocationList,
     /// Bounds what strangers can make the audit log grow by.
     pub throttle: Throttle,
 }
@@ -85,6 +87,11 @@ impl Joins {
     /// The revocation list, DER.
     pub fn revocation_list(&self) -> Result<Bytes, Problem> {
         self.revocation.at(self.clock.now(), &*self.store, &self.authority).map_err(|e| failed(&e))
+    }
+
+    /// The revocation list of SSH host certificates, in OpenSSH's format.
+    pub fn ssh_revocation_list(&self) -> Result<Bytes, Problem> {
+        self.ssh_revocation.at(self.clock.now(), &*self.store, &self.authority).map_err(|e| failed(&e))
     }
 
     fn view(&self, token: &str, instance: Option<Id>, now: Timestamp) -> Result<JoinView, Problem> {

@@ -67,6 +67,15 @@ pub struct IssuedRecord {
     pub not_after: Timestamp,
 }
 
+/// Which certificates a revocation list is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// SSH host certificates, by serial numbers of 16 digits.
+    SshHost,
+    /// X.509.
+    X509,
+}
+
 /// How long after its end a certificate stays known, and revoked: a peer's clock may be behind, and RFC 5280 section 3.3 asks for
 /// one more list.
 pub const KEEP_ISSUED: Duration = Duration::from_secs(3600);
@@ -128,9 +137,9 @@ pub trait Store: Send + Sync {
     /// The policy revision: another at every change of a bot, role or lock.
     fn policy(&self) -> Result<u64, StoreError>;
 
-    /// X.509 certificates of tokens, bots and instances that a lock in force at `now` stops, and of tokens and bots that are no more:
+    /// Certificates of `form` of tokens, bots and instances that a lock in force at `now` stops, and of tokens and bots that are no more:
     /// those that have not ended for [`KEEP_ISSUED`]. At most `limit`.
-    fn revoked(&self, now: Timestamp, limit: usize) -> Result<Revoked, StoreError>;
+    fn revoked(&self, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError>;
 
     /// Tokens whose exemption ended before or at `now`, unused.
     fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError>;

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Commit, Event, EventFilter, JoinView, Key, Kind, Resource, Revoked, Store, StoreError, Stored, Token};
+use super::{Commit, Event, EventFilter, Form, JoinView, Key, Kind, Resource, Revoked, Store, StoreError, Stored, Token};
 use crate::join::Id;
 use crate::time::Timestamp;
 use read::Readers;
@@ -108,8 +108,8 @@ impl Store for SqliteStore {
         self.readers.with(read::policy)
     }
 
-    fn revoked(&self, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
-        self.readers.with(|snapshot| read::revoked(snapshot, now, limit))
+    fn revoked(&self, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
+        self.readers.with(|snapshot| read::revoked(snapshot, form, now, limit))
     }
 
     fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError> {

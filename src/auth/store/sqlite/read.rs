@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::auth::audit::{Event, EventFilter};
 use crate::auth::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
-use crate::auth::store::{JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
+use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
 use crate::join::Id;
 use crate::time::Timestamp;
 
@@ -114,17 +114,17 @@ pub(super) fn policy(snapshot: &Transaction<'_>) -> Result<u64, StoreError> {
     Ok(snapshot.prepare_cached("SELECT policy FROM meta")?.query_row([], |row| row.get(0))?)
 }
 
-pub(super) fn revoked(snapshot: &Transaction<'_>, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
+pub(super) fn revoked(snapshot: &Transaction<'_>, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
     let mut query = snapshot.prepare_cached(
         "WITH stopped AS (SELECT subject FROM resource WHERE kind = 'lock' AND (ends IS NULL OR ends > ?1))
-         SELECT serial FROM issued WHERE not_after >= ?2 AND length(serial) <> 16 AND (
+         SELECT serial FROM issued WHERE not_after >= ?2 AND (length(serial) = 16) = ?4 AND (
              'token/' || token IN stopped OR 'bot/' || bot IN stopped OR 'bot_instance/' || instance IN stopped
              OR 'host/' || instance IN stopped
              OR NOT EXISTS (SELECT 1 FROM resource WHERE kind = 'token' AND name = token)
              OR (bot IS NOT NULL AND NOT EXISTS (SELECT 1 FROM resource WHERE kind = 'bot' AND name = bot)))
          ORDER BY not_after DESC, serial LIMIT ?3",
     )?;
-    let mut rows = query.query(params![now.millis(), now.minus(KEEP_ISSUED).millis(), limit])?;
+    let mut rows = query.query(params![now.millis(), now.minus(KEEP_ISSUED).millis(), limit, form == Form::SshHost])?;
     let mut serials = Vec::new();
     while let Some(row) = rows.next()? {
         serials.push(column(row, 0)?);

@@ -15,7 +15,7 @@ use hal_support::swtpm::Swtpm;
 use hal_support::tpm2_pkcs11::{self as tpm2_token, Tpm2Pkcs11};
 use serde_json::{Value, json};
 use support::proxy::{Proxy, Way};
-use support::{Device, Server, TempDir, run, success, wait_for};
+use support::{Device, Server, TempDir, agent, run, success, wait_for};
 
 /// A key store with nothing in it.
 enum Backend {
@@ -212,7 +212,7 @@ fn rotation_and_key_history(backend: &Backend) {
     assert_eq!(keys.len(), 3, "three keys, one after the other");
     // An operator who restores the server from a backup goes back to an older key: all are still there.
     let found = if let Some(uri) = backend.uri() {
-        let mut list = std::process::Command::new(env!("CARGO_BIN_EXE_boundkey"));
+        let mut list = agent();
         let list = list.args(["hsm", "keys", "--format", "json", "--uri", &uri]).envs(backend.environment());
         let keys: Value = serde_json::from_slice(&success(list).stdout).expect("JSON");
         keys.as_array().expect("a list").len()

@@ -9,7 +9,7 @@ mod support;
 use std::process::{Command, Output};
 
 fn hsm(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey"));
+    let mut command = support::agent();
     command.arg("hsm").args(args).env_remove("BOUNDKEY_PIN").env_remove("BOUNDKEY_SO_PIN").env_remove("BOUNDKEY_LOG");
     command
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Device, Server, run, run_with_input, success, tool, wait_for};
+use support::{Device, Server, agent, run, run_with_input, success, tool, wait_for};
 
 const ROLE: &str = "kind: role\nversion: v1\nmetadata: {name: mqtt}\nspec:\n  allow:\n    dns_names: [\"{{token.name}}.fleet.example\"]\n    \
                     uris: [\"urn:fleet:{{bot.name}}/*\"]\n    ip_addresses: [10.1.0.0/16]\n  max_ttl: 30m\n";
@@ -136,7 +136,7 @@ fn keypair_create_keeps_a_key_unless_told_otherwise() {
     let device = Device::new(&server, "gw", "unused");
     let storage = device.dir.join("deep/down");
     let create = |more: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey"));
+        let mut command = agent();
         let output = success(command.args(["keypair", "create", "--format", "json", "--storage"]).arg(&storage).args(more));
         let json: Value = serde_json::from_slice(&output.stdout).unwrap();
         (json["public_key"].as_str().unwrap().to_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -378,7 +378,7 @@ fn two_outputs_each_with_a_fresh_key_at_each_renewal() {
 #[test]
 fn the_token_document_of_a_static_key_can_be_applied_too() {
     let server = Server::start();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey"));
+    let mut command = agent();
     let printed = String::from_utf8(success(command.args(["keypair", "create", "--static"])).stdout).unwrap();
     let applied = run_with_input(&mut server.ctl_command(&["create", "-f", "-"]), &printed);
     assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));

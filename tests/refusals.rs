@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use support::imposter::Imposter;
 use support::proxy::{Proxy, Way};
 use support::said::{Said, expect_unwritten, said};
-use support::{Device, Running, Server, run, tool, wait_for, wrapped};
+use support::{Device, Running, Server, agent, run, tool, wait_for, wrapped};
 
 /// One join of `device` that is refused, with the type of the error that `boundkey status` shows.
 fn refused(device: &Device) -> (Said, String) {
@@ -369,7 +369,7 @@ fn a_configuration_that_is_wrong_is_named_by_file_line_and_field() {
         "create it, or correct the path",
     );
     assert!(!device.storage().exists(), "nothing was made");
-    let usage = run(Command::new(env!("CARGO_BIN_EXE_boundkey")).args(["start", "--sometimes"]));
+    let usage = run(agent().args(["start", "--sometimes"]));
     assert_eq!(usage.status.code(), Some(2));
 }
 

@@ -311,8 +311,7 @@ impl Device {
 
     /// `boundkey` with this device's configuration, ready to run.
     pub fn command(&self, args: &[&str]) -> Command {
-        let program = option_env!("CARGO_BIN_EXE_boundkey");
-        let mut command = Command::new(program.expect("built with feature agent"));
+        let mut command = agent();
         command.args(args).arg("-c").arg(self.config()).env_remove("BOUNDKEY_LOG");
         // The way out of the machine that runs the tests is not the way to their servers.
         for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"] {
@@ -363,6 +362,13 @@ impl Device {
         std::fs::write(copy.config(), yaml).expect("configuration");
         copy
     }
+}
+
+/// The agent, ready to run. `BOUNDKEY_AGENT` names another program than the one just built: that of another architecture.
+pub fn agent() -> Command {
+    let other = std::env::var_os("BOUNDKEY_AGENT");
+    let own = || option_env!("CARGO_BIN_EXE_boundkey").expect("built with feature agent").into();
+    Command::new(other.unwrap_or_else(own))
 }
 
 /// Waits until `done`, checking often: how long it takes is the machine's matter.

@@ -1,6 +1,6 @@
 # The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
 .POSIX:
-.PHONY: help boot build cross deb demo test test-deb lint bench size clean fuzz
+.PHONY: help boot build cross deb demo test test-arm test-deb lint bench size clean fuzz
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
@@ -8,15 +8,16 @@ FEATURES = --features tpm,pkcs11
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 help:
-	@echo 'make demo    see a device join, renew, lose its certificate, recover, and a thief being caught'
-	@echo 'make test    every test'
-	@echo 'make lint    formatting, clippy, documentation, dependencies, scripts'
-	@echo 'make size    the agent as it ships, against its budget'
-	@echo 'make cross   the agent for ARM and RISC-V, in target/cross/'
-	@echo 'make deb     packages for Debian (amd64, arm64, armhf), in target/debian/; make test-deb tries them'
-	@echo 'make fuzz    one fuzz target under libFuzzer: make fuzz TARGET=join SECONDS=600'
-	@echo 'make boot    an emulated ARM board with a TPM, whose power is cut in joins; ARCH=armhf: the 32-bit one'
-	@echo 'make bench   the agent and the server against their peers, on this machine'
+	@echo 'make demo      see a device join, renew, lose its certificate, recover, and a thief being caught'
+	@echo 'make test      every test'
+	@echo 'make test-arm  the tests with ARM agents, emulated'
+	@echo 'make lint      formatting, clippy, documentation, dependencies, scripts'
+	@echo 'make size      the agent as it ships, against its budget'
+	@echo 'make cross     the agent for ARM and RISC-V, in target/cross/'
+	@echo 'make deb       packages for Debian (amd64, arm64, armhf), in target/debian/; make test-deb tries them'
+	@echo 'make fuzz      one fuzz target under libFuzzer: make fuzz TARGET=join SECONDS=600'
+	@echo 'make boot      an emulated ARM board with a TPM, whose power is cut in joins; ARCH=armhf: the 32-bit one'
+	@echo 'make bench     the agent and the server against their peers, on this machine'
 
 build:
 	@tests/setup build test
@@ -32,6 +33,10 @@ test:
 	@tests/timed build cargo test --workspace $(FEATURES) --no-run
 	@tests/timed test cargo test --workspace $(FEATURES)
 
+test-arm:
+	@tests/setup build test cross
+	tests/arm
+
 lint:
 	@tests/setup build test lint
 	cargo fmt --all --check
@@ -43,8 +48,8 @@ lint:
 	tests/lint
 
 size:
-	@tests/setup build
-	tests/bench/size
+	@tests/setup build cross
+	@tests/timed size tests/bench/size --all
 
 cross:
 	@tests/timed cross cross/build

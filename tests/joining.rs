@@ -159,7 +159,7 @@ fn c173_keypair_create_needs_a_place() {
     let server = Server::start();
     let device = Device::new(&server, "gw", "unused");
     let create = |config: Option<&Path>| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey"));
+        let mut command = agent();
         command.env_remove("BOUNDKEY_CONFIG").current_dir(device.dir.path()).args(["keypair", "create"]);
         command.args(config.map(|config| [OsStr::new("-c"), config.as_os_str()]).into_iter().flatten());
         command.output().expect("it runs")

@@ -15,7 +15,7 @@ use hal_support::softhsm::{self, SoftHsm};
 use hal_support::swtpm::Swtpm;
 use serde_json::Value;
 use support::proxy::{Proxy, Way};
-use support::{Device, Running, Server, TempDir, success, tool};
+use support::{Device, Running, Server, TempDir, agent, success, tool};
 
 /// Keys of the TPM sign there; hashes and ciphers, for which a TPM has no room, stay out of it.
 const PROPERTIES: &str = "?provider=tpm2,tpm2.digest!=yes,tpm2.cipher!=yes";
@@ -97,7 +97,7 @@ impl Backend {
                 .filter_map(|e| Some(e.ok()?.file_name().to_str()?.strip_prefix("key-")?.strip_suffix(".tss2.pem")?.to_owned()))
                 .collect(),
             Self::Pkcs11(hsm, _) => {
-                let mut list = Command::new(env!("CARGO_BIN_EXE_boundkey"));
+                let mut list = agent();
                 list.args(["hsm", "keys", "--format", "json", "--uri", &hsm.uri()]).envs(self.environment());
                 let keys: Value = serde_json::from_slice(&success(&mut list).stdout).expect("JSON");
                 keys.as_array().expect("a list").iter().map(|k| k["name"].as_str().expect("a name").to_owned()).collect()
@@ -112,7 +112,7 @@ impl Backend {
         match self {
             Self::Tpm(..) => std::fs::remove_file(device.storage().join(format!("key-{key}.tss2.pem"))).expect("remove"),
             Self::Pkcs11(hsm, _) => {
-                let mut delete = Command::new(env!("CARGO_BIN_EXE_boundkey"));
+                let mut delete = agent();
                 success(delete.args(["hsm", "delete-key", "--yes", "--uri", &hsm.uri(), key]).envs(self.environment()));
             }
         }

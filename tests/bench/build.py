@@ -1,6 +1,7 @@
 """Builds what is measured, as it ships."""
 
 import json
+import platform
 import subprocess
 from pathlib import Path
 
@@ -9,9 +10,13 @@ from scratch import BenchError, last_line
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def build_agent(features=("agent",)):
+HOST = f"{platform.machine()}-unknown-linux-gnu"
+
+
+def build_agent(features=("agent",), target=HOST):
     """The agent in the size profile; returns the program's path."""
-    return cargo_build("--profile", "edge", "--no-default-features", "--features", ",".join(features), "--bin", "boundkey")[0]
+    options = ("--profile", "edge", "--no-default-features", "--features", ",".join(features), "--bin", "boundkey")
+    return cargo_build(*options, cargo=cargo_for(target))[0]
 
 
 def build_server():
@@ -32,9 +37,14 @@ def build_load():
     return cargo_build("--release", "--example", "boundkey-load")[0]
 
 
-def cargo_build(*arguments):
-    """Runs `cargo build`; returns the programs it made."""
-    command = ["cargo", "build", "--locked", "--message-format=json-render-diagnostics", *arguments]
+def cargo_for(target):
+    """The command that is cargo for `target`."""
+    return ("cargo",) if target == HOST else ("cross/cargo", target)
+
+
+def cargo_build(*arguments, cargo=("cargo",), command="build"):
+    """Runs `cargo build`, or another command that builds; returns the programs it made."""
+    command = [*cargo, command, "--locked", "--message-format=json-render-diagnostics", *arguments]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as cargo:
         messages = [json.loads(line) for line in cargo.stdout]
     if cargo.returncode:
@@ -42,9 +52,9 @@ def cargo_build(*arguments):
     return [Path(message["executable"]) for message in messages if message.get("executable")]
 
 
-def crates(features=("agent",)):
+def crates(features=("agent",), target=HOST):
     """The packages of other people in the agent's tree, as `name version` (what is compiled in, macros included)."""
-    command = ["cargo", "tree", "--locked", "-e", "normal", "--no-default-features", "--features", ",".join(features),
+    command = ["cargo", "tree", "--locked", "--target", target, "-e", "normal", "--no-default-features", "--features", ",".join(features),
                "--prefix", "none", "--no-dedupe", "--format", "{p}"]  # fmt: skip
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:

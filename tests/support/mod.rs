@@ -366,9 +366,8 @@ impl Device {
 
 /// The agent, ready to run. `BOUNDKEY_AGENT` names another program than the one just built: that of another architecture.
 pub fn agent() -> Command {
-    let other = std::env::var_os("BOUNDKEY_AGENT");
-    let own = || option_env!("CARGO_BIN_EXE_boundkey").expect("built with feature agent").into();
-    Command::new(other.unwrap_or_else(own))
+    let own = option_env!("CARGO_BIN_EXE_boundkey").map(Into::into);
+    Command::new(std::env::var_os("BOUNDKEY_AGENT").or(own).expect("built with feature agent"))
 }
 
 /// Waits until `done`, checking often: how long it takes is the machine's matter.

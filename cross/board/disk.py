@@ -50,7 +50,7 @@ class Disk:
         self.thread.start()
 
     def halt_after(self, changes):
-        """Does not do the last one of that many requests to write or flush, nor anything after it: sets `halted` instead."""
+        """Does not end the last of that many requests to write or flush, nor does anything after it: sets `halted` instead."""
         self.halt_at = self.changes + changes
 
     def power_off(self, random, survival):
@@ -115,6 +115,8 @@ class Disk:
         if kind in (WRITE, FLUSH):
             self.changes += 1
             if self.halt_at is not None and self.changes >= self.halt_at:
+                if kind == WRITE:
+                    self._write(offset, data, False)  # under way: it may be on the medium, or not
                 self.halted.set()
                 requests.read()  # to the end: until QEMU is killed
                 return False

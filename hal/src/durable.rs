@@ -2,6 +2,8 @@
 //!
 //! On return the new content is on the medium, name included; after a cut at any instant the file holds either the old
 //! content or the new. (rename(2) is atomic; POSIX promises durability only after fsync(2) of file and directory.)
+//!
+//! On FAT a rename is not atomic: a cut within it may leave the file empty. After the return all is as elsewhere.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -25,8 +27,10 @@ const MAX_KEY_FILE: u64 = 4096;
 
 /// Puts `content` under `path` with `mode`, replacing what was there.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let staged = stage(path, content, mode)?;
+    let (staged, file) = stage(path, content, mode)?;
     std::fs::rename(&staged, path)?;
+    // On FAT the renamed entry has neither length nor clusters until the file itself is synced once more.
+    file.sync_all()?;
     sync_parent(path)
 }
 
@@ -107,7 +111,7 @@ pub(crate) fn explain(path: &Path, e: &io::Error) -> Error {
 }
 
 /// Writes and syncs the content beside `path`. A staged file left by a power cut is written over at the next try.
-fn stage(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
+fn stage(path: &Path, content: &[u8], mode: u32) -> io::Result<(PathBuf, File)> {
     let mut name = OsString::from(path.file_name().ok_or(io::ErrorKind::InvalidInput)?);
     name.push(".new");
     let staged = path.with_file_name(name);
@@ -118,5 +122,5 @@ fn stage(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&staged)?;
     file.write_all(content)?;
     file.sync_all()?;
-    Ok(staged)
+    Ok((staged, file))
 }

@@ -34,8 +34,10 @@ test:
 	@tests/timed test cargo test --workspace $(FEATURES)
 
 test-arm:
-	@tests/setup build test cross
+	@tests/setup build test cross board
 	tests/arm
+	@cargo build $(FEATURES)
+	@tests/timed board cross/board/boot arm64 --short
 
 lint:
 	@tests/setup build test lint

@@ -31,7 +31,7 @@ demo:
 test:
 	@tests/setup build test
 	@tests/timed build cargo test --workspace $(FEATURES) --no-run
-	@tests/timed test cargo test --workspace $(FEATURES)
+	@tests/timed test cargo test --workspace $(FEATURES) --no-fail-fast
 
 test-arm:
 	@tests/setup build test cross board

@@ -191,5 +191,7 @@ fn of_many_agents_that_start_at_once_one_runs() {
     drop(agents);
     assert!(Path::new(&device.storage()).exists());
     device.join();
-    assert_eq!(server.events("gw"), ["join.first", "join.renewal"]);
+    // The one that ran may have been ended before it had its answer.
+    let events = server.events("gw");
+    assert!(events[1..] == ["join.renewal"] || events[1..] == ["join.replay"], "{events:?}");
 }

@@ -160,6 +160,7 @@ suite!(
     a_store_that_goes_and_comes_back_costs_nothing,
     a_missing_key_is_told_at_the_start,
     an_init_that_is_killed_goes_on_where_it_stopped,
+    a_backup_starts_where_its_keys_are_and_only_there,
 );
 
 #[expect(clippy::needless_pass_by_value, reason = "one signature for the suite")]
@@ -257,6 +258,26 @@ fn an_init_that_is_killed_goes_on_where_it_stopped(backend: Backend) {
     assert_eq!(backend.keys(&server), KEYS, "no key twice, and none lost");
     server.run();
     server.device("gw", 1).join();
+}
+
+fn a_backup_starts_where_its_keys_are_and_only_there(mut backend: Backend) {
+    let mut server = backend.server();
+    let device = server.device("gw", 1);
+    device.join();
+    let (data, backup) = (server.dir.join("data"), server.dir.join("backup"));
+    let mut copy = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"));
+    success(copy.arg("backup").arg("--data-dir").arg(&data).arg(&backup));
+    let keys = files(&backup.join("keys"));
+    assert!(keys.iter().all(|name| name.ends_with(".tss2.pem")), "no key in a file: {keys:?}");
+    assert!(server.stop().success());
+    std::fs::remove_dir_all(&data).expect("remove");
+    std::fs::rename(&backup, &data).expect("rename");
+    backend.take_away();
+    fails(&mut server.command(), 1, "CA key: ", "see that the TPM or token is there");
+    backend.bring_back();
+    server.run();
+    device.join();
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal"]);
 }
 
 /// A TPM that hangs holds up joins, and nothing else; they go on when it does.

@@ -2,13 +2,11 @@
 
 use boundkey::join::device::answer::AnswerError;
 use boundkey::join::device::challenge::GiveUp;
-use boundkey::join::device::request::Parts;
 use boundkey::join::device::{KnownKey, Memory, Start};
-use boundkey::join::message::Heartbeat;
 use boundkey::join::{Id, JoinKind, ProblemType, Thumbprint};
 use boundkey_hal::{Algorithm, PublicKey};
 
-use super::world::{Device, URL, World};
+use super::world::{Device, World};
 use super::{EXPIRY, MINUTE, joined, kind, request};
 
 /// A joined device, and a rotation that is due.
@@ -148,22 +146,8 @@ fn c150_an_answer_that_names_an_unknown_key_is_not_stored() {
     let sent = device.send(&world);
     let mut answer = world.join(&sent.jws).expect("renewed");
     answer.key = Thumbprint::of(&PublicKey::new(Algorithm::Ed25519, &[7; 32]).expect("32 bytes"));
-    let memory = device.memory.clone();
-    let challenged = Start::new(&memory, "gateway").challenged(sent.challenge.clone()).expect("as before");
-    let parts = Parts {
-        url: URL,
-        attempt: memory.attempt.expect("in flight"),
-        csr: String::new(),
-        ttl: None,
-        outputs: vec![],
-        bundle: None,
-        heartbeat: Heartbeat::default(),
-        secret: None,
-        identity: None,
-    };
-    let prepared = challenged.prepare(&mut device.keys, parts).expect("as before");
     let key = answer.key;
-    assert_eq!(prepared.answered(answer).expect_err("refused"), AnswerError::UnknownKey(key));
+    assert_eq!(device.judge(&sent, answer).expect_err("refused"), AnswerError::UnknownKey(key));
 }
 
 #[test]

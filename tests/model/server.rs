@@ -132,16 +132,9 @@ impl Server {
 
     /// As `auth/joins/commit.rs` leaves token and instance.
     fn granted(&mut self, grant: Grant) {
-        let last = LastStep {
-            generation: grant.step.generation,
-            issued_at_ms: grant.issued_at_ms,
-            attempt: grant.attempt,
-            from: None,
-            not_after: grant.not_after,
-        };
         self.instances.remove(&grant.step.instance);
         if self.spec.recovery.mode == RecoveryMode::Insecure {
-            self.instances.insert(grant.step.instance, last);
+            self.instances.insert(grant.step.instance, grant.instance_step());
         }
         self.status = grant.status;
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use boundkey::join::device::answer::Issued;
+use boundkey::join::device::answer::{AnswerError, Issued};
 use boundkey::join::device::request::{Identity, Parts};
 use boundkey::join::device::{KnownKey, Memory, Start};
 use boundkey::join::message::{ChallengeAnswer, Heartbeat, IssuedCertificate, JoinAnswer};
@@ -189,14 +189,7 @@ impl World {
         self.status = grant.status.clone();
         self.revision += 1;
         self.grants.push(grant.clone());
-        let last = LastStep {
-            generation: grant.step.generation,
-            issued_at_ms: grant.issued_at_ms,
-            attempt: grant.attempt,
-            from: None,
-            not_after: grant.not_after,
-        };
-        self.instances.insert(grant.step.instance, last);
+        self.instances.insert(grant.step.instance, grant.instance_step());
         let holder = Holder {
             cluster: CLUSTER.into(),
             token: TOKEN.into(),
@@ -324,14 +317,19 @@ impl Device {
         Ok(InFlight { jws: prepared.request().clone(), challenge: challenge.clone(), identity_key })
     }
 
-    /// Takes an answer. Returns what is durable once each of the two writes is done: the identity, then the memory.
+    /// Takes an answer; what is durable afterwards is the identity and the memory.
     pub fn receive(&mut self, sent: &InFlight, answer: JoinAnswer) {
-        let memory = self.memory.clone();
-        let challenged = Start::new(&memory, TOKEN).challenged(sent.challenge.clone()).expect("as before");
-        // The states of the real client are consumed by a join; here they are made anew to hand the answer over.
+        let Issued { memory, certificate, .. } = self.judge(sent, answer).expect("a good answer");
+        self.identity = Some((certificate, sent.identity_key.clone()));
+        self.memory = memory;
+    }
+
+    /// What the real client makes of an answer. Its states are consumed by a join; here they are made anew to hand the answer over.
+    pub fn judge(&mut self, sent: &InFlight, answer: JoinAnswer) -> Result<Issued, AnswerError> {
+        let challenged = Start::new(&self.memory, TOKEN).challenged(sent.challenge.clone()).expect("as before");
         let parts = Parts {
             url: URL,
-            attempt: memory.attempt.expect("in flight"),
+            attempt: self.memory.attempt.expect("in flight"),
             csr: String::new(),
             ttl: None,
             outputs: vec![],
@@ -340,10 +338,7 @@ impl Device {
             secret: None,
             identity: None,
         };
-        let prepared = challenged.prepare(&mut self.keys, parts).expect("as before");
-        let Issued { memory, certificate, .. } = prepared.answered(answer).expect("a good answer");
-        self.identity = Some((certificate, sent.identity_key.clone()));
-        self.memory = memory;
+        challenged.prepare(&mut self.keys, parts).expect("as before").answered(answer)
     }
 
     /// A whole join, nothing lost.

@@ -10,7 +10,6 @@ use crate::auth::resource::{
 };
 use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};
 use crate::join::server::decision::Grant;
-use crate::join::server::record::LastStep;
 use crate::join::{Id, JoinKind, RecoveryMode, Thumbprint};
 use crate::time::Timestamp;
 
@@ -88,13 +87,7 @@ impl Occasion<'_> {
             remote_addr: Some(self.from.to_string()),
         };
         record.status.note(authentication, request.heartbeat.clone());
-        record.status.last_step = insecure.then_some(LastStep {
-            generation: grant.step.generation,
-            issued_at_ms: grant.issued_at_ms,
-            attempt: grant.attempt,
-            from: None,
-            not_after: grant.not_after,
-        });
+        record.status.last_step = insecure.then(|| grant.instance_step());
         record
     }
 

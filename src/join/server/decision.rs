@@ -63,6 +63,20 @@ pub struct Grant {
     pub status: Status,
 }
 
+impl Grant {
+    /// The step as the record of its instance keeps it, for hosts that share a key in mode `insecure`. No join state counts in that
+    /// mode, so where the step started from is not kept.
+    pub fn instance_step(&self) -> LastStep {
+        LastStep {
+            generation: self.step.generation,
+            issued_at_ms: self.issued_at_ms,
+            attempt: self.attempt,
+            from: None,
+            not_after: self.not_after,
+        }
+    }
+}
+
 /// That a restored server followed the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RolledForward {

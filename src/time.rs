@@ -11,6 +11,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(u64);
 
+/// When this program was built: no right clock is behind it.
+pub fn build_time() -> Timestamp {
+    Timestamp::from_secs(env!("BOUNDKEY_BUILD_EPOCH").parse().unwrap_or(0))
+}
+
 /// The last moment that RFC 3339 can write.
 const MAX_MILLIS: u64 = 253_402_300_799_999;
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use boundkey::agent::crl::RevocationList;
+use boundkey::agent::tls::Presented;
 use boundkey::agent::transport::{Transport, TransportError};
 use boundkey::join::message::CRL_LIFETIME;
 use boundkey::time::Timestamp;
@@ -27,7 +28,7 @@ impl Transport for Gives {
         Ok(self.0.clone())
     }
 
-    fn doubt(&self) -> Option<Timestamp> {
+    fn presented(&self) -> Option<Presented> {
         None
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Device, Running, Server, run, success, tool, wait_for, wrapped};
+use support::{Device, Running, Server, run, success, wait_for};
 
 /// `onboarding` of a device with the secret of its token.
 fn secret_of(server: &Server, token: &str) -> String {
@@ -287,42 +287,4 @@ fn waits_count_the_time_asleep() {
         let fds = std::fs::read_dir(format!("/proc/{}/fdinfo", daemon.0.id())).expect("the daemon runs");
         fds.flatten().map(clock_of).any(|info| info.lines().any(|line| line == "clockid: 7"))
     });
-}
-
-/// `command` with the system's clock at `time`.
-fn at(time: &str, command: &Command) -> Command {
-    let mut fake = Command::new(tool("faketime", "faketime"));
-    fake.arg(time);
-    wrapped(fake, command)
-}
-
-/// A device without a battery for its clock boots in 1970, joins, renews, and spends no recovery on its ignorance.
-#[test]
-fn a_device_that_boots_in_1970_joins_and_renews() {
-    let server = Server::start();
-    let device = device(&server, "gw", 1, "");
-    for generation in 1..=3 {
-        let output = run(&mut at("1970-01-01 00:00:05", &device.command(&["start", "--oneshot"])));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
-        assert!(said.contains("INFO this device's clock is behind: going by the last time known"), "{said}");
-        assert_eq!(device.status()["generation"], generation);
-    }
-    assert_eq!(server.events("gw"), ["join.first", "join.renewal", "join.renewal"]);
-    let known = device.status()["certificate"]["not_before"].clone();
-    assert!(known.as_str().is_some_and(|time| !time.starts_with("1970")), "{known}");
-}
-
-/// A clock that runs years ahead makes a good server look expired: the server's own word counts.
-#[test]
-fn a_device_whose_clock_is_years_ahead_renews_all_the_same() {
-    let server = Server::start();
-    let device = device(&server, "gw", 1, "");
-    device.join();
-    let output = run(&mut at("2060-01-01 00:00:00", &device.command(&["start", "--oneshot"])));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("WARN this device's clock is ahead: the server says that it is "), "{said}");
-    device.join();
-    assert_eq!(server.events("gw"), ["join.first", "join.renewal", "join.renewal"]);
 }

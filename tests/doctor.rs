@@ -10,7 +10,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use serde_json::Value;
-use support::{Device, Server, run, tool, wait_for};
+use support::wall_clock::WallClock;
+use support::{Device, Server, run, wait_for};
 
 /// Findings of a doctor: check, outcome, message and advice.
 struct Findings(Vec<[String; 4]>, i32);
@@ -172,16 +173,12 @@ fn a_clock_that_is_wrong() {
     let server = Server::start();
     let device = server.device("gw", 1);
     device.join();
-    let at = |time: &str| {
-        let real = device.command(&["doctor"]);
-        let mut fake = Command::new(tool("faketime", "faketime"));
-        Findings::of(fake.arg(time).arg(real.get_program()).args(real.get_args()))
-    };
-    let unset = at("1970-01-01 00:01:00");
+    let by = |clock: &WallClock| Findings::of(device.command(&["doctor"]).envs(clock.env()));
+    let unset = by(&WallClock::showing(60));
     unset.has("warn", "clock", "the system clock says 1970-01-01T", "set up time synchronisation");
     unset.has("warn", "clock", "behind the server's", "goes by the server's time");
     unset.has("ok", "server", "is the one trusted", "");
-    at("+2 hours").has("warn", "clock", " ahead of the server's", "NTP");
+    by(&WallClock::off_by(2 * 60 * 60)).has("warn", "clock", " ahead of the server's", "NTP");
 }
 
 #[cfg(all(feature = "pkcs11", feature = "tpm"))]

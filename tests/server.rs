@@ -17,6 +17,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 use support::strace::{count_calls, killed_at, was_killed};
+use support::wall_clock::WallClock;
 use support::{Server, TempDir, run, success, tool, wait_for};
 
 fn auth(args: &[&str], dir: &Path) -> Command {
@@ -101,6 +102,17 @@ fn ask(server: &Server, method: &str, path: &str, body: &str) -> Answer {
     stream.write_all(head.as_bytes()).unwrap();
     let _ = stream.write_all(body.as_bytes()); // what is too long need not be taken
     answer(stream)
+}
+
+/// By a clock in 1970 the cluster would have ended before it began.
+#[test]
+fn init_wants_a_clock_that_was_set() {
+    let dir = TempDir::new("init");
+    let data = dir.join("data");
+    let said = fails(&run(init(&data).envs(WallClock::showing(60).env())), 1);
+    assert!(said.contains("the system clock says 1970-01-01T00:01:0") && said.contains("set the clock"), "{said}");
+    assert!(!data.exists());
+    success(&mut init(&data));
 }
 
 #[test]

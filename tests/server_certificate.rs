@@ -33,6 +33,8 @@ fn renews_itself_in_time_and_devices_go_on() {
     // Two months have passed for the server: the device's certificate ran out, and its one recovery is spent.
     server.ctl(&["exempt", "token/gw"]);
     device.join();
+    // Killed, it would leave files of faketime's behind.
+    assert!(server.stop().success());
 }
 
 /// A server that moved: its operator writes the new name into `cluster.json`.

@@ -9,12 +9,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::time::{Clock, Timestamp};
-
-/// When this program was built.
-pub fn build_time() -> Timestamp {
-    Timestamp::from_secs(env!("BOUNDKEY_BUILD_EPOCH").parse().unwrap_or(0))
-}
+use crate::time::{Clock, Timestamp, build_time};
 
 /// Device time.
 pub struct DeviceClock {

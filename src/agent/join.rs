@@ -19,13 +19,14 @@ use super::error::AgentError;
 use super::identity::StoredIdentity;
 use super::outputs::{self, FreshKey, OutputError, Prepared};
 use super::static_key;
+use super::tls::Presented;
 use super::transport::{Transport, TransportError};
 use crate::join::device::Start;
 use crate::join::device::answer::Issued;
 use crate::join::device::request::{Identity, Parts};
 use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
 use crate::join::{Id, ProblemType, base64url};
-use crate::time::Random;
+use crate::time::{Random, Timestamp};
 
 /// How often a join is begun anew at once, when the token changed in between.
 const STALE_TRIES: u32 = 3;
@@ -120,6 +121,7 @@ impl Joiner<'_> {
         let answer = self.transport.post(JOIN_PATH, &body)?;
         let answer: JoinAnswer = parse(&answer)?;
         let Issued { mut memory, certificate, answer } = prepared.answered(answer)?;
+        memory.last_known_time = memory.last_known_time.max(self.believe(answer.time));
 
         let bundle = match &answer.bundle {
             Some(bundle) => decode_all(bundle)?,
@@ -129,7 +131,6 @@ impl Joiner<'_> {
         device.guard.mark(&mut memory);
         device.remember(&memory)?;
         device.guard.follow();
-        self.clock.raise(answer.time);
         Ok(Joined { answer, requested, left_out, bundle })
     }
 
@@ -152,16 +153,35 @@ impl Joiner<'_> {
         let request = Start::new(memory, token).request();
         let body = serde_json::to_vec(&request).map_err(|e| AgentError::Other(e.to_string()))?;
         let challenge: ChallengeAnswer = parse(&self.transport.post(CHALLENGE_PATH, &body)?)?;
-        if let Some(end) = self.transport.doubt() {
-            if challenge.time > end {
-                return Err(AgentError::ServerExpired(end));
+        let time = challenge.time;
+        match self.transport.presented() {
+            Some(Presented { not_after, is_doubtful: true }) if time > not_after => {
+                return Err(AgentError::ServerExpired(not_after));
             }
-            log::warn!("this device's clock is ahead: the server says that it is {}", challenge.time);
-        } else if self.clock.is_behind() {
-            log::info!("this device's clock is behind: going by the last time known, and the server's, {}", challenge.time);
+            Some(Presented { is_doubtful: true, .. }) => {
+                log::warn!("this device's clock is ahead: the server says that it is {time}");
+            }
+            Some(Presented { not_after, .. }) if time > not_after => {
+                log::warn!(
+                    "the server says that it is {time}, but its certificate ended at {not_after}: its clock is not believed"
+                );
+            }
+            _ if self.clock.is_behind() => {
+                log::info!("this device's clock is behind: going by the last time known, and the server's, {time}");
+            }
+            _ => {}
         }
-        self.clock.raise(challenge.time);
+        self.believe(time);
         Ok(challenge)
+    }
+
+    /// Moves device time on to what the server told, but not past the end of the certificate that it showed: if its clock is wrong,
+    /// this certificate and those that follow it would have expired for this device ever after.
+    fn believe(&self, told: Timestamp) -> Timestamp {
+        let end = self.transport.presented().map_or(Timestamp::default(), |presented| presented.not_after);
+        let believed = told.min(end);
+        self.clock.raise(believed);
+        believed
     }
 
     fn heartbeat(&self) -> Heartbeat {

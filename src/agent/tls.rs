@@ -4,7 +4,7 @@
 //! trusted CA signed:
 //! - not yet valid: the CA's own word that it is at least that late. The certificate's first moment counts as the time.
 //! - expired: perhaps the system's clock is ahead. If the certificate held, or was yet to be made, at the last time known for sure,
-//!   the connection is made, and [`Trust::doubt`] keeps the end of the certificate: the caller must end the exchange if the server's own clock is past it.
+//!   the connection is made, and [`Trust::presented`] tells it: the caller must end the exchange if the server's own clock is past it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,8 +36,20 @@ pub struct Trust {
     roots: Roots,
     clock: Arc<DeviceClock>,
     provider: Arc<CryptoProvider>,
-    doubt: Mutex<Option<Timestamp>>,
+    presented: Mutex<Option<Presented>>,
 }
+
+/// The server's certificate, as a handshake judged it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presented {
+    /// Its last moment.
+    pub not_after: Timestamp,
+    /// Whether that has passed by the system's clock, but not at the last time known for sure.
+    pub is_doubtful: bool,
+}
+
+/// The first second that no certificate can name as its last (RFC 5280 section 4.1.2.5: year 9999).
+const AFTER_ALL: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(253_402_300_800));
 
 /// No certificate that the server sent has the pinned key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +67,7 @@ impl Trust {
     /// Trust in `roots`, judged by `clock`.
     pub fn new(roots: Roots, clock: Arc<DeviceClock>) -> Arc<Self> {
         let provider = Arc::new(provider());
-        Arc::new(Self { roots, clock, provider, doubt: Mutex::new(None) })
+        Arc::new(Self { roots, clock, provider, presented: Mutex::new(None) })
     }
 
     /// TLS 1.3 with this trust.
@@ -69,13 +81,13 @@ impl Trust {
         Ok(Arc::new(config))
     }
 
-    /// End of the certificate of the last handshake, if by the system's clock it had expired.
-    pub fn doubt(&self) -> Option<Timestamp> {
-        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The certificate of the last handshake, if it was accepted.
+    pub fn presented(&self) -> Option<Presented> {
+        *self.presented.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_doubt(&self, doubt: Option<Timestamp>) {
-        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = doubt;
+    fn set_presented(&self, presented: Option<Presented>) {
+        *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = presented;
     }
 
     /// The trusted certificates among the given ones and the configured ones.
@@ -170,10 +182,8 @@ impl ServerCertVerifier for Trust {
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
             .build()
             .map_err(|e| Error::General(e.to_string()))?;
-        let at = |time: Timestamp| {
-            let time = UnixTime::since_unix_epoch(Duration::from_secs(time.secs()));
-            verifier.verify_server_cert(leaf, others, name, ocsp, time)
-        };
+        let verify = |time| verifier.verify_server_cert(leaf, others, name, ocsp, time);
+        let at = |time: Timestamp| verify(UnixTime::since_unix_epoch(Duration::from_secs(time.secs())));
         // The chain is two certificates long, and either may begin later than the clock says.
         let from = |mut time: Timestamp| {
             for _ in 0..2 {
@@ -186,16 +196,21 @@ impl ServerCertVerifier for Trust {
             }
             at(time)
         };
-        self.set_doubt(None);
-        match from(self.clock.now()) {
-            Err(Error::InvalidCertificate(expired @ CertificateError::ExpiredContext { not_after, .. })) => {
+        self.set_presented(None);
+        let (verified, is_doubtful) = match from(self.clock.now()) {
+            Err(Error::InvalidCertificate(expired @ CertificateError::ExpiredContext { .. })) => {
                 // A certificate made since the last time known for sure is no less good for that.
-                let known = from(self.clock.floor()).map_err(|_| expired)?;
-                self.set_doubt(Some(Timestamp::from_secs(not_after.as_secs())));
-                Ok(known)
+                (from(self.clock.floor()).map_err(|_| expired)?, true)
             }
-            judged => judged,
-        }
+            judged => (judged?, false),
+        };
+        // Its end is told with a refusal alone.
+        let not_after = match verify(AFTER_ALL) {
+            Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => not_after,
+            judged => return judged,
+        };
+        self.set_presented(Some(Presented { not_after: Timestamp::from_secs(not_after.as_secs()), is_doubtful }));
+        Ok(verified)
     }
 
     fn verify_tls12_signature(

@@ -14,7 +14,7 @@ use ureq::unversioned::transport::{
 
 use super::error::AgentError;
 use super::proxy;
-use super::tls::{PinMismatch, Trust};
+use super::tls::{PinMismatch, Presented, Trust};
 use crate::join::message::MAX_ANSWER;
 use crate::join::{PROBLEM_JSON, Problem};
 use crate::time::Timestamp;
@@ -35,8 +35,8 @@ pub trait Transport {
     /// Gets a path; returns the body, at most `limit` bytes of type `kind`.
     fn get(&mut self, path: &str, kind: &str, limit: usize) -> Result<Vec<u8>, TransportError>;
 
-    /// End of the server's certificate, if the system's clock says that it has passed; see [`Trust::doubt`].
-    fn doubt(&self) -> Option<Timestamp>;
+    /// The certificate that the server showed, see [`Trust::presented`].
+    fn presented(&self) -> Option<Presented>;
 }
 
 /// Why there is no answer, or not the one wanted.
@@ -224,8 +224,8 @@ impl Transport for Https {
         self.answer(self.agent.get(self.url(path)).call(), kind, limit)
     }
 
-    fn doubt(&self) -> Option<Timestamp> {
-        self.trust.doubt()
+    fn presented(&self) -> Option<Presented> {
+        self.trust.presented()
     }
 }
 

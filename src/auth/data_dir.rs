@@ -180,7 +180,7 @@ impl DataDir {
         authority.probe().map_err(CaError::Key)?;
         self.write(CA, pem::certificate(authority.certificate()).as_bytes())?;
         self.make_challenge_key(random)?;
-        self.write_server(&authority.issue_server(server_names, now, random)?)?;
+        self.write_server(&authority.issue_server(server_names, None, now, random)?)?;
         let database = self.path(DATABASE);
         match std::fs::remove_file(&database) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(DataDirError::Io(database, e)),

@@ -27,7 +27,7 @@ use crate::join::server::challenge::SealingKey;
 use crate::keystore::OPTIONS;
 use crate::logging::{self, Format, Level};
 use crate::refusal::Refusal;
-use crate::time::{Clock as _, System, Timestamp};
+use crate::time::{Clock as _, System, Timestamp, build_time};
 
 /// How often the server looks after itself: its certificate, ended exemptions, records that have ended.
 const UPKEEP: Duration = Duration::from_secs(60);
@@ -174,7 +174,13 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
     let place = Place::new(&given("ca-keystore").concat(), &|name| matches.get_one::<String>(name).cloned());
     let place = place.map_err(|Refusal { what, advice }| Failure { code: 2, ..failure(what, advice) })?;
     place.quieten();
-    let authority = match dir.init(&cluster, &names, &place, &System, System.now()) {
+    let now = System.now();
+    if now < build_time() {
+        let advice =
+            "set the clock, then run init again: it dates the CA certificate, which lasts for 20 years and cannot be replaced";
+        return Err(failure(format!("the system clock says {now}, which is before this program was built"), advice));
+    }
+    let authority = match dir.init(&cluster, &names, &place, &System, now) {
         // An `init` that was interrupted right before it told the pin: this is where to learn it.
         Err(e @ DataDirError::Exists(_)) => {
             let pin = dir.authority(&dir.cluster()?)?.pin();
@@ -318,10 +324,12 @@ async fn upkeep(
 }
 
 fn renew(dir: &DataDir, joins: &Joins, certificate: &tls::CurrentCertificate, now: Timestamp) -> Result<(), Failure> {
-    if !dir.server()?.is_outdated(&joins.server_names, now) {
+    let present = dir.server()?;
+    if !present.is_outdated(&joins.server_names, now) {
         return Ok(());
     }
-    let server = joins.authority.issue_server(&joins.server_names, now, &*joins.random).map_err(DataDirError::from)?;
+    let made = joins.authority.issue_server(&joins.server_names, Some(&present), now, &*joins.random);
+    let server = made.map_err(DataDirError::from)?;
     dir.write_server(&server)?;
     let unusable = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
     certificate.replace(&server, joins.authority.certificate()).map_err(unusable)?;

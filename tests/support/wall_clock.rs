@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use boundkey::time::{Clock as _, System};
+
 use super::{TempDir, success, tool};
 
 /// Seconds in a year, or nearly.
@@ -23,6 +25,18 @@ impl WallClock {
         );
         clock.jump_to(0);
         clock
+    }
+
+    /// A clock that is off by so many seconds.
+    pub fn off_by(seconds: i64) -> Self {
+        let clock = Self::new();
+        clock.jump_to(seconds);
+        clock
+    }
+
+    /// A clock that shows this time now, in seconds since 1970.
+    pub fn showing(seconds: i64) -> Self {
+        Self::off_by(seconds - i64::try_from(System.now().secs()).expect("this century"))
     }
 
     /// From here on the clock is off by so many seconds.

@@ -9,7 +9,7 @@ use crate::agent::clock::DeviceClock;
 use crate::agent::config::Config;
 use crate::agent::error::AgentError;
 use crate::agent::run::roots;
-use crate::agent::tls::Trust;
+use crate::agent::tls::{Presented, Trust};
 use crate::agent::transport::{Https, JSON, Transport as _, TransportError};
 use crate::join::device::Memory;
 use crate::join::message::{MAX_ANSWER, PING_PATH, Ping};
@@ -34,7 +34,7 @@ pub fn check(
     };
     let Ping { cluster, version, algorithms, .. } = &ping;
     report.ok(CHECK, format!("{} is the one trusted: cluster {cluster}, version {version}", config.auth_server));
-    if let Some(end) = https.doubt() {
+    if let Some(Presented { not_after: end, .. }) = https.presented().filter(|presented| presented.is_doubtful) {
         let advice =
             "set this device's clock; if it is right, look at the server: it renews its certificate by itself while it runs";
         report.warn(CHECK, format!("by this device's clock ({}) its certificate expired at {end}", clock.now()), advice);

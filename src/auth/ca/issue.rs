@@ -75,11 +75,12 @@ pub struct ServerIdentity {
 }
 
 impl ServerIdentity {
-    /// Whether it should be replaced at `now`: it ends soon, or is for others than `server_names`.
+    /// Whether it should be replaced at `now`: it ends soon, has not begun (the clock was ahead when it was made), or is for others than
+    /// `server_names`.
     pub fn is_outdated(&self, server_names: &[String], now: Timestamp) -> bool {
         let plain = |name: &String| name.parse::<IpAddr>().map_or_else(|_| name.clone(), |ip| ip.to_string());
         let wanted: Vec<_> = server_names.iter().map(plain).collect();
-        request::not_after(&self.certificate).is_ok_and(|end| end < now.plus(SERVER_LEFT))
+        request::validity(&self.certificate).is_ok_and(|(begin, end)| end < now.plus(SERVER_LEFT) || begin > now)
             || request::host_names(&self.certificate).is_ok_and(|names| names != wanted)
     }
 }
@@ -140,12 +141,22 @@ impl Authority {
     }
 
     /// Issues a certificate for this cluster's TLS server, with a key of its own.
-    pub fn issue_server(&self, server_names: &[String], now: Timestamp, random: &dyn Random) -> Result<ServerIdentity, CaError> {
+    ///
+    /// It ends no sooner than `replaced`, the one before it: a device may have been told any time up to that end, if the server's clock
+    /// was ahead for a while, and never goes back before it.
+    pub fn issue_server(
+        &self,
+        server_names: &[String],
+        replaced: Option<&ServerIdentity>,
+        now: Timestamp,
+        random: &dyn Random,
+    ) -> Result<ServerIdentity, CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(names)?;
         let san = |name: &String| name.parse().map_or_else(|_| dns(name), |ip| Ok(SanType::IpAddress(ip)));
         let sans = server_names.iter().map(san).collect::<Result<Vec<_>, _>>()?;
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let times = (now, now.plus(SERVER_LIFETIME));
+        let earliest = replaced.and_then(|replaced| Some(request::validity(&replaced.certificate).ok()?.1)).unwrap_or_default();
+        let times = (now, now.plus(SERVER_LIFETIME).max(earliest));
         let issued = self.leaf(&key, "boundkey-auth", sans, usages, times, random)?;
         Ok(ServerIdentity { certificate: issued.bytes, key: key.serialize_der().into() })
     }

@@ -74,10 +74,12 @@ pub(super) fn host_names(der: &[u8]) -> Result<Vec<String>, String> {
     Ok(names.into_iter().flat_map(|names| names.value.general_names.iter().filter_map(host)).collect())
 }
 
-/// Last moment of a certificate.
-pub(super) fn not_after(der: &[u8]) -> Result<Timestamp, String> {
-    let end = parse(der)?.validity().not_after.timestamp();
-    Ok(Timestamp::from_secs(u64::try_from(end).unwrap_or(0)))
+/// First and last moment of a certificate.
+pub(super) fn validity(der: &[u8]) -> Result<(Timestamp, Timestamp), String> {
+    let certificate = parse(der)?;
+    let validity = certificate.validity();
+    let moment = |time: ASN1Time| Timestamp::from_secs(u64::try_from(time.timestamp()).unwrap_or(0));
+    Ok((moment(validity.not_before), moment(validity.not_after)))
 }
 
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {

@@ -44,7 +44,7 @@ impl std::fmt::Display for AnswerError {
 impl std::error::Error for AnswerError {}
 
 impl Prepared<'_> {
-    /// Takes the answer.
+    /// Takes the answer; all but the time that it tells, which the caller judges by how the server showed itself.
     pub fn answered(self, answer: JoinAnswer) -> Result<Issued, AnswerError> {
         let certificate = base64url::decode(&answer.identity.certificate).map_err(|_| AnswerError::Certificate)?;
         if answer.join_state.len() > MAX_JOIN_STATE {
@@ -70,7 +70,6 @@ impl Prepared<'_> {
                 fingerprint,
             }),
             recoveries: Some(answer.recoveries),
-            last_known_time: memory.last_known_time.max(answer.time),
             ..memory
         };
         Ok(Issued { memory, certificate, answer })

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use boundkey::agent::crl::RevocationList;
+use boundkey::agent::tls::Presented;
 use boundkey::agent::transport::{Transport, TransportError};
-use boundkey::time::Timestamp;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use super::certificate::{self, signed};
@@ -22,7 +22,7 @@ impl Transport for Serves {
     fn get(&mut self, _: &str, _: &str, _: usize) -> Result<Vec<u8>, TransportError> {
         Ok(self.0.clone())
     }
-    fn doubt(&self) -> Option<Timestamp> {
+    fn presented(&self) -> Option<Presented> {
         None
     }
 }

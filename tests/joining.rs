@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use support::proxy::{Proxy, Way};
 use support::{Device, Server, agent, run, run_with_input, success, tool, wait_for};
 
 const ROLE: &str = "kind: role\nversion: v1\nmetadata: {name: mqtt}\nspec:\n  allow:\n    dns_names: [\"{{token.name}}.fleet.example\"]\n    \
@@ -373,6 +374,28 @@ fn two_outputs_each_with_a_fresh_key_at_each_renewal() {
     let mode = |name: &str| device.dir.join(name).metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!([mode("a/tls.key"), mode("b/tls.key"), mode("a/tls.crt"), mode("b/ca.crt")], [0o600, 0o640, 0o644, 0o644]);
     verify(&server.dir.join("data/ca.pem"), &device.storage().join("identity.pem"), false);
+}
+
+#[test]
+fn a_join_too_long_for_the_buffers_of_the_connection() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    grant(&server, "gw");
+    let uris: Vec<_> = (0..8).map(|n| format!("\"urn:fleet:gw/{n}{}\"", "x".repeat(200))).collect();
+    let fields = format!("    uris: [{}]\n", uris.join(", "));
+    let outputs: String = (0..16).map(|n| output(&device, &format!("out-{n}"), &fields)).collect();
+    let proxy = Proxy::to(&server.addr);
+    let secret = format!("  bound_keypair: {{registration_secret: {}}}", secret_of(&server, "gw"));
+    device.configure_with(&proxy.addr, &server.ca_pin, &secret, &format!("outputs:\n{outputs}"));
+    device.join();
+    for way in [Way::Up, Way::Down] {
+        assert!(proxy.passed(way) > 32 * 1024, "only {} bytes", proxy.passed(way));
+    }
+    let last = device.dir.join("out-15/tls.crt");
+    assert_eq!(
+        openssl(&["x509", "-noout", "-ext", "subjectAltName", "-in", last.to_str().expect("UTF-8")]).matches("urn:").count(),
+        8
+    );
 }
 
 #[test]

@@ -193,8 +193,10 @@ fn answers_of_others_and_of_other_versions() {
         json!({"type": "urn:boundkey:problem:unsupported-version", "title": "no such path in the API versions of this server"});
     let future = json!({"type": "urn:boundkey:problem:from-the-future", "title": "x", "detail": "something new"});
     let long = "x".repeat(1 << 20);
-    let head = format!("HTTP/1.1 200 OK\r\nX-Long: {long}\r\n\r\n");
-    let cases: [(Vec<u8>, i32, &str, &str, &str); 10] = [
+    let head = |length: usize| {
+        format!("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nX-Long: {}\r\n\r\n", &long[..length]).into_bytes()
+    };
+    let cases: [(Vec<u8>, i32, &str, &str, &str); 12] = [
         (
             http("404 Not Found", "text/plain", "404"),
             3,
@@ -226,7 +228,9 @@ fn answers_of_others_and_of_other_versions() {
             "the answer is longer than 131072 bytes",
             "check auth_server",
         ),
-        (head.into_bytes(), 3, "not-boundkey", "what answers is not an auth endpoint", "check auth_server"),
+        (head(8000), 3, "not-boundkey", "of this version: status 404 with an answer without a type", "another version"),
+        (head(9000), 3, "not-boundkey", "of this version: response header is too big", "check auth_server"),
+        (head(long.len()), 3, "not-boundkey", "of this version: response header is too big", "check auth_server"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{\"challenge\":".to_vec(),
             3,

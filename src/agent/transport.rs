@@ -23,6 +23,10 @@ use crate::time::Timestamp;
 const CONNECT: Duration = Duration::from_secs(15);
 /// Time for one request and its answer.
 const REQUEST: Duration = Duration::from_secs(45);
+/// Each of the four buffers of a connection: what is plain and what is encrypted, each way. Messages that are longer go through in pieces.
+const BUFFER: usize = 16 * 1024;
+/// Longest head of an answer. Less than [`BUFFER`], in which it has to be as a whole.
+const HEAD: usize = 8 * 1024;
 
 /// Media type of this protocol's messages.
 pub const JSON: &str = "application/json";
@@ -119,6 +123,9 @@ impl Https {
             .timeout_connect(Some(CONNECT))
             .timeout_global(Some(REQUEST))
             .max_idle_connections(1)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
+            .max_response_header_size(HEAD)
             .build();
         let proxy = proxy::on_the_way(config.proxy(), &url)?;
         let tls = TlsConnector(trust.client_config().map_err(|e| AgentError::Other(format!("TLS: {e}")))?);

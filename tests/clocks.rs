@@ -179,6 +179,7 @@ fn a_server_that_renewed_its_certificate_years_ahead_keeps_nobody_out() {
         joins_whatever_its_clock_says(&device);
         assert_eq!(server.status("gw")["recovery_count"], recoveries);
     }
+    assert_eq!(server.events("gw")[0], "join.first", "five years later the log would have been forgotten");
     // A certificate made after that, for another reason.
     server.stop();
     let file = server.dir.join("data/cluster.json");

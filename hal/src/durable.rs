@@ -103,7 +103,10 @@ pub(crate) fn explain(path: &Path, e: &io::Error) -> Error {
         io::ErrorKind::AlreadyExists => ErrorKind::Exists,
         io::ErrorKind::PermissionDenied => ErrorKind::Denied,
         io::ErrorKind::InvalidData => ErrorKind::Corrupt,
-        io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull => ErrorKind::Medium,
+        io::ErrorKind::FileTooLarge
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::StorageFull => ErrorKind::Medium,
         _ if e.raw_os_error() == Some(EIO) => ErrorKind::Medium,
         _ => ErrorKind::Other,
     };

@@ -246,6 +246,7 @@ fn storage_advice(e: &std::io::Error) -> &'static str {
     match e.kind() {
         Io::PermissionDenied => "let the user that boundkey runs as read and write storage.path",
         Io::StorageFull | Io::QuotaExceeded => "make room on the file system of storage.path; nothing was lost",
+        Io::FileTooLarge => "lift the limit on the size of files (ulimit -f, LimitFSIZE= of the unit); nothing was lost",
         Io::ReadOnlyFilesystem => "mount the file system of storage.path writable, or choose another storage.path",
         Io::NotFound => "create the directory, or correct storage.path",
         _ => "check the medium of storage.path (dmesg tells of I/O errors)",

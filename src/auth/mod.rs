@@ -14,3 +14,4 @@ pub mod serve;
 pub mod store;
 mod throttle;
 pub mod tls;
+mod upkeep;

@@ -2,10 +2,10 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use boundkey_hal::durable;
 use clap::builder::PathBufValueParser;
@@ -22,17 +22,13 @@ use super::resource::check_name;
 use super::revocation::RevocationList;
 use super::store::{Form, Store};
 use super::throttle::Throttle;
+use super::upkeep::{self, Upkeep, UpkeepError};
 use super::{api, serve, tls};
 use crate::join::server::challenge::SealingKey;
 use crate::keystore::OPTIONS;
 use crate::logging::{self, Format, Level};
 use crate::refusal::Refusal;
-use crate::time::{Clock as _, System, Timestamp, build_time};
-
-/// How often the server looks after itself: its certificate, ended exemptions, records that have ended.
-const UPKEEP: Duration = Duration::from_secs(60);
-/// How long audit events are kept.
-const KEEP_EVENTS: Duration = Duration::from_secs(400 * 86_400);
+use crate::time::{Clock as _, System, build_time};
 
 /// The command line.
 pub fn command() -> Command {
@@ -257,7 +253,12 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
     let certificate = Arc::new(certificate);
     let tls_config = tls::config(certificate.clone()).map_err(tls_failed)?;
     let operator = Arc::new(Operator::new(store, Arc::new(System), Arc::new(System)));
-    upkeep(dir, &joins, &certificate, &operator).await?;
+    let upkeep = Upkeep::new(dir.clone(), joins.clone(), certificate, operator.clone());
+    upkeep.run().await.map_err(|e| match e {
+        UpkeepError::DataDir(e) => e.into(),
+        UpkeepError::Tls(e) => tls_failed(e),
+        UpkeepError::Died(e) => failure(e.to_string(), "report this"),
+    })?;
 
     let (stop, stopped) = watch::channel(false);
     let until_stopped = || {
@@ -284,13 +285,13 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
     log::info!("cluster {} listens on {address}; operators on {}", joins.cluster, socket.display());
 
     let devices = tokio::spawn(serve::serve(listener, tls_config.into(), api::router(joins.clone()), until_stopped()));
-    let mut every = tokio::time::interval(UPKEEP);
+    let mut every = tokio::time::interval(upkeep::INTERVAL);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = every.tick() => if let Err(Failure { what, .. }) = upkeep(dir, &joins, &certificate, &operator).await {
-                log::error!("{what}");
+            _ = every.tick() => if let Err(e) = upkeep.run().await {
+                log::error!("{e}");
             },
         }
     }
@@ -306,38 +307,7 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
     std::fs::remove_file(&socket).map_err(|e| failure(format!("{}: {e}", socket.display()), "remove it by hand"))
 }
 
-/// Renews the server's certificate, ends exemptions and forgets what has ended, on a thread that may block: a TPM can take its time.
-async fn upkeep(
-    dir: &DataDir,
-    joins: &Arc<Joins>,
-    certificate: &Arc<tls::CurrentCertificate>,
-    operator: &Arc<Operator>,
-) -> Result<(), Failure> {
-    let (dir, joins, certificate, operator) = (dir.clone(), joins.clone(), certificate.clone(), operator.clone());
-    let done = tokio::task::spawn_blocking(move || {
-        let now = joins.clock.now();
-        let renewed = renew(&dir, &joins, &certificate, now);
-        let swept = operator.end_exemptions(now).and_then(|()| joins.store.sweep(now, KEEP_EVENTS));
-        renewed.and(swept.map_err(|e| DataDirError::from(e).into()))
-    });
-    done.await.unwrap_or_else(|e| Err(failure(e.to_string(), "report this")))
-}
-
-fn renew(dir: &DataDir, joins: &Joins, certificate: &tls::CurrentCertificate, now: Timestamp) -> Result<(), Failure> {
-    let present = dir.server()?;
-    if !present.is_outdated(&joins.server_names, now) {
-        return Ok(());
-    }
-    let made = joins.authority.issue_server(&joins.server_names, Some(&present), now, &*joins.random);
-    let server = made.map_err(DataDirError::from)?;
-    dir.write_server(&server)?;
-    let unusable = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
-    certificate.replace(&server, joins.authority.certificate()).map_err(unusable)?;
-    log::info!("renewed the TLS server's certificate");
-    Ok(())
-}
-
-/// The operator's socket. One left behind by a killed server is replaced: the directory's lock says that nobody uses it.
+/// The operator's socket, its owner's alone. One left behind by a killed server is replaced: the directory's lock says that nobody uses it.
 fn bind_socket(path: &Path) -> Result<UnixListener, Failure> {
     let unusable =
         |e| failure(format!("{}: {e}", path.display()), "choose a data directory on a local file system, with a shorter path");
@@ -345,5 +315,7 @@ fn bind_socket(path: &Path) -> Result<UnixListener, Failure> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unusable(e)),
         _ => {}
     }
-    UnixListener::bind(path).map_err(unusable)
+    let listener = UnixListener::bind(path).map_err(unusable)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(durable::PRIVATE_FILE)).map_err(unusable)?;
+    Ok(listener)
 }

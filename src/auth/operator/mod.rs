@@ -11,7 +11,6 @@ pub mod message;
 mod token;
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,15 +55,12 @@ pub struct Operator {
     stopping: watch::Sender<bool>,
 }
 
-/// Serves operators until `stop` resolves. Makes the socket its owner's alone.
+/// Serves operators until `stop` resolves.
 pub async fn serve(
     operator: Arc<Operator>,
     listener: UnixListener,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    if let Some(path) = listener.local_addr()?.as_pathname() {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    }
     let stopping = operator.stopping.clone();
     let mut stopped = stopping.subscribe();
     let stop = async move {

@@ -124,6 +124,10 @@ impl Store for SqliteStore {
         self.readers.with(|snapshot| read::events(snapshot, filter))
     }
 
+    fn last_event(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.readers.with(read::last_event)
+    }
+
     fn sweep(&self, now: Timestamp, keep_events: Duration) -> Result<(), StoreError> {
         self.writer.sweep(now, keep_events)
     }

@@ -182,6 +182,11 @@ pub(super) fn events(snapshot: &Transaction<'_>, filter: &EventFilter) -> Result
     Ok(events)
 }
 
+pub(super) fn last_event(snapshot: &Transaction<'_>) -> Result<Option<Timestamp>, StoreError> {
+    let mut query = snapshot.prepare_cached("SELECT time FROM event ORDER BY number DESC LIMIT 1")?;
+    Ok(query.query_row([], |row| row.get(0)).optional()?.map(Timestamp::from_millis))
+}
+
 fn typed<T: DeserializeOwned>(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<Stored<T>>, StoreError> {
     let found = raw(snapshot, kind, name)?;
     found.map(|(revision, document)| Ok(Stored { resource: parse(&Key::new(kind, name), &document)?, revision })).transpose()

@@ -5,7 +5,8 @@ LICENSE = "Apache-2.0 ${@'OR' if 'blacksail' in d.getVar('LAYERSERIES_CORENAMES'
 
 inherit core-image features_check
 
-REQUIRED_DISTRO_FEATURES = "tpm2"
+# systemd: sysvinit lays memory over /var/lib on a read-only root after it has mounted fstab, so it would hide the data partition.
+REQUIRED_DISTRO_FEATURES = "systemd tpm2"
 
 IMAGE_FEATURES += "read-only-rootfs"
 # tpm2-tss: the udev rule and the user of its own package. e2fsck: the data partition is checked after a power cut.

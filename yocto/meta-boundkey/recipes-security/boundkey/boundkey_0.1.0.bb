@@ -11,6 +11,10 @@ LIC_FILES_CHKSUM = "\
     file://LICENSE-MIT;md5=2d6256e9f984059c0a01b536f3bb4d00 \
 "
 
+# A package of a later commit is a later package: the plus sign brings the commit into its version, and where there is a PR
+# service, a number that grows before it.
+PV .= "+git"
+
 # The checkout that this layer lies in, at its HEAD: one commit names the recipe and what it builds.
 # The README has the ways to build from elsewhere.
 BOUNDKEY_CHECKOUT = "${@os.path.realpath(d.expand('${THISDIR}/../../../..'))}"
@@ -50,7 +54,7 @@ python () {
 PACKAGECONFIG ??= "pkcs11 ${@bb.utils.contains('DISTRO_FEATURES', 'tpm2', 'tpm', '', d)}"
 # The options of configure are left out: the names are the cargo features, and scarthgap's class does not pass them on.
 # The tss library opens libtss2-tcti-device by itself, so no dependency is seen in the program.
-PACKAGECONFIG[tpm] = ",,tpm2-tss,,libtss2-tcti-device tpm2-tss"
+PACKAGECONFIG[tpm] = ",,tpm2-tss,libtss2-tcti-device"
 PACKAGECONFIG[pkcs11] = ""
 
 # tss-esapi-sys has bindings for these alone.

@@ -28,9 +28,15 @@ BOUNDKEY_DATA_LABEL ?= "boundkey-data"
 
 # Not below /var/lib as it is on a read-only root: that is in memory, and lost at each boot. systemd mounts the partition after
 # it has laid its memory over /var/lib; otherwise the partition would be hidden, and a device spend a recovery at each boot.
+# nofail: without the partition the device comes up all the same, to be reached and mended. The agent does not start then, for
+# its StateDirectory makes its unit require this mount. It drops the order before local-fs.target, which comes back: what
+# tmpfiles.d says of the directory is for the partition's.
+BOUNDKEY_DATA_OPTIONS = "nosuid,nodev,noexec,nofail,x-systemd.device-timeout=30s,\
+x-systemd.after=var-volatile-lib.service,x-systemd.before=local-fs.target"
+
 boundkey_data_partition() {
     install -d -m 0700 ${IMAGE_ROOTFS}${localstatedir}/lib/boundkey
-    printf '%s\n' "LABEL=${BOUNDKEY_DATA_LABEL} ${localstatedir}/lib/boundkey ext4 nosuid,nodev,noexec,x-systemd.after=var-volatile-lib.service 0 2" \
+    printf '%s\n' "LABEL=${BOUNDKEY_DATA_LABEL} ${localstatedir}/lib/boundkey ext4 ${BOUNDKEY_DATA_OPTIONS} 0 2" \
         >>${IMAGE_ROOTFS}${sysconfdir}/fstab
 }
 ROOTFS_POSTPROCESS_COMMAND += "boundkey_data_partition"

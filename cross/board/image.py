@@ -9,18 +9,19 @@ from pathlib import Path
 LOADED_LATER = "libtss2-tcti-device.so.0"
 
 
-def base(sysroot, gnu, guest, agent):
-    """What is the same in every boot."""
+def base(sysroot, gnu, guest, programs):
+    """What is the same in every boot; `programs` are those beside busybox, {name: path}."""
     libraries = Libraries(sysroot, gnu)
-    interpreter = libraries.add_needs(agent)
-    libraries.add(LOADED_LATER)
     here = Path(__file__).parent
     files = {
         "init": (0o755, (here / "init").read_bytes()),
         "bin/busybox": (0o755, (sysroot / "bin/busybox").read_bytes()),
-        "bin/boundkey": (0o755, agent.read_bytes()),
-        interpreter.lstrip("/"): (0o755, libraries.find(Path(interpreter).name).read_bytes()),
     }
+    for name, path in programs.items():
+        files[f"bin/{name}"] = (0o755, path.read_bytes())
+        if interpreter := libraries.add_needs(path):
+            files[interpreter.lstrip("/")] = (0o755, libraries.find(Path(interpreter).name).read_bytes())
+    libraries.add(LOADED_LATER)
     for name, path in libraries.found.items():
         files[f"lib/{gnu}/{name}"] = (0o755, path.read_bytes())
     for module in guest.glob("modules/*.ko"):
@@ -49,7 +50,7 @@ class Libraries:
             self.add_needs(self.found[name])
 
     def add_needs(self, program):
-        """Adds all that a program or library needs; returns the interpreter that a program asks for."""
+        """Adds all that a program or library needs; returns the interpreter, if it asks for one."""
         said = subprocess.run(["readelf", "-dlW", program], check=True, capture_output=True, text=True).stdout
         for name in re.findall(r"\(NEEDED\).*\[(.*)\]", said):
             self.add(name)

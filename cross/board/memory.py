@@ -1,0 +1,70 @@
+"""What memory the agent takes on the board: at the peak of a join, and idle."""
+
+import re
+from typing import NamedTuple
+
+# The agent's memory at the end of a join; the agent is the parent of this.
+RELOAD = 'echo "board: join $(grep VmHWM "/proc/$PPID/status")" >/dev/console\n'
+# Bytes that the kernel maps around a page of a file when that page is first used, if it has them in memory: its default, and none.
+AROUND, PAGE_BY_PAGE = 65536, 4096
+
+ONE = """
+echo "board: measuring {name}"
+echo {around} >/sys/kernel/debug/fault_around_bytes
+{program} start --oneshot -c "/board/{name}.yaml"
+{program} start -c "/board/{name}.yaml" 2>&1 | tee /tmp/log &
+until grep -q 'reloaded by' /tmp/log; do sleep 1; done
+for process in $(pidof {program}); do
+    echo "board: idle" $(grep -E 'VmRSS|RssAnon' "/proc/$process/status")
+    awk '$1 ~ /-/ {{ name = $6 ? $6 : "[other]"; sub(".*/", "", name) }} /^Rss:/ {{ all[name] += $2 }} /^Anonymous:/ {{ own[name] += $2 }}
+        END {{ printf "board: parts"; for (name in all) printf " %s=%d+%d", name, all[name] - own[name], own[name]; print "" }}' \\
+        "/proc/$process/smaps"
+    kill "$process"
+done
+wait
+rm /tmp/log
+"""
+
+
+class Case(NamedTuple):
+    """What is measured: a program of the board, its key store, and what the kernel maps around a page that is used."""
+
+    program: str
+    keystore: str
+    around: int
+
+    @property
+    def name(self):
+        """Of its configuration and token."""
+        return f"{self.program}-{self.keystore}-{self.around}"
+
+
+class Memory(NamedTuple):
+    """In kB."""
+
+    peak: int
+    idle: int
+    # Of what it has when it is idle: not pages of files.
+    own: int
+    # Of what it has when it is idle: {mapping: (pages of files, its own)}.
+    parts: dict
+
+    def __str__(self):
+        return f"{self.peak} kB at the peak of a join, {self.idle} kB idle, of which {self.own} kB are its own"
+
+
+def script(cases):
+    """What the board does: each joins for the first time, then is a daemon that has renewed."""
+    return "mount -t debugfs debugfs /sys/kernel/debug\n" + "".join(
+        ONE.format(name=case.name, program=case.program, around=case.around) for case in cases
+    )
+
+
+def read(board, case):
+    """What the board says of a case."""
+    board.expect(f"measuring {case.name}$")
+    peak = board.expect(r"join VmHWM:\s+(\d+) kB")
+    idle = board.expect(r"idle VmRSS:\s+(\d+) kB RssAnon:\s+(\d+) kB")
+    said = board.expect("board: parts(.*)")[1]
+    parts = {name: (int(files), int(own)) for name, files, own in re.findall(r"(\S+)=(\d+)\+(\d+)", said)}
+    return Memory(int(peak[1]), int(idle[1]), int(idle[2]), parts)

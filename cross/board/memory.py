@@ -3,8 +3,9 @@
 import re
 from typing import NamedTuple
 
-# The agent's memory at the end of a join; the agent is the parent of this.
-RELOAD = 'echo "board: join $(grep VmHWM "/proc/$PPID/status")" >/dev/console\n'
+# The agent's memory at the end of a join; the agent is the parent of this. The kernel keeps the peak by counters of which each thread
+# holds back a part; what is there now, it counts.
+RELOAD = 'echo "board: join" $(grep -h -E "^(VmHWM|Rss):" "/proc/$PPID/status" "/proc/$PPID/smaps_rollup") >/dev/console\n'
 # Bytes that the kernel maps around a page of a file when that page is first used, if it has them in memory: its default, and none.
 AROUND, PAGE_BY_PAGE = 65536, 4096
 
@@ -15,9 +16,8 @@ echo {around} >/sys/kernel/debug/fault_around_bytes
 {program} start -c "/board/{name}.yaml" 2>&1 | tee /tmp/log &
 until grep -q 'reloaded by' /tmp/log; do sleep 1; done
 for process in $(pidof {program}); do
-    echo "board: idle" $(grep -E 'VmRSS|RssAnon' "/proc/$process/status")
     awk '$1 ~ /-/ {{ name = $6 ? $6 : "[other]"; sub(".*/", "", name) }} /^Rss:/ {{ all[name] += $2 }} /^Anonymous:/ {{ own[name] += $2 }}
-        END {{ printf "board: parts"; for (name in all) printf " %s=%d+%d", name, all[name] - own[name], own[name]; print "" }}' \\
+        END {{ printf "board: idle"; for (name in all) printf " %s=%d+%d", name, all[name] - own[name], own[name]; print "" }}' \\
         "/proc/$process/smaps"
     kill "$process"
 done
@@ -43,14 +43,12 @@ class Memory(NamedTuple):
     """In kB."""
 
     peak: int
-    idle: int
-    # Of what it has when it is idle: not pages of files.
-    own: int
-    # Of what it has when it is idle: {mapping: (pages of files, its own)}.
+    # Of each mapping when it is idle: {name: (pages of files, its own)}.
     parts: dict
 
     def __str__(self):
-        return f"{self.peak} kB at the peak of a join, {self.idle} kB idle, of which {self.own} kB are its own"
+        files, own = (sum(kind) for kind in zip(*self.parts.values()))
+        return f"{self.peak} kB at the peak of a join, {files + own} kB idle, of which {own} kB are its own"
 
 
 def script(cases):
@@ -63,8 +61,7 @@ def script(cases):
 def read(board, case):
     """What the board says of a case."""
     board.expect(f"measuring {case.name}$")
-    peak = board.expect(r"join VmHWM:\s+(\d+) kB")
-    idle = board.expect(r"idle VmRSS:\s+(\d+) kB RssAnon:\s+(\d+) kB")
-    said = board.expect("board: parts(.*)")[1]
+    peak, counted = board.expect(r"join VmHWM: (\d+) kB Rss: (\d+) kB").groups()
+    said = board.expect("board: idle(.*)")[1]
     parts = {name: (int(files), int(own)) for name, files, own in re.findall(r"(\S+)=(\d+)\+(\d+)", said)}
-    return Memory(int(peak[1]), int(idle[1]), int(idle[2]), parts)
+    return Memory(max(int(peak), int(counted)), parts)

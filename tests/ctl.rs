@@ -9,7 +9,7 @@ mod levers;
 mod serving;
 mod support;
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use support::{Server, TempDir, run, run_with_input};
@@ -258,12 +258,6 @@ fn a_hidden_secret_never_becomes_the_secret() {
     assert!(fails_in_two_lines(&apply(&server, &hidden), 1).contains("--with-secrets"));
 }
 
-fn edit(server: &Server, key: &str, editor: &str) -> Command {
-    let mut command = server.ctl_command(&["edit", key]);
-    command.env_remove("VISUAL").env("EDITOR", editor).env("TMPDIR", server.dir.path());
-    command
-}
-
 fn files_of_edit(server: &Server) -> Vec<std::path::PathBuf> {
     let files = std::fs::read_dir(server.dir.path()).unwrap().map(|file| file.unwrap().path());
     files.filter(|file| file.file_name().unwrap().to_string_lossy().starts_with("boundkeyctl-")).collect()
@@ -274,7 +268,8 @@ fn edit_changes_what_was_edited_and_nothing_else() {
     let server = Server::start();
     server.create(&(BOT.to_owned() + &token("t", "onboarding: {registration_secret: s3cret}", "")));
     let told = server.audit().len();
-    let run_edit = |editor: &str| String::from_utf8(support::success(&mut edit(&server, "token/t", editor)).stdout).unwrap();
+    let run_edit =
+        |editor: &str| String::from_utf8(support::success(&mut server.edit_command("token/t", editor)).stdout).unwrap();
     assert_eq!(run_edit("true"), "token/t unchanged\n");
     assert_eq!(
         run_edit("sed -i 's/recovery_count: 0/recovery_count: 9/'"),
@@ -289,7 +284,7 @@ fn edit_changes_what_was_edited_and_nothing_else() {
     assert!(files_of_edit(&server).is_empty());
 
     // VISUAL comes first; and what the editor is given is for nobody else to read.
-    let mut command = edit(&server, "token/t", "false");
+    let mut command = server.edit_command("token/t", "false");
     command.env("VISUAL", "test \"$(stat -c %a \"$1\")\" = 600 && ! grep -q s3cret \"$1\" && true");
     support::success(&mut command);
 }
@@ -304,12 +299,12 @@ fn edit_keeps_the_text_of_what_failed() {
         ("sed -i 's/bot_name: gw/bot_name: x/'", 1, "there is no bot/x"),
         ("false", 1, "the editor"),
     ] {
-        let said = fails_in_two_lines(&run(&mut edit(&server, "token/t", editor)), code);
+        let said = fails_in_two_lines(&run(&mut server.edit_command("token/t", editor)), code);
         let [file] = &files_of_edit(&server)[..] else { panic!("one file is kept") };
         assert!(said.contains(why) && said.contains(file.to_str().unwrap()), "{said}");
         std::fs::remove_file(file).unwrap();
     }
-    let said = fails_in_two_lines(&run(&mut edit(&server, "token/none", "true")), 1);
+    let said = fails_in_two_lines(&run(&mut server.edit_command("token/none", "true")), 1);
     assert!(said.contains("there is no token/none"), "{said}");
 }
 
@@ -322,12 +317,12 @@ fn edit_conflicts_with_operators_but_not_with_joins() {
         format!("{ctl} --data-dir {} {args} >/dev/null && sed -i 's/limit: 1/limit: 5/'", server.dir.join("data").display())
     };
     // A reset stands in for a join: both write the status alone.
-    support::success(&mut edit(&server, "token/t", &other("reset token/t")));
+    support::success(&mut server.edit_command("token/t", &other("reset token/t")));
     assert_eq!(server.get("token/t")["spec"]["bound_keypair"]["recovery"]["limit"], 5);
     assert_eq!(server.status("t")["recovery_count"], 0);
 
     let editor =
         other("rotate token/t").replace("limit: 1", "limit: 5").replace("'s/limit: 5/limit: 5/'", "'s/limit: 5/limit: 6/'");
-    let said = fails_in_two_lines(&run(&mut edit(&server, "token/t", &editor)), 1);
+    let said = fails_in_two_lines(&run(&mut server.edit_command("token/t", &editor)), 1);
     assert!(said.contains("changed meanwhile"), "{said}");
 }

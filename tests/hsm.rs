@@ -55,7 +55,8 @@ mod with_tokens {
 
         fn step(&self, args: &[&str]) -> Command {
             let mut command = hsm(args);
-            command.envs(self.0.environment());
+            // Modules make themselves stores and caches there.
+            command.envs(self.0.environment()).env("HOME", self.1.path());
             command
         }
 

@@ -6,7 +6,7 @@ use boundkey::join::{Id, JoinKind, ProblemType, RecoveryMode};
 use boundkey::time::Timestamp;
 use serde_json::Value;
 
-use super::support::{Device, Server, success, tool};
+use super::support::{Device, Server, run, success, tool};
 use super::world::{self, World};
 use super::{EXPIRY, harmless, kind, locking};
 
@@ -230,9 +230,8 @@ fn c062_a_bound_bot_does_not_become_a_host() {
     let server = Server::start();
     let device = server.device("gw", 2);
     device.join();
-    let mut edit = server.ctl_command(&["edit", "token/gw"]);
-    edit.env("EDITOR", "sed -i -e 's/bot_name: gw/host: {}/' -e 's/- Bot/- Node/'");
-    let refused = edit.output().expect("edit");
+    let editor = "sed -i -e 's/bot_name: gw/host: {}/' -e 's/- Bot/- Node/'";
+    let refused = run(&mut server.edit_command("token/gw", editor));
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("bound to a bot"), "{said}");

@@ -197,6 +197,13 @@ impl Server {
         command
     }
 
+    /// `boundkeyctl edit` with this editor, ready to run. What it keeps of a failed edit goes with the server.
+    pub fn edit_command(&self, key: &str, editor: &str) -> Command {
+        let mut command = self.ctl_command(&["edit", key]);
+        command.env_remove("VISUAL").env("EDITOR", editor).env("TMPDIR", self.dir.path());
+        command
+    }
+
     /// Runs `boundkeyctl`, which must succeed.
     pub fn ctl(&self, args: &[&str]) -> String {
         String::from_utf8(success(&mut self.ctl_command(args)).stdout).expect("UTF-8")

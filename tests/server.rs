@@ -18,7 +18,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 use support::strace::{count_calls, killed_at, was_killed};
 use support::wall_clock::WallClock;
-use support::{Server, TempDir, run, success, tool, wait_for};
+use support::{Server, TempDir, is_root, run, success, tool, wait_for};
 
 fn auth(args: &[&str], dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"));
@@ -331,7 +331,7 @@ fn the_address_is_told_and_the_socket_is_private() {
 /// Also where modes would let him, another user may not use the operator's API: the kernel says who he is.
 #[test]
 fn another_user_is_not_an_operator() {
-    if !nix::unistd::geteuid().is_root() {
+    if !is_root("another user as the operator") {
         // Only root can become another user; root in turn may operate, by the same rule.
         let server = Server::start();
         assert_eq!(server.ctl(&["get", "token", "--format", "json"]).trim(), "[]");

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::storage::{Mounted, is_root};
+use super::storage::Mounted;
 use super::support::said::said;
-use super::support::{Running, Server, run, success, tool, wait_for};
+use super::support::{Running, Server, is_root, run, success, tool, wait_for};
 
 /// A device with FAT mounted at one of its directories: a real one, served by a process (fuse(4)), for not every kernel that runs tests has vfat.
 struct OnFat {

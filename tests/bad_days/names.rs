@@ -1,8 +1,8 @@
 //! DNS that lies, knows nothing, or is silent.
 
-use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -11,6 +11,8 @@ use super::support::said::{Said, said};
 use super::support::{Device, Running, Server, run, wait_for};
 
 const NAME: &str = "auth.example.com";
+/// A name server that does not answer.
+const SILENT: &str = "192.0.2.53";
 
 /// A system on which the test says what names mean.
 struct Resolver {
@@ -18,12 +20,17 @@ struct Resolver {
     device: Device,
     hosts: PathBuf,
     resolv: PathBuf,
+    switch: PathBuf,
 }
 
 impl Resolver {
     /// A device that knows its server by name. `None` where that cannot be tried.
     fn new(server: &Server) -> Option<Self> {
-        let namespace = Namespace::new(&[Kind::Mounts])?;
+        Some(Self::within(Namespace::new(&[Kind::Mounts])?, server))
+    }
+
+    /// The same in this namespace.
+    fn within(namespace: Namespace, server: &Server) -> Self {
         let device = server.device("gw", 1);
         let yaml = std::fs::read_to_string(device.config()).expect("configuration");
         let port = server.addr.rsplit(':').next().expect("a port");
@@ -34,7 +41,7 @@ impl Resolver {
             let over = format!("/etc/{}", file.file_name().expect("a name").display());
             namespace.shell("test -e \"$2\" || touch \"$2\"; mount --bind \"$1\" \"$2\"", &[&file.display().to_string(), &over]);
         }
-        Some(Self { namespace, device, hosts, resolv })
+        Self { namespace, device, hosts, resolv, switch }
     }
 
     /// What the name means from here on.
@@ -102,20 +109,29 @@ fn a_lie_leads_to_a_server_that_is_not_trusted_and_learns_nothing() {
 /// A name that is not there, a name server that says nothing, one that is not there, and none at all.
 #[test]
 fn a_name_that_is_not_resolved_is_told_and_costs_nothing() {
-    let server = Server::with_names(&[NAME]);
-    let Some(resolver) = Resolver::new(&server) else { return };
-    // Bound and never read; at an address that another run of this test does not take.
-    let pid = std::process::id();
-    let silent = format!("127.77.{}.{}", pid / 250 % 250, 1 + pid % 250);
-    let socket = UdpSocket::bind((silent.as_str(), 53));
-    if let Err(e) = &socket {
-        assert!(!nix::unistd::geteuid().is_root(), "{silent}: {e}");
-        eprintln!("NOT TRIED: a name server that is silent; this user may not listen on port 53: {e}");
-    }
-    for nameserver in [silent.as_str(), "127.0.0.78"] {
-        std::fs::write(&resolver.resolv, format!("nameserver {nameserver}\noptions timeout:1 attempts:1\n"))
-            .expect("resolv.conf");
+    let Some(namespace) = Namespace::new(&[Kind::Mounts, Kind::Network]) else { return };
+    // Nobody takes what comes out of this cable.
+    namespace.shell(
+        "ip link set lo up; ip link add name cable type veth peer name end; ip link set cable up; ip link set end up
+        ip address add 192.0.2.1/24 dev cable; ip neighbour add \"$1\" lladdr 02:00:00:00:00:35 dev cable nud permanent",
+        &[SILENT],
+    );
+    let mut server = Server::init(&[NAME]);
+    let command = namespace.enter(&server.command());
+    assert!(server.run_as(command), "the server ended: {}", server.log());
+    let resolver = Resolver::within(namespace, &server);
+    let ask = |nameserver: &str| format!("nameserver {nameserver}\noptions timeout:1 attempts:1\n");
+    for (databases, resolv, least) in [
+        ("files", String::new(), Duration::ZERO),
+        ("files dns", ask(SILENT), Duration::from_secs(1)),
+        ("files dns", ask("127.0.0.78"), Duration::ZERO),
+        ("files dns", String::new(), Duration::ZERO),
+    ] {
+        std::fs::write(&resolver.switch, format!("hosts: {databases}\n")).expect("nsswitch.conf");
+        std::fs::write(&resolver.resolv, resolv).expect("resolv.conf");
+        let start = Instant::now();
         let said = resolver.refused();
+        assert!(start.elapsed() >= least, "nothing answered: {said:?}");
         assert_eq!(said.code, 3, "{said:?}");
         assert!(said.error.starts_with("no connection: ") && said.advice.starts_with("check the network"), "{said:?}");
         assert_eq!(resolver.error_type(), "unreachable");

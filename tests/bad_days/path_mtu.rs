@@ -24,7 +24,8 @@ struct Cable {
 impl Cable {
     /// `None` where that cannot be tried.
     fn new() -> Option<Self> {
-        let (near, far) = (Namespace::new(&[Kind::Network])?, Namespace::new(&[Kind::Network])?);
+        let near = Namespace::new(&[Kind::Network])?;
+        let far = near.beside();
         near.shell("ip link add name cable type veth peer name cable netns \"$1\"", &[&far.pid()]);
         for (end, address, peer) in [(&near, DEVICE, SERVER), (&far, SERVER, DEVICE)] {
             // Packets as the wire has them: none is cut or joined by the cable itself.

@@ -386,13 +386,31 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Says that something was not tried, and why; also where the test passes, whose output is not shown.
+pub fn not_tried(what: &str) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "NOT TRIED: {what}").expect("stderr");
+}
+
+/// Whether root runs the tests; if not, says what is not tried for that.
+pub fn is_root(what: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        not_tried(&format!("{what}, which takes root's rights"));
+    }
+    root
+}
+
 /// A program that tests need, on the path.
 pub fn tool(program: &str, package: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Where an unprivileged user's path does not lead.
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let found = dirs.map(|dir| dir.join(program)).find(|path| path.is_file());
+    let found = path().into_iter().map(|dir| dir.join(program)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{program} is missing: install it with `apt-get install {package}`"))
+}
+
+/// Directories of programs, those with root's too: the path of another user does not lead there.
+pub fn path() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect()
 }
 
 /// `command` as the arguments of `wrapper`, which is to run it, with its environment.

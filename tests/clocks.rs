@@ -76,6 +76,22 @@ fn a_new_device_joins_and_renews_whatever_its_clock_says() {
     }
 }
 
+/// What the server says of the time no longer fits into 31 bits of seconds then: a library for times may not read it on 32-bit devices.
+#[test]
+fn device_and_server_go_on_after_2038() {
+    let (mut server, clock) = (Server::start(), in_2038());
+    server.kill();
+    server.env.extend(clock.env().map(|(name, value)| (name, value.into())));
+    server.run();
+    let mut device = server.device("gw", 1);
+    device.env.clone_from(&server.env);
+    device.join();
+    device.join();
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal"]);
+    let end = device.status()["certificate"]["not_after"].as_str().expect("a certificate").to_owned();
+    assert!(end.starts_with("2038-01-20T04:"), "{end}");
+}
+
 /// A clock that was ahead leaves nothing behind: the time remembered is the server's.
 #[test]
 fn the_devices_own_clock_is_never_taken_for_the_time_known() {

@@ -18,6 +18,17 @@ def new(filesystem, work):
     return path.read_bytes()
 
 
+def mend(content, work):
+    """What a board has to do before it mounts FAT after a power cut: without it damage adds up, until the kernel writes no more."""
+    path = work / "medium"
+    path.write_bytes(content)
+    # 1: errors were corrected.
+    mended = subprocess.run(["fsck.vfat", "-a", path], capture_output=True, text=True, check=False)
+    if mended.returncode > 1:
+        raise Failure(f"fsck.vfat of the data disk ends with {mended.returncode}\n{mended.stdout.strip()}")
+    return path.read_bytes()
+
+
 def check_outputs(content, output, work):
     """Checks what programs on the board would find: key and certificate of an output on ext4 fit, or there are none yet."""
     path, dump = work / "medium", work / "dump"

@@ -1,4 +1,5 @@
-"""The emulated board: QEMU's machine `virt`, swtpm as its TPM 2.0, a disk of ours, and power that can be cut."""
+"""An emulated machine, QEMU's `virt` with Debian's kernel; and the board: that with a disk of ours, swtpm as TPM 2.0, and power that
+can be cut."""
 
 import queue
 import re
@@ -20,38 +21,27 @@ class Failure(Exception):
 
 
 class Machine:
-    """The board. What it keeps while it has no power: its disk, and its TPM's state in `directory`/tpm."""
+    """A machine, and its console. What it has beside a processor, each boot says."""
 
-    def __init__(self, arch, cross, directory, disk, logs):
+    def __init__(self, arch, cross, directory, logs):
         program, processor = PROCESSORS[arch]
         self.guest = cross / f"guest-{arch}"
-        self.command = [cross / "qemu" / "bin" / program, "-cpu", processor]
-        self.directory, self.disk, self.logs = directory, disk, logs
-        (directory / "tpm").mkdir()
+        self.command = [cross / "qemu" / "bin" / program, "-cpu", processor, "-M", "virt", "-nodefaults", "-display", "none"]
+        self.command += ["-monitor", "none", "-no-reboot", "-serial", "stdio", "-kernel", self.guest / "vmlinuz"]
+        self.directory, self.logs = directory, logs
         self.boots = 0
-        self.qemu = self.tpm = None
+        self.qemu = None
 
-    def power_on(self, image):
-        """Boots with this initramfs."""
+    def open_log(self):
+        """The next boot's."""
         self.boots += 1
-        (self.directory / "image").write_bytes(image)
         self.log = open(self.logs / f"boot-{self.boots:02}.log", "w", encoding="utf-8")
-        self.disk.power_on()
-        tpm_socket = self.directory / "tpm.socket"
-        tpm_socket.unlink(missing_ok=True)
-        tpm = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.directory}/tpm", "--ctrl", f"type=unixio,path={tpm_socket}"]
-        self.tpm = start(tpm, stdout=self.log, stderr=self.log)
-        wait_until("swtpm's socket", tpm_socket.exists)
-        machine = ["-M", "virt", "-m", "256", "-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot"]
-        machine += ["-serial", "stdio", "-rtc", "base=1970-01-01"]
-        kernel = ["-kernel", self.guest / "vmlinuz", "-initrd", self.directory / "image"]
-        kernel += ["-append", "console=ttyAMA0 rdinit=/init panic=-1 loglevel=5 cryptomgr.notests"]
-        network = ["-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net"]
-        disk = ["-blockdev", f"driver=nbd,node-name=data,server.type=unix,server.path={self.directory}/disk.socket"]
-        disk += ["-device", "virtio-blk-device,drive=data,write-cache=on"]
-        tpm = ["-chardev", f"socket,id=tpm,path={tpm_socket}", "-tpmdev", "emulator,id=tpm,chardev=tpm"]
-        tpm += ["-device", "tpm-tis-device,tpmdev=tpm"]
-        command = [*self.command, *machine, *kernel, *network, *disk, *tpm]
+
+    def boot(self, image, options, parameters=""):
+        """Boots with this initramfs, these devices and other options of QEMU's, and these parameters of the kernel."""
+        (self.directory / "image").write_bytes(image)
+        append = f"console=ttyAMA0 rdinit=/init panic=-1 loglevel=5 cryptomgr.notests {parameters}"
+        command = [*self.command, "-initrd", self.directory / "image", "-append", append, *options]
         self.qemu = start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.lines, self.console = queue.Queue(), []
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -62,14 +52,14 @@ class Machine:
         while not self.lines.empty():
             self._calm(self.lines.get())
 
-    def expect(self, pattern):
+    def expect(self, pattern, patience=PATIENCE):
         """Waits for a line of the console in which `pattern` is found; returns the match. A line of alarm is a failure."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while True:
             try:
                 line = self.lines.get(timeout=max(0, end - time.monotonic()))
             except queue.Empty:
-                raise Failure(f"boot {self.boots}: no line with {pattern!r} in {PATIENCE} s\n{self.hint()}") from None
+                raise Failure(f"boot {self.boots}: no line with {pattern!r} in {patience} s\n{self.hint()}") from None
             self._calm(line)
             match = re.search(pattern, line)
             if match:
@@ -77,9 +67,56 @@ class Machine:
 
     def _calm(self, line):
         if line is None:
-            raise Failure(f"boot {self.boots}: the board ended\n{self.hint()}")
+            raise Failure(f"boot {self.boots}: the machine ended\n{self.hint()}")
         if ALARMS.search(line):
             raise Failure(f"boot {self.boots}: {line}\n{self.hint()}")
+
+    def stop(self):
+        """Ends what runs, at the end of all or after a failure."""
+        if self.qemu is not None:
+            end(self.qemu)
+
+    def hint(self):
+        """Where to look after a failure."""
+        return f"the console is in {self.logs}/boot-{self.boots:02}.log"
+
+    def _read(self):
+        """Takes down the console, each line with the time since power-on."""
+        began = time.monotonic()
+        for raw in self.qemu.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            self.log.write(f"{time.monotonic() - began:8.3f} {line}\n")
+            self.log.flush()
+            self.console.append(line)
+            self.lines.put(line)
+        self.lines.put(None)
+
+
+class Board(Machine):
+    """The board. What it keeps while it has no power: its disk, and its TPM's state in `directory`/tpm."""
+
+    def __init__(self, arch, cross, directory, disk, logs):
+        super().__init__(arch, cross, directory, logs)
+        self.disk = disk
+        (directory / "tpm").mkdir()
+        self.tpm = None
+
+    def power_on(self, image):
+        """Boots with this initramfs."""
+        self.open_log()
+        self.disk.power_on()
+        tpm_socket = self.directory / "tpm.socket"
+        tpm_socket.unlink(missing_ok=True)
+        tpm = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.directory}/tpm", "--ctrl", f"type=unixio,path={tpm_socket}"]
+        self.tpm = start(tpm, stdout=self.log, stderr=self.log)
+        wait_until("swtpm's socket", tpm_socket.exists)
+        machine = ["-m", "256", "-rtc", "base=1970-01-01"]
+        network = ["-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net"]
+        disk = ["-blockdev", f"driver=nbd,node-name=data,server.type=unix,server.path={self.directory}/disk.socket"]
+        disk += ["-device", "virtio-blk-device,drive=data,write-cache=on"]
+        tpm = ["-chardev", f"socket,id=tpm,path={tpm_socket}", "-tpmdev", "emulator,id=tpm,chardev=tpm"]
+        tpm += ["-device", "tpm-tis-device,tpmdev=tpm"]
+        self.boot(image, [*machine, *network, *disk, *tpm])
 
     def cut_power(self, random, survival):
         """Kills board and TPM; the disk loses its cache. Returns what the disk says of it."""
@@ -109,24 +146,9 @@ class Machine:
 
     def stop(self):
         """Ends what runs, at the end of all or after a failure."""
-        for process in (self.qemu, self.tpm):
-            if process is not None:
-                end(process)
-
-    def hint(self):
-        """Where to look after a failure."""
-        return f"the console is in {self.logs}/boot-{self.boots:02}.log"
-
-    def _read(self):
-        """Takes down the console, each line with the time since power-on."""
-        began = time.monotonic()
-        for raw in self.qemu.stdout:
-            line = raw.decode(errors="replace").rstrip()
-            self.log.write(f"{time.monotonic() - began:8.3f} {line}\n")
-            self.log.flush()
-            self.console.append(line)
-            self.lines.put(line)
-        self.lines.put(None)
+        super().stop()
+        if self.tpm is not None:
+            end(self.tpm)
 
 
 def start(command, **options):

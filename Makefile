@@ -4,6 +4,8 @@
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
+# Of the emulated board (arm64, or armhf), of the packages that are tried (all, or one of them).
+ARCH =
 # cargo install puts its programs there.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -14,7 +16,8 @@ help:
 	@echo 'make lint      formatting, clippy, documentation, dependencies, scripts'
 	@echo 'make size      the agent as it ships, against its budget'
 	@echo 'make cross     the agent for ARM and RISC-V, in target/cross/'
-	@echo 'make deb       packages for Debian (amd64, arm64, armhf), in target/debian/; make test-deb tries them'
+	@echo 'make deb       packages for Debian (amd64, arm64, armhf), in target/debian/'
+	@echo 'make test-deb  the life of each package in a Debian of its own, ARM emulated; ARCH=armhf: of that one'
 	@echo 'make fuzz      one fuzz target under libFuzzer: make fuzz TARGET=join SECONDS=600'
 	@echo 'make boot      an emulated ARM board with a TPM, whose power is cut in joins; ARCH=armhf: the 32-bit one'
 	@echo 'make bench     the agent and the server against their peers, on this machine'
@@ -60,17 +63,16 @@ deb:
 	@tests/setup build deb
 	@tests/timed deb cross/debian/build
 
+# The auth endpoint, which every agent needs, is a package of amd64.
 test-deb:
 	@tests/setup build deb
-	@tests/timed deb cross/debian/build amd64
-	@tests/timed test-deb cross/debian/try target/debian/*_amd64.deb
+	@tests/timed deb cross/debian/build $(sort amd64 $(or $(ARCH),arm64 armhf))
+	@set -e; for arch in $(or $(ARCH),amd64 arm64 armhf); do tests/timed "test-deb-$$arch" cross/debian/try "$$arch"; done
 
-# The emulated board: arm64 or armhf.
-ARCH = arm64
 boot:
 	@tests/setup build board
 	@tests/timed build cargo build $(FEATURES)
-	@tests/timed boot cross/board/boot $(ARCH)
+	@tests/timed boot cross/board/boot $(or $(ARCH),arm64)
 
 bench:
 	@tests/setup build test bench

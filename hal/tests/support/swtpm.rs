@@ -24,6 +24,13 @@ pub(crate) struct Swtpm {
 /// swtpm, which serves one at a time, waits for that program to end. So one test after the other.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// For the same reason, a program started while a thread of the test talks to the TPM: it would wait for itself.
+const WITHOUT_OTHERS_FILES: &str = r#"for file in /proc/self/fd/*; do
+    number=${file##*/}
+    if [ "$number" -gt 2 ]; then eval "exec $number>&-"; fi
+done
+exec "$0" "$@""#;
+
 impl Swtpm {
     /// A new TPM, while no other test of this program that asks for its turn runs.
     pub(crate) fn alone() -> Self {
@@ -101,7 +108,8 @@ impl Swtpm {
 
     /// One of tpm2-tools, to be run on it.
     pub(crate) fn tool(&self, name: &str) -> Command {
-        let mut command = tool(name, "tpm2-tools");
+        let mut command = Command::new("bash");
+        command.args(["-c", WITHOUT_OTHERS_FILES]).arg(tool(name, "tpm2-tools").get_program());
         command.env("TPM2TOOLS_TCTI", self.tcti()).env("TSS2_LOG", "all+none").current_dir(self.state.path());
         command
     }

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 from machine import Failure, end, start, wait_until
 
@@ -40,6 +41,10 @@ class Endpoint:
         self.port = 0
         self.days = 0
         self.process = None
+        # The clock that the tests have: it leaves nothing behind when what runs with it is killed.
+        self.clock, self.offset = directory / "wall_clock.so", directory / "offset"
+        source = Path(__file__).resolve().parents[2] / "tests/support/wall_clock.c"
+        subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", self.clock], check=True)
         init = [programs / "boundkey-auth", "init", "--data-dir", self.data, "--cluster-name", "board.example", "--name", HOST]
         self.pin = json.loads(said(*init, "--format", "json"))["ca_pin"]
 
@@ -48,9 +53,8 @@ class Endpoint:
         self.addr_file.unlink(missing_ok=True)
         command = [self.programs / "boundkey-auth", "start", "--data-dir", self.data]
         command += ["--listen", f"127.0.0.1:{self.port}", "--addr-file", self.addr_file]
-        # The library of the wrapper `faketime`, without the wrapper: what is killed is then the program itself.
-        library = said("faketime", "-f", "+0", "printenv", "LD_PRELOAD").strip()
-        environment = {**os.environ, "LD_PRELOAD": library, "FAKETIME": f"+{self.days}d"}
+        self.offset.write_text(str(self.days * 86400))
+        environment = {**os.environ, "LD_PRELOAD": str(self.clock), "WALL_CLOCK": str(self.offset)}
         with open(self.logs / "auth.log", "a", encoding="utf-8") as log:
             self.process = start(command, stdout=log, stderr=log, env=environment)
         wait_until("the auth endpoint's address", lambda: self.addr_file.exists() or self.process.poll() is not None)

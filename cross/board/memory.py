@@ -1,7 +1,13 @@
 """What memory the agent takes on the board: at the peak of a join, and idle."""
 
 import re
+import tomllib
+from pathlib import Path
 from typing import NamedTuple
+
+from machine import Failure
+
+BUDGETS = Path(__file__).resolve().parents[2] / "tests/bench/budgets.toml"
 
 # The agent's memory at the end of a join; the agent is the parent of this. The kernel keeps the peak by counters of which each thread
 # holds back a part; what is there now, it counts.
@@ -46,9 +52,26 @@ class Memory(NamedTuple):
     # Of each mapping when it is idle: {name: (pages of files, its own)}.
     parts: dict
 
+    @property
+    def own(self):
+        """What no file holds, when it is idle."""
+        return sum(own for _, own in self.parts.values())
+
+    @property
+    def idle(self):
+        """All that is resident."""
+        return sum(files + own for files, own in self.parts.values())
+
     def __str__(self):
-        files, own = (sum(kind) for kind in zip(*self.parts.values()))
-        return f"{self.peak} kB at the peak of a join, {files + own} kB idle, of which {own} kB are its own"
+        return f"{self.peak} kB at the peak of a join, {self.idle} kB idle, of which {self.own} kB are its own"
+
+
+def judge(arch, keystore, found):
+    """Fails where a budget is broken."""
+    budget = tomllib.loads(BUDGETS.read_text(encoding="utf-8"))["board"].get(arch, {}).get(keystore, {})
+    for name, limit in budget.items():
+        if getattr(found, name) > limit:
+            raise Failure(f"memory with keys in {keystore}: {getattr(found, name)} kB {name}, and the budget is {limit}\nsee {BUDGETS}")
 
 
 def script(cases):

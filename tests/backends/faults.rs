@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::hal_support::softhsm;
-use super::support::{Device, Server, run, success, wait_for};
+use super::support::{Device, Running, Server, run, success, wait_for};
 use super::{Backend, Swtpm, create, pkcs11_yaml, process, secret, tpm_yaml};
 
 /// A join that must fail for the key store: exit code 7, the sentence, and advice on a second line.
@@ -26,6 +26,20 @@ fn contents(device: &Device) -> Vec<(String, Vec<u8>)> {
     let mut contents: Vec<_> = kept.map(|path| (name(&path), std::fs::read(&path).expect("content"))).collect();
     contents.sort();
     contents
+}
+
+fn renewals(server: &Server) -> usize {
+    server.events("gw").iter().filter(|event| *event == "join.renewal").count()
+}
+
+/// A device with its key in the TPM, and its daemon, which renews every second and has begun to.
+fn renewing(server: &Server, tpm: &Swtpm) -> (Device, Running) {
+    let device = server.device("gw", 1);
+    let more = format!("{}\ncredential_ttl: 10m\nrenewal_interval: 1s", tpm_yaml(&tpm.tcti()));
+    device.configure(server, &secret(server, "gw"), &more);
+    let daemon = device.daemon();
+    wait_for("a renewal", || renewals(server) > 0);
+    (device, daemon)
 }
 
 #[test]
@@ -150,12 +164,8 @@ fn power_cuts_after_signing_lock_nothing() {
 #[test]
 fn a_daemon_outlives_its_tpm() {
     let (server, mut tpm) = (Server::start(), Swtpm::start());
-    let device = server.device("gw", 1);
-    let more = format!("{}\ncredential_ttl: 10m\nrenewal_interval: 1s", tpm_yaml(&tpm.tcti()));
-    device.configure(&server, &secret(&server, "gw"), &more);
-    let daemon = device.daemon();
-    let renewals = || server.events("gw").iter().filter(|e| *e == "join.renewal").count();
-    wait_for("a renewal", || renewals() > 0);
+    let (device, daemon) = renewing(&server, &tpm);
+    let renewals = || renewals(&server);
     tpm.cut_power();
     wait_for("the daemon to notice", || device.log().contains("is not reachable"));
     tpm.power_on();
@@ -177,12 +187,8 @@ fn a_daemon_outlives_its_tpm() {
 #[test]
 fn a_daemon_outlives_a_tpm_that_hangs_for_a_minute() {
     let (server, tpm) = (Server::start(), Swtpm::start());
-    let device = server.device("gw", 1);
-    let more = format!("{}\ncredential_ttl: 10m\nrenewal_interval: 1s", tpm_yaml(&tpm.tcti()));
-    device.configure(&server, &secret(&server, "gw"), &more);
-    let daemon = device.daemon();
-    let renewals = || server.events("gw").iter().filter(|e| *e == "join.renewal").count();
-    wait_for("a renewal", || renewals() > 0);
+    let (device, daemon) = renewing(&server, &tpm);
+    let renewals = || renewals(&server);
     tpm.signal("-STOP");
     let stopped = std::time::Instant::now();
     wait_for("the daemon to give up", || device.log().contains("the TPM gave no answer within 30s when asked to "));

@@ -76,6 +76,17 @@ fn a_replay_ends_when_the_lost_answer_would_have_ended() {
     assert_eq!((answer.kind, answer.identity.not_after), (JoinKind::Replay, end));
 }
 
+/// The replay brings what both losses took.
+#[test]
+fn a_lost_answer_and_then_the_certificate_cost_nothing() {
+    let (mut world, mut device) = joined(5);
+    device.lose_answer(&mut world);
+    device.identity = None;
+    assert_eq!(kind(device.join(&mut world)), JoinKind::Replay);
+    assert_eq!(kind(device.join(&mut world)), JoinKind::Renewal);
+    assert_eq!(world.status.recovery_count, 1);
+}
+
 /// Later than the lost certificate would have lasted, it is as if it had arrived and expired: one recovery, no more.
 #[test]
 fn a_lost_answer_that_expired_costs_one_recovery() {

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! [`device`] and [`server`] mirror each other: `challenge.rs`, `request.rs`, `answer.rs` (what the device makes of it) and
-//! `decision.rs` (how the server came to it). Start with [`server::decision::decide`]: it is the heart.
+//! `decision/` (how the server came to it). Start with [`server::decision::decide`]: it is the heart.
 
 pub mod base64url;
 #[cfg(feature = "agent")]

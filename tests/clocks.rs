@@ -205,3 +205,23 @@ fn a_server_that_renewed_its_certificate_years_ahead_keeps_nobody_out() {
     joins_whatever_its_clock_says(&device);
     assert_eq!(server.status("gw")["recovery_count"], 3);
 }
+
+/// What the server writes by the wrong clock does not vouch for that clock: neither the end of an exemption, which it tells as it starts,
+/// nor a join before it is started again.
+#[test]
+fn a_server_that_starts_years_ahead_again_and_again_forgets_nothing() {
+    let ahead = WallClock::off_by(5 * YEAR);
+    let mut server = Server::start();
+    let device = server.device("gw", 2);
+    device.join();
+    server.ctl(&["exempt", "token/gw"]);
+    server.stop();
+    for _ in 0..2 {
+        let wrong = serve_at(&ahead, &server);
+        device.join();
+        end(wrong);
+    }
+    server.run();
+    let expected = ["join.first", "exemption.granted", "exemption.expired", "join.recovery", "join.renewal"];
+    assert_eq!(server.events("gw"), expected);
+}

@@ -373,7 +373,10 @@ fn a_sweep_takes_what_has_ended(store: &dyn Store) {
     store.sweep(now.plus(HOUR * 2), HOUR).unwrap();
     store.commit(Commit { events: vec![event(now.secs(), "swept")], ..Commit::default() }).unwrap();
     assert!(store.events(&swept).unwrap()[0].0 > last);
-    assert_eq!(store.last_event().unwrap(), Some(Timestamp::from_secs(now.secs())), "the newest, not the latest");
+
+    for (until, last) in [(now, Some(now)), (now.plus(HOUR), Some(now)), (now.minus(HOUR), None)] {
+        assert_eq!(store.last_event_until(until).unwrap(), last, "{until}");
+    }
 }
 
 #[test]

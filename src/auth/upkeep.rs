@@ -20,7 +20,8 @@ const KEEP_EVENTS: Duration = Duration::from_secs(400 * 86_400);
 const STEP: Duration = Duration::from_secs(3600);
 /// How long a clock has to go steadily before it is relied on.
 const PROBATION: Duration = Duration::from_secs(86_400);
-/// As the server starts, its clock is relied on at once if it is no further than that from the last event.
+/// As the server starts, its clock is relied on at once if it is no further than that from the last event. Events of the last
+/// [`PROBATION`] do not count: they may be of the same wrong clock, before a restart.
 const PAUSE: Duration = Duration::from_secs(30 * 86_400);
 
 /// Looks after a running server.
@@ -100,7 +101,7 @@ impl Upkeep {
 
     fn sweep(&self, now: Timestamp) -> Result<(), UpkeepError> {
         self.operator.end_exemptions(now)?;
-        let last_event = self.joins.store.last_event()?;
+        let last_event = self.joins.store.last_event_until(now.minus(PROBATION))?;
         let mut steadiness = self.steadiness.lock().unwrap_or_else(PoisonError::into_inner);
         if steadiness.look(self.started.elapsed(), now, last_event) {
             self.joins.store.sweep(now, KEEP_EVENTS)?;
@@ -119,7 +120,7 @@ struct Steadiness {
 }
 
 impl Steadiness {
-    /// A look at the clock: `now`, `uptime` after the start.
+    /// A look at the clock: `now`, `uptime` after the start. `last_event` is the last one that is [`PROBATION`] old by it.
     fn look(&mut self, uptime: Duration, now: Timestamp, last_event: Option<Timestamp>) -> bool {
         let expected = self.last.map(|(then, shown)| shown.plus(uptime.saturating_sub(then)));
         self.last = Some((uptime, now));

@@ -150,8 +150,8 @@ pub trait Store: Send + Sync {
     /// Audit events, oldest first; each with a number that rises.
     fn events(&self, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError>;
 
-    /// The time of the newest event: of the highest number, whatever its time.
-    fn last_event(&self) -> Result<Option<Timestamp>, StoreError>;
+    /// The time of the latest event that is no later than `time`.
+    fn last_event_until(&self, time: Timestamp) -> Result<Option<Timestamp>, StoreError>;
 
     /// Forgets what ended before `now`: instances, certificates that ended [`KEEP_ISSUED`] before it, and events older than
     /// `keep_events`.

@@ -124,8 +124,8 @@ impl Store for SqliteStore {
         self.readers.with(|snapshot| read::events(snapshot, filter))
     }
 
-    fn last_event(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.readers.with(read::last_event)
+    fn last_event_until(&self, time: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        self.readers.with(|snapshot| read::last_event_until(snapshot, time))
     }
 
     fn sweep(&self, now: Timestamp, keep_events: Duration) -> Result<(), StoreError> {

@@ -182,9 +182,9 @@ pub(super) fn events(snapshot: &Transaction<'_>, filter: &EventFilter) -> Result
     Ok(events)
 }
 
-pub(super) fn last_event(snapshot: &Transaction<'_>) -> Result<Option<Timestamp>, StoreError> {
-    let mut query = snapshot.prepare_cached("SELECT time FROM event ORDER BY number DESC LIMIT 1")?;
-    Ok(query.query_row([], |row| row.get(0)).optional()?.map(Timestamp::from_millis))
+pub(super) fn last_event_until(snapshot: &Transaction<'_>, time: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+    let mut query = snapshot.prepare_cached("SELECT max(time) FROM event WHERE time <= ?")?;
+    Ok(query.query_row([time.millis()], |row| row.get::<_, Option<u64>>(0))?.map(Timestamp::from_millis))
 }
 
 fn typed<T: DeserializeOwned>(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<Stored<T>>, StoreError> {

@@ -337,6 +337,47 @@ fn a_token_that_is_not_there_or_not_ours() {
     expect(&two, 6, "unknown-key", "the server asks for proof of key ", "onboarding.token is this device's own token");
 }
 
+/// What the device knows of its own token outlives a try with another one: also the attempt whose answer was lost.
+#[test]
+fn a_token_that_was_a_mistake_costs_nothing() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server.addr);
+    let mut device = device_at(&server, &proxy.addr, &server.ca_pin);
+    let configure = |device: &mut Device, token: &str, secret: &str| {
+        device.token = token.into();
+        device.configure_with(&proxy.addr, &server.ca_pin, &format!("  bound_keypair: {{registration_secret: {secret}}}"), "");
+    };
+    device.join();
+    proxy.mend();
+    device.join();
+    let whole = proxy.passed(Way::Down);
+    let lose_an_answer = |device: &Device| {
+        proxy.mend();
+        proxy.cut_after(Way::Down, whole - 100);
+        assert_eq!(device.try_join().0, 3);
+        proxy.mend();
+    };
+    lose_an_answer(&device);
+    server.token("neighbour", "    recovery: {limit: 1}");
+    configure(&mut device, "neighbour", "guess");
+    for _ in 0..2 {
+        expect(&device, 6, "registration-refused", "the registration was refused", "check the registration secret");
+    }
+    assert_eq!(device.status()["token"], "gw");
+    configure(&mut device, "gw", "used");
+    device.join();
+    device.join();
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal", "join.renewal", "join.replay", "join.renewal"]);
+    // No mistake this time.
+    let secret = server.status("neighbour")["registration_secret"].as_str().expect("a secret").to_owned();
+    configure(&mut device, "neighbour", &secret);
+    lose_an_answer(&device);
+    device.join();
+    assert_eq!(device.status()["token"], "neighbour");
+    let joins: Vec<_> = server.events("neighbour").into_iter().filter(|event| event != "join.refused").collect();
+    assert_eq!(joins, ["join.first", "join.replay"]);
+}
+
 #[test]
 fn a_device_that_lost_its_join_state() {
     let server = Server::start();

@@ -91,7 +91,8 @@ impl Joiner<'_> {
             None => Id::random(self.random)?,
         };
         memory.attempt = Some(attempt);
-        device.remember(&memory)?;
+        let kept = memory.to_keep(device.state.memory());
+        device.remember(&kept)?;
 
         let identity = StoredIdentity::load(device.state.storage())?;
         let bundle = identity.as_ref().map(|identity| identity.bundle.clone()).unwrap_or_default();

@@ -120,7 +120,8 @@ impl Memory {
         format!("bound-{}", newest.saturating_add(1))
     }
 
-    /// The same keys, key store and time, with everything of another token forgotten (conformance C153).
+    /// The same keys, key store and time, with everything of another token left out (conformance C153). An attempt in flight stays: it
+    /// may be of this token, see [`Self::to_keep`].
     #[must_use]
     pub fn for_token(&self, token: &str) -> Self {
         if self.token == token {
@@ -128,11 +129,22 @@ impl Memory {
         }
         Self {
             token: token.into(),
+            attempt: self.attempt,
             keystore_pin: self.keystore_pin.clone(),
             keys: self.keys.clone(),
             last_known_time: self.last_known_time,
             rollback_counter: self.rollback_counter,
             ..Self::default()
         }
+    }
+
+    /// What to write down of this before a request leaves, where `known` is written there now. What is known of another token's join is
+    /// kept until the answer: this token may be a mistake, which the server refuses, and the device is to go on with the other one.
+    #[must_use]
+    pub fn to_keep(&self, known: &Self) -> Self {
+        if known.step.is_none() || known.token == self.token {
+            return self.clone();
+        }
+        Self { attempt: self.attempt, keys: self.keys.clone(), ..known.clone() }
     }
 }

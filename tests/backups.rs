@@ -101,7 +101,7 @@ fn a_backup_is_made_beside_a_running_server() {
     let devices = ["a", "b"].map(|name| server.device(name, 1));
     devices.iter().for_each(Device::join);
     let daemons = devices.each_ref().map(|device| {
-        device.configure(&server, "", "credential_ttl: 1m\nrenewal_interval: 1s\n");
+        device.configure(&server, "", "renewal_interval: 1s\n");
         device.daemon()
     });
     wait_for("renewals", || server.events("a").len() > 2);

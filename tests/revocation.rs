@@ -6,6 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use support::wall_clock::WallClock;
 use support::{Device, Server, success, tool, wait_for};
 
 fn openssl(args: &[&str]) -> Command {
@@ -92,15 +93,21 @@ fn a_lock_takes_away_every_certificate_and_gives_it_back() {
 
 #[test]
 fn a_lock_that_ends_by_itself_and_a_token_that_is_gone() {
-    let server = Server::start();
+    let clock = WallClock::new();
+    let mut server = Server::init(&[]);
+    server.env.extend(clock.env().map(|(name, value)| (name, value.into())));
+    server.run();
     let device = server.device("gw", 5);
     device.join();
     let certificate = certificate(&device);
-    server.ctl(&["lock", "--token", "gw", "--expires", "2s"]);
+    server.ctl(&["lock", "--token", "gw", "--expires", "10m"]);
     assert!(!accepted(&server, &list(&server), &certificate));
-    wait_for("the end of the lock to show", || accepted(&server, &list(&server), &certificate));
+    // To OpenSSL, whose clock stays where it is, a list of then is not valid yet: what is on it counts.
+    clock.jump_to(601);
+    let empty = || text(&list(&server)).contains("No Revoked Certificates");
+    assert!(empty(), "the end of the lock shows");
     server.ctl(&["rm", "token/gw"]);
-    wait_for("the deleted token to show", || !accepted(&server, &list(&server), &certificate));
+    wait_for("the deleted token to show", || !empty());
 }
 
 #[test]
@@ -207,8 +214,9 @@ fn outputs_keep_the_list_fresh_between_renewals() {
     assert_eq!(read("ca.crl"), list);
     server.run();
     server.ctl(&["rm", &only_lock(&server)]);
-    wait_for("the lifted lock to arrive", || read("ca.crl") != list);
-    assert!(accepted(&server, &file("ca.crl"), &certificate));
+    // A server that has started signs another list, which may arrive before the lock is lifted.
+    wait_for("the lifted lock to arrive", || accepted(&server, &file("ca.crl"), &certificate));
+    assert_ne!(read("ca.crl"), list);
 
     let list = read("ca.crl");
     daemon.signal(nix::sys::signal::Signal::SIGUSR1);

@@ -10,7 +10,6 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -110,7 +109,7 @@ fn init_wants_a_clock_that_was_set() {
     let dir = TempDir::new("init");
     let data = dir.join("data");
     let said = fails(&run(init(&data).envs(WallClock::showing(60).env())), 1);
-    assert!(said.contains("the system clock says 1970-01-01T00:01:0") && said.contains("set the clock"), "{said}");
+    assert!(said.contains("the system clock says 1970-01-01T") && said.contains("set the clock"), "{said}");
     assert!(!data.exists());
     success(&mut init(&data));
 }
@@ -230,7 +229,6 @@ fn what_strangers_send_is_answered_with_problems() {
 #[test]
 fn slow_and_endless_clients_are_cut_off() {
     let server = Server::start();
-    let start = Instant::now();
     // A body that never ends is refused when it is too long, not when it is whole.
     let mut endless = connect(&server);
     endless.write_all(b"POST /v1/join HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
@@ -243,16 +241,20 @@ fn slow_and_endless_clients_are_cut_off() {
     let mut silent = TcpStream::connect(&server.addr).unwrap();
     silent.set_read_timeout(Some(support::PATIENCE)).unwrap();
     assert_eq!(ask(&server, "GET", "/v1/ping", "").status, 200);
-    // No TLS handshake within its time: the connection ends.
+    // No TLS handshake within its time: the connection ends, and it is not our own patience that does.
     let mut byte = [0];
-    assert!(matches!(silent.read(&mut byte), Ok(0) | Err(_)));
-    assert!(start.elapsed() < Duration::from_secs(30), "the handshake has its limit");
+    let ended = silent.read(&mut byte);
+    assert!(!matches!(&ended, Ok(1..)) && !is_timeout(&ended), "the handshake has its limit: {ended:?}");
     slow.sock.set_nonblocking(true).unwrap();
     wait_for("the slow head to be cut off", || {
         let _ = slow.write_all(b"x");
-        !matches!(slow.read(&mut byte), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+        !is_timeout(&slow.read(&mut byte))
     });
-    assert!(start.elapsed() < Duration::from_secs(45), "a head has its limit");
+}
+
+/// Whether nothing came while we waited.
+fn is_timeout(read: &std::io::Result<usize>) -> bool {
+    read.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 #[test]

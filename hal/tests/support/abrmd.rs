@@ -1,6 +1,7 @@
 //! tpm2-abrmd: a resource manager in front of a software TPM, on a bus of its own.
 
 use std::ffi::OsString;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -24,7 +25,7 @@ impl Abrmd {
     pub(crate) fn start(tpm: &Swtpm, dir: &Path) -> Self {
         let [(_, address)] = environment(dir);
         let bus = quiet(tool("dbus-daemon", "dbus").args(["--session", "--nofork", &format!("--address={}", address.display())]));
-        wait_until("the bus listens", || dir.join("bus").exists());
+        wait_until("the bus listens", || UnixStream::connect(dir.join("bus")).is_ok());
         let manager = launch(tpm, &address);
         Self { address, bus, manager }
     }
@@ -87,11 +88,11 @@ fn end(child: &mut Child) {
 }
 
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    for _ in 0..3000 {
+    for _ in 0..6000 {
         if done() {
             return;
         }
         sleep(Duration::from_millis(10));
     }
-    panic!("still waiting after 30 s, until {what}");
+    panic!("still waiting after a minute, until {what}");
 }

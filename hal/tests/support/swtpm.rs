@@ -76,10 +76,11 @@ impl Swtpm {
         self.state.path()
     }
 
-    /// A store with the key files in `dir`.
+    /// A store with the key files in `dir`, that gives up later than the default: the machine may be slow.
     #[cfg(feature = "tpm")]
     pub(crate) fn config(&self, dir: &Path) -> boundkey_hal::tpm::Config {
-        boundkey_hal::tpm::Config::new(dir, boundkey_hal::tpm::Tcti::parse(&self.tcti()).expect("a TCTI"))
+        let tcti = boundkey_hal::tpm::Tcti::parse(&self.tcti()).expect("a TCTI");
+        boundkey_hal::tpm::Config { time_limit: Duration::from_secs(120), ..boundkey_hal::tpm::Config::new(dir, tcti) }
     }
 
     /// A power cut: no shutdown command, no saved state.

@@ -75,7 +75,10 @@ pub async fn serve(
     let service = router(operator).into_make_service_with_connect_info::<Peer>();
     tokio::select! {
         ended = axum::serve(listener, service).with_graceful_shutdown(stop).into_future() => ended,
-        () = patience => Ok(()),
+        () = patience => {
+            log::warn!("operators' calls were still open {} s after the order to stop", DRAIN.as_secs());
+            Ok(())
+        }
     }
 }
 

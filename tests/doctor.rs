@@ -78,7 +78,7 @@ fn a_device_from_its_first_day_on() {
     assert!(text.lines().all(|line| line.starts_with("ok  ")), "{text}");
     // Beside a daemon, and the other way round.
     let daemon = device.daemon();
-    wait_for("the daemon's join", || server.events("gw").len() > 1);
+    wait_for("the daemon's join", || server.events("gw").len() > 1 && server.was_heard(&device));
     let pid = daemon.0.id().to_string();
     doctor(&device).has("ok", "storage", &format!("an agent runs on it, process {pid}"), "");
     device.lose_certificate();

@@ -51,7 +51,7 @@ fn a_jump_while_the_server_is_away_costs_nothing() {
     let (mut server, clock) = (Server::start(), WallClock::new());
     let device = server.device("gw", 1);
     let daemon = daemon(&device, &clock);
-    wait_for("the first join", || server.events("gw") == ["join.first"]);
+    wait_for("the first join", || server.events("gw") == ["join.first"] && server.was_heard(&device));
     for years in [30, -50] {
         let before = server.events("gw").len();
         server.kill();

@@ -89,7 +89,7 @@ fn a_lie_leads_to_a_server_that_is_not_trusted_and_learns_nothing() {
     let log = std::fs::File::create(resolver.device.dir.join("log")).expect("log");
     let daemon = Running(resolver.command(&["start"]).stderr(log).spawn().expect("boundkey starts"));
     resolver.answers("127.0.0.1");
-    wait_for("the first join", || server.events("gw") == ["join.first"]);
+    wait_for("the first join", || server.events("gw") == ["join.first"] && server.was_heard(&resolver.device));
     resolver.answers("127.0.0.66");
     // Nor is the connection from before there any more.
     server.kill();

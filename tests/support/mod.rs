@@ -235,6 +235,14 @@ impl Server {
         self.audit().into_iter().filter(of_token).map(name).collect()
     }
 
+    /// Whether the device holds the answer to the last join that the server told of: that it did comes before the answer.
+    pub fn was_heard(&self, device: &Device) -> bool {
+        let (told, held) = (self.status(&device.token), device.status());
+        told["last_step"]["generation"] == held["generation"]
+            && told["bound_bot_instance_id"] == held["instance_id"]
+            && held["attempt_in_flight"] == false
+    }
+
     /// A bot and a token of this name; `bound_keypair` is the spec's YAML, indented by four.
     pub fn token(&self, name: &str, bound_keypair: &str) {
         self.create(&format!(

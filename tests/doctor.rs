@@ -136,8 +136,10 @@ fn a_server_that_is_not_well() {
     device.configure_with(&server.addr, &another.ca_pin, secret, "");
     doctor(&device).has("fail", "server", "another CA than the pinned one", "compare ca_pins");
     device.configure_with(&another.addr, &another.ca_pin, secret, "");
-    // The same cluster name, so nothing to complain of but at the join.
-    doctor(&device).has("ok", "server", "is the one trusted", "");
+    // The same cluster name; only the token tells.
+    let findings = doctor(&device);
+    findings.has("ok", "server", "is the one trusted", "");
+    findings.has("fail", "token", "no such token", "check onboarding.token");
     device.configure(&server, secret, "");
     server.stop();
     doctor(&device).has("fail", "server", "no connection", "check the network");
@@ -145,6 +147,37 @@ fn a_server_that_is_not_well() {
     assert_eq!(code, 3);
     server.run();
     doctor(&device).has("warn", "last join", "no connection", "check the network");
+}
+
+#[test]
+fn a_token_that_cannot_be_joined_with() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    doctor(&device).has("ok", "token", "gw waits for its first join; there is a registration secret, not compared", "");
+    let secret = device.dir.join("secret");
+    let onboarding = format!("  bound_keypair: {{registration_secret_path: {}}}", secret.display());
+    device.configure(&server, &onboarding, "");
+    doctor(&device).has("fail", "token", "secret: No such file", "create it");
+    std::fs::write(&secret, " \n").expect("write");
+    doctor(&device).has("fail", "token", "does not hold one value", "write the registration secret into it");
+    device.configure(&server, "", "");
+    doctor(&device).has("fail", "token", "no registration secret is configured", "boundkey keypair create");
+    assert!(!device.storage().exists(), "nothing was begun");
+    let real = server.status("gw")["registration_secret"].clone();
+    std::fs::write(&secret, real.as_str().expect("a secret")).expect("write");
+    device.configure(&server, &onboarding, "");
+    device.join();
+    // Once the key is bound, the secret may go.
+    std::fs::remove_file(&secret).expect("remove");
+    doctor(&device).has("ok", "token", "gw trusts a key of this device", "");
+    // A key that nobody but another device has.
+    let other = server.device("other", 1);
+    other.join();
+    let text = std::fs::read_to_string(device.config()).expect("a configuration");
+    std::fs::write(device.config(), text.replace("token: gw", "token: other")).expect("write");
+    doctor(&device).has("fail", "token", "which this device does not have", "onboarding.token");
+    let events = server.events("gw").len() + server.events("other").len();
+    assert_eq!(events, 2, "two joins: looking is no event");
 }
 
 #[test]

@@ -196,7 +196,8 @@ impl Joiner<'_> {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T, AgentError> {
+/// What an answer of the server says.
+pub(super) fn parse<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T, AgentError> {
     serde_json::from_slice(answer).map_err(|e| TransportError::NotBoundkey(format!("an answer that cannot be read: {e}")).into())
 }
 

@@ -9,6 +9,7 @@ mod outputs;
 mod report;
 mod server;
 mod storage;
+mod token;
 
 use std::sync::Arc;
 
@@ -34,8 +35,9 @@ pub fn examine(config: &Config, system: &Arc<dyn Clock>) -> Report {
     let known = memory.as_ref().map_or(Timestamp::default(), |memory| memory.last_known_time);
     let device_clock = Arc::new(DeviceClock::new(system.clone(), known));
     clock::check(&mut report, &device_clock, system.now());
-    if let Some(answer) = server::check(&mut report, config, &device_clock, memory.as_ref(), &offered) {
+    if let Some((answer, mut https)) = server::check(&mut report, config, &device_clock, memory.as_ref(), &offered) {
         clock::compare(&mut report, system.now(), answer.time);
+        token::check(&mut report, config, memory.as_ref(), &mut https);
     }
     outputs::check(&mut report, config);
     report
@@ -68,7 +70,7 @@ fn static_key(report: &mut Report, source: &SecretSource) -> Vec<Algorithm> {
 fn configuration(report: &mut Report, config: &Config) {
     let before = report.len();
     for warning in config.warnings.iter().cloned().chain(config.daemon_warnings()) {
-        let (what, advice) = warning.rsplit_once("; ").unwrap_or((&warning, "see the documentation of the configuration"));
+        let (what, advice) = warning.rsplit_once("; ").unwrap_or((&warning, "see docs/configuration.md"));
         report.warn("config", what, advice);
     }
     if let Err(e) = config.onboarding.token.read() {

@@ -17,14 +17,14 @@ use crate::time::Clock as _;
 
 const CHECK: &str = "server";
 
-/// What the server says of itself, if it says anything.
+/// What the server says of itself, if it says anything, and the connection to it.
 pub fn check(
     report: &mut Report,
     config: &Config,
     clock: &Arc<DeviceClock>,
     memory: Option<&Memory>,
     offered: &[Algorithm],
-) -> Option<Ping> {
+) -> Option<(Ping, Https)> {
     let (ping, https) = match ask(config, clock) {
         Ok(answer) => answer,
         Err(e) => {
@@ -51,7 +51,7 @@ pub fn check(
         let what = format!("it takes none of the key store's algorithms, but {}", algorithms.join(", "));
         report.fail(CHECK, what, "choose another keystore type, or upgrade the server");
     }
-    Some(ping)
+    Some((ping, https))
 }
 
 fn ask(config: &Config, clock: &Arc<DeviceClock>) -> Result<(Ping, Https), AgentError> {

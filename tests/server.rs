@@ -141,6 +141,21 @@ fn init_is_done_once() {
 }
 
 #[test]
+fn what_init_cannot_use_is_named() {
+    let dir = TempDir::new("init");
+    let data = dir.join("data");
+    for name in ["", "https://auth.example.com", "auth.example.com:3025"] {
+        let said = fails(&run(init(&data).args(["--name", name])), 2);
+        assert!(said.contains("is not a DNS name\n  write names such as auth.example.com"), "{said}");
+    }
+    success(&mut init(&data));
+    let file = dir.join("file");
+    std::fs::write(&file, "").unwrap();
+    let said = fails(&run(&mut init(&file)), 1);
+    assert!(said.contains("give --data-dir a directory"), "{said}");
+}
+
+#[test]
 fn an_init_that_was_interrupted_goes_on() {
     let dir = TempDir::new("init");
     let whole = dir.join("whole");

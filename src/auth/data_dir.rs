@@ -122,6 +122,12 @@ impl DataDirError {
             Self::Missing(_) => "make it with `boundkey-auth init --data-dir DIR --cluster-name NAME`",
             Self::Io(_, e) if e.kind() == io::ErrorKind::PermissionDenied => "run as the user that owns the data directory",
             Self::Io(_, e) if e.kind() == io::ErrorKind::StorageFull => "make room on that file system and try again",
+            Self::Io(_, e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
+                "give --data-dir a directory; one that is missing is made by init"
+            }
+            Self::Ca(CaError::Names(_)) => {
+                "write names such as auth.example.com, or addresses: --name of init, later server_names in cluster.json"
+            }
             Self::Ca(CaError::Key(e)) => ca::advice(e.kind()),
             Self::Ca(_) | Self::Malformed(..) | Self::Store(_) => {
                 "restore the data directory from a backup; devices follow a restored server by themselves"

@@ -182,6 +182,7 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
             let pin = dir.authority(&dir.cluster()?)?.pin();
             return Err(failure(format!("{e}; its CA pin is {pin}"), e.advice()));
         }
+        Err(e @ DataDirError::Ca(CaError::Names(_))) => return Err(Failure { code: 2, ..e.into() }),
         made => made?,
     };
     let pin = authority.pin();

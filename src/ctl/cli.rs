@@ -118,7 +118,8 @@ fn edit() -> Command {
 
 fn rm() -> Command {
     Command::new("rm").about("Delete a resource").arg(named()).after_help(
-        "Certificates that were issued run on to their end; lock what must stop at once.\n\n\
+        "What was issued with a token, or for a bot, that is deleted goes on the revocation list (GET /v1/crl). Programs that do not\n\
+         look at it take it to its end.\n\n\
          Examples:\n  boundkeyctl rm token/gateway-0042\n  boundkeyctl rm lock/9a7c1f0e-5b1d-4f38-8c53-1f4f0c2b7a11",
     )
 }

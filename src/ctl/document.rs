@@ -15,6 +15,7 @@ use crate::auth::resource::{
 
 /// What is read first of a document.
 #[derive(Deserialize)]
+#[serde(expecting = "a resource: kind, version, metadata and spec")]
 struct Head {
     kind: Kind,
     version: String,

@@ -141,7 +141,7 @@ fn a_mistake_in_the_file_is_named_with_line_and_field() {
         (
             &m.replace("auth.example.com", "https://auth.example.com"),
             "boundkey.yaml:2: auth_server: \"https://auth.example.com\" is not HOST:PORT\nwrite it like auth.example.com:3025 or \
-             [fd00::1]:3025",
+             \"[fd00::1]:3025\"",
         ),
         (
             &m.replace("sha256:", "sha1:"),
@@ -397,6 +397,14 @@ fn exposed_secrets_are_warned_of() {
         assert_eq!(load_with(&with_secret, mode, &[]).expect("config").warnings.len(), warnings, "{mode:o}");
     }
     assert!(load_with(&minimal(), 0o644, &[]).expect("config").warnings.is_empty());
+    let dir = tempfile::tempdir().expect("directory");
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "s").expect("write");
+    let by_path = format!("{}  bound_keypair: {{registration_secret_path: {}}}\n", minimal(), secret.display());
+    for (mode, warnings) in [(0o600, 0), (0o640, 0), (0o644, 1)] {
+        std::fs::set_permissions(&secret, Permissions::from_mode(mode)).expect("mode");
+        assert_eq!(load_with(&by_path, 0o644, &[]).expect("config").warnings.len(), warnings, "{mode:o}");
+    }
     let shared_key =
         format!("{}outputs:\n  - type: x509\n    destination: {{type: directory, path: /run/x, mode: \"0644\"}}\n", minimal());
     assert_eq!(load(&shared_key).expect("config").warnings.len(), 1);
@@ -409,8 +417,8 @@ fn an_interval_longer_than_the_lifetime_is_warned_of_in_a_daemon() {
     assert_eq!(
         config.daemon_warnings(),
         [
-            "the identity: certificates hold for 10m and are renewed every 20m, so they expire in between; make credential_ttl three \
-          times renewal_interval"
+            "the identity: credential_ttl (10m) is not longer than renewal_interval (20m), so no time is left to renew in; make it three \
+             times as long"
         ]
     );
 }

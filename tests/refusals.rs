@@ -272,7 +272,7 @@ fn locked_by_an_operator_or_as_a_copy() {
     let device = server.device("gw", 2);
     device.join();
     let lock = server.ctl(&["lock", "--token", "gw", "--message", "in repair"]);
-    expect(&device, 4, "locked", "the server refused: in repair", "boundkeyctl exempt token/NAME");
+    expect(&device, 4, "locked", "the server refused, locked: in repair", "boundkeyctl exempt token/NAME");
     let name = lock.split_whitespace().find_map(|word| word.strip_prefix("lock/")).unwrap_or_else(|| panic!("{lock}")).to_owned();
     server.ctl(&["rm", &format!("lock/{name}")]);
     device.join();
@@ -448,7 +448,7 @@ fn storage_that_may_not_be_used() {
     let server = Server::start();
     let device = server.device("gw", 1);
     let join = || device.command(&["start", "--oneshot"]);
-    let denied = "let the user that boundkey runs as read and write storage.path";
+    let denied = "run it as the user that boundkey runs as; let that user read and write storage.path";
     let mode = |mode| std::fs::set_permissions(device.storage(), std::fs::Permissions::from_mode(mode)).unwrap();
     std::fs::create_dir(device.storage()).unwrap();
     for forbidden in [0o000, 0o500] {

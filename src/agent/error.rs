@@ -99,7 +99,11 @@ impl std::fmt::Display for AgentError {
             Self::Storage(what, e) => write!(f, "storage: {what}: {e}"),
             Self::RolledBack(why) => write!(f, "what the storage directory holds is not used: {why}"),
             Self::StorageInUse(dir) => write!(f, "storage: {dir} is in use by another boundkey"),
-            Self::Transport(TransportError::Refused(problem)) => write!(f, "the server refused: {problem}"),
+            Self::Transport(TransportError::Refused(problem)) => match problem.kind {
+                // Its detail is what an operator wrote, which need not speak of a lock.
+                ProblemType::Locked => write!(f, "the server refused, locked: {problem}"),
+                _ => write!(f, "the server refused: {problem}"),
+            },
             Self::Transport(e) => e.fmt(f),
         }
     }
@@ -224,12 +228,16 @@ fn is_medium(e: &KeyError) -> bool {
 
 fn key_advice(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Busy | ErrorKind::Unreachable => "see that the device or library is there and not in use, then try again",
+        ErrorKind::Busy | ErrorKind::Unreachable => {
+            "see that the device, library or file is there and not in use, then try again"
+        }
         ErrorKind::Corrupt => {
             "nothing was overwritten; restore the key, or, if it is gone for good, run `boundkey keypair create --overwrite` here and \
              `boundkeyctl reset token/NAME` on the server, and register the device anew"
         }
-        ErrorKind::Denied => "let the user that boundkey runs as use it: file mode, group (tss for a TPM), PIN",
+        ErrorKind::Denied => {
+            "let the user that boundkey runs as use it: file mode, group (tss for a TPM); a PIN that was refused, correct"
+        }
         ErrorKind::Exists => "use that key, or delete it first",
         ErrorKind::Locked => "wait until the lockout ends, or have the token's owner lift it; do not try again before",
         ErrorKind::Medium => {
@@ -244,7 +252,7 @@ fn key_advice(kind: ErrorKind) -> &'static str {
 fn storage_advice(e: &std::io::Error) -> &'static str {
     use std::io::ErrorKind as Io;
     match e.kind() {
-        Io::PermissionDenied => "let the user that boundkey runs as read and write storage.path",
+        Io::PermissionDenied => "run it as the user that boundkey runs as; let that user read and write storage.path",
         Io::StorageFull | Io::QuotaExceeded => "make room on the file system of storage.path; nothing was lost",
         Io::FileTooLarge => "lift the limit on the size of files (ulimit -f, LimitFSIZE= of the unit); nothing was lost",
         Io::ReadOnlyFilesystem => "mount the file system of storage.path writable, or choose another storage.path",

@@ -12,6 +12,9 @@ use super::device::{Device, Pinning};
 use super::error::AgentError;
 use crate::join::SshKey;
 
+/// What a key that is there has to sign before it is shown.
+const PROBE: &[u8] = b"boundkey keypair create";
+
 /// What to create.
 pub struct Request {
     /// Where the key goes.
@@ -78,7 +81,10 @@ fn in_device(request: &Request, mut device: Device) -> Result<PublicKey, AgentEr
         if !request.overwrite {
             log::warn!("key {} exists and is kept; --overwrite makes a new one", key.id);
             let id = key.id.parse().map_err(|e| AgentError::Other(format!("key name {:?}: {e}", key.id)))?;
-            return Ok(device.keys.public_key(&id)?);
+            let public = device.keys.public_key(&id)?;
+            // One that does not sign, as after a TPM was cleared, is not to be registered.
+            device.keys.sign(&id, PROBE)?;
+            return Ok(public);
         }
         log::warn!("making a new key in place of {}; a token bound to the old key does not know it", key.id);
     }

@@ -91,7 +91,7 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .subcommand(systemd::command(config));
     Command::new("boundkey")
-        .about("Device identity that cannot be copied: joins with a key of the device, and keeps its certificates fresh")
+        .about("Device identity in a key of the device: joins with it, and keeps its certificates fresh")
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)

@@ -140,6 +140,11 @@ fn a_tpm_that_was_cleared() {
     refused(&device, "cleared", "boundkey keypair create --overwrite");
     server.ctl(&["reset", "token/gw"]);
     refused(&device, "another Name than at enrolment", "boundkeyctl reset");
+    let shown = run(&mut device.command(&["keypair", "create"]));
+    assert!(
+        shown.status.code() == Some(7) && shown.stdout.is_empty(),
+        "a key that is gone is not shown to be registered: {shown:?}"
+    );
     create(&device, &["--overwrite"]);
     device.configure(&server, &secret(&server, "gw"), &tpm_yaml(&tpm.tcti()));
     device.join();

@@ -27,7 +27,7 @@ impl ConfigError {
     pub(super) fn unreadable(what: &str, path: &Path, e: &std::io::Error) -> Self {
         let advice = match e.kind() {
             std::io::ErrorKind::NotFound => "create it, or correct the path",
-            std::io::ErrorKind::PermissionDenied => "let the user that boundkey runs as read it",
+            std::io::ErrorKind::PermissionDenied => "run it as the user that boundkey runs as; let that user read it",
             _ => "see that the path names a readable text file",
         };
         Self::new(format!("{what} {}: {e}", path.display()), advice)

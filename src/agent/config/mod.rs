@@ -135,8 +135,8 @@ impl Config {
         all.filter(|(_, l)| l.credential_ttl <= l.renewal_interval)
             .map(|(name, l)| {
                 format!(
-                    "{name}: certificates hold for {} and are renewed every {}, so they expire in between; make credential_ttl \
-                     three times renewal_interval",
+                    "{name}: credential_ttl ({}) is not longer than renewal_interval ({}), so no time is left to renew in; make it three \
+                     times as long",
                     humantime::format_duration(l.credential_ttl),
                     humantime::format_duration(l.renewal_interval)
                 )
@@ -159,6 +159,13 @@ impl Config {
                 "{path} has a registration secret in it and others can read it; run chmod 600 {path}, or use registration_secret_path"
             ));
         }
+        // A group may be that of the agent's user alone; a systemd credential shows one for its access list.
+        if let Some(SecretSource::File(path)) = &self.onboarding.registration_secret
+            && readers(path) & 0o004 != 0
+        {
+            let path = path.display();
+            self.warnings.push(format!("{path} has a registration secret in it and others can read it; run chmod 600 {path}"));
+        }
         for output in self.outputs.iter().filter(|o| o.destination.mode.0 & 0o006 != 0) {
             self.warnings.push(format!(
                 "{}: its mode gives the private key to every user of the device; use 0640 and a group",
@@ -171,7 +178,10 @@ impl Config {
         // An empty variable is how a unit file unsets one.
         let Some(secret) = value.and_then(|v| v.parse::<Secret>().ok()) else { return };
         if self.onboarding.registration_secret.is_some() {
-            self.warnings.push(format!("{SECRET_VARIABLE} is not used: {} names a registration secret", self.path.display()));
+            self.warnings.push(format!(
+                "{SECRET_VARIABLE} is not used: {} names a registration secret; keep one of the two",
+                self.path.display()
+            ));
         } else {
             self.onboarding.registration_secret = Some(SecretSource::Value(secret));
         }
@@ -180,8 +190,10 @@ impl Config {
     fn take_key_of_environment(&mut self, value: Option<Zeroizing<String>>) {
         let Some(key) = value.and_then(|v| v.parse::<Secret>().ok()) else { return };
         if self.onboarding.static_key.is_some() {
-            self.warnings
-                .push(format!("{STATIC_KEY_VARIABLE} is not used: {} names a file with a static key", self.path.display()));
+            self.warnings.push(format!(
+                "{STATIC_KEY_VARIABLE} is not used: {} names a file with a static key; keep one of the two",
+                self.path.display()
+            ));
         } else {
             self.onboarding.static_key = Some(SecretSource::Value(key));
         }

@@ -29,7 +29,7 @@ impl FromStr for AuthServer {
 
     fn from_str(text: &str) -> Result<Self, Refusal> {
         let refuse =
-            || Refusal::new(format!("{text:?} is not HOST:PORT"), "write it like auth.example.com:3025 or [fd00::1]:3025");
+            || Refusal::new(format!("{text:?} is not HOST:PORT"), "write it like auth.example.com:3025 or \"[fd00::1]:3025\"");
         let (host, port, plain) = if let Some(rest) = text.strip_prefix('[') {
             let (host, port) = rest.split_once(']').ok_or_else(refuse)?;
             let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or_else(refuse)?) };

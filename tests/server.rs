@@ -183,6 +183,26 @@ fn an_init_that_was_interrupted_goes_on() {
     assert!(deaths > 20, "{deaths} deaths");
 }
 
+/// A cluster whose `cluster.json` is lost is not made anew: every device would be a stranger to it.
+#[test]
+fn an_init_over_what_is_left_of_a_cluster_is_refused() {
+    let mut server = Server::start();
+    let device = server.device("gw", 1);
+    device.join();
+    server.kill();
+    let data = server.dir.join("data");
+    let lost = server.dir.join("cluster.json");
+    std::fs::rename(data.join("cluster.json"), &lost).unwrap();
+    for command in [&mut server.command(), &mut init(&data)] {
+        let said = fails(&run(command), 1);
+        assert!(said.contains("holds the database of a cluster, and no cluster.json\n  bring cluster.json back"), "{said}");
+    }
+    std::fs::rename(lost, data.join("cluster.json")).unwrap();
+    server.run();
+    device.join();
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal"]);
+}
+
 #[test]
 fn start_needs_a_cluster_of_its_own() {
     let dir = TempDir::new("start");

@@ -66,6 +66,8 @@ pub enum DataDirError {
     Ca(CaError),
     /// `init` on what is a cluster already.
     Exists(PathBuf),
+    /// `init` on what is left of a cluster.
+    Incomplete(PathBuf),
     /// `init` in a token that has keys of a cluster.
     TokenInUse(String),
     /// The backup is of another cluster.
@@ -93,6 +95,7 @@ impl std::fmt::Display for DataDirError {
             Self::TokenInUse(keys) => write!(f, "the token has keys of another cluster: {keys}"),
             Self::Exists(dir) => write!(f, "{} holds a cluster already", dir.display()),
             Self::Foreign(dir) => write!(f, "{} is a backup of another cluster", dir.display()),
+            Self::Incomplete(dir) => write!(f, "{} holds the database of a cluster, and no {CLUSTER}", dir.display()),
             Self::InUse(dir) => write!(f, "{} is in use by another boundkey-auth", dir.display()),
             Self::Io(path, e) => write!(f, "{}: {e}", path.display()),
             Self::Malformed(path, why) => write!(f, "{}: {why}", path.display()),
@@ -112,6 +115,9 @@ impl DataDirError {
         match self {
             Self::Exists(_) => {
                 "choose another --data-dir; to begin anew, move this one away: devices joined to it will not know the new one"
+            }
+            Self::Incomplete(_) => {
+                "bring cluster.json back, out of a backup; to begin anew, move this directory away: devices joined to it will not know the new one"
             }
             Self::Foreign(_) => "restore a backup of this cluster: devices know its CA alone",
             Self::TokenInUse(_) => {
@@ -176,6 +182,11 @@ impl DataDir {
         let keys_dir = self.path(KEYS);
         durable::create_dir(&keys_dir).map_err(|e| DataDirError::Io(keys_dir.clone(), e))?;
         let _lock = self.lock()?;
+        // A cluster without its `cluster.json` is no cluster to make anew: its devices would be strangers.
+        let database = self.path(DATABASE);
+        if !SqliteStore::is_blank(&database)? {
+            return Err(DataDirError::Incomplete(self.0.clone()));
+        }
         let place = place.identified(&keys_dir).map_err(CaError::Key)?;
         let mut keys = place.open(&keys_dir).map_err(CaError::Key)?;
         if place.is_shared() {
@@ -187,7 +198,6 @@ impl DataDir {
         self.write(CA, pem::certificate(authority.certificate()).as_bytes())?;
         self.make_challenge_key(random)?;
         self.write_server(&authority.issue_server(server_names, None, now, random)?)?;
-        let database = self.path(DATABASE);
         match std::fs::remove_file(&database) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(DataDirError::Io(database, e)),
             _ => {}
@@ -223,7 +233,10 @@ impl DataDir {
     pub fn cluster(&self) -> Result<Cluster, DataDirError> {
         let path = self.path(CLUSTER);
         let json = match std::fs::read(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(DataDirError::Missing(self.0.clone())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let (dir, none) = (self.0.clone(), SqliteStore::is_blank(&self.path(DATABASE))?);
+                return Err(if none { DataDirError::Missing(dir) } else { DataDirError::Incomplete(dir) });
+            }
             other => other.map_err(|e| DataDirError::Io(path.clone(), e))?,
         };
         let cluster: Cluster = serde_json::from_slice(&json).map_err(|e| DataDirError::Malformed(path.clone(), e.to_string()))?;

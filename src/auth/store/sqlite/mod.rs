@@ -61,6 +61,24 @@ impl SqliteStore {
         Ok(Self { readers: Readers::open(|| connect(path))?, writer })
     }
 
+    /// Whether the file at `path` holds no resource: none is there, or one whose making was cut off, or nothing was put into it yet.
+    pub fn is_blank(path: &Path) -> Result<bool, StoreError> {
+        match std::fs::metadata(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+            Err(e) => return Err(StoreError::Failed(format!("cannot open {}: {e}", path.display()))),
+            Ok(file) if file.len() == 0 => return Ok(true),
+            Ok(_) => {}
+        }
+        let connection = connect(path)?;
+        let tables: u32 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        if tables == 0 {
+            return Ok(true);
+        }
+        schema::check(&connection)?;
+        let resources: u32 = connection.query_row("SELECT count(*) FROM resource", [], |row| row.get(0))?;
+        Ok(resources == 0)
+    }
+
     /// Writes what the file at `from` holds now to a new file `to`, durably; a server may go on using `from` meanwhile. A damaged
     /// file is refused.
     pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {

@@ -108,6 +108,10 @@ fn a_lock_that_ends_by_itself_and_a_token_that_is_gone() {
     assert!(empty(), "the end of the lock shows");
     server.ctl(&["rm", "token/gw"]);
     wait_for("the deleted token to show", || !empty());
+    // Its name may be given to another device.
+    server.device("gw", 5).join();
+    clock.jump_to(1202);
+    assert_eq!(text(&list(&server)).matches("Serial Number:").count(), 1, "the certificate stays on the list");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use boundkey::auth::audit::{Event, EventFilter, EventKind};
 use boundkey::auth::resource::{Bot, BotSpec, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
 use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, SqliteStore, Store, StoreError, Stored};
+use boundkey::join::Id;
 use boundkey::join::server::record::Exemption;
 use boundkey::time::Timestamp;
 
@@ -269,9 +270,22 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
     }
     delete(store, &Key::new(Kind::Lock, "ends"));
 
+    let Resource::Token(mut life) = token("rt", "rb", None) else { unreachable!() };
+    life.status.bound_keypair.incarnation = Some(Id([7; 16]));
+    put(store, Resource::Token(life.clone()));
     delete(store, &Key::new(Kind::Token, "rt"));
     assert_eq!(revoked(9).serials, ["r2", "r1"]);
     assert_eq!(of_ssh(), [SSH]);
+    // Another one of that name is another; the same one put back is the same.
+    for (incarnation, gone) in [(None, 2), (Some(Id([8; 16])), 2), (Some(Id([7; 16])), 0), (None, 0)] {
+        life.status.bound_keypair.incarnation = incarnation;
+        put(store, Resource::Token(life.clone()));
+        assert_eq!((revoked(9).serials.len(), of_ssh().len()), (gone, gone / 2), "{incarnation:?}");
+        if gone > 0 {
+            delete(store, &Key::new(Kind::Token, "rt"));
+        }
+    }
+    delete(store, &Key::new(Kind::Token, "rt"));
     delete(store, &Key::new(Kind::Bot, "rc"));
     assert_eq!(revoked(9).serials, ["r6", "r2", "r1"]);
     assert_eq!(revoked(2).serials, ["r6", "r2"]);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use crate::auth::audit::Event;
-use crate::auth::resource::{Kind, Resource};
+use crate::auth::resource::{Kind, Resource, Token};
 use crate::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, StoreError};
 use crate::time::Timestamp;
 
@@ -186,6 +186,9 @@ fn apply_change(connection: &Connection, counters: &mut Counters, change: &Chang
         counters.policy += 1;
     }
     let Some(resource) = to else {
+        if key.kind == Kind::Token {
+            disown(connection, &key.name)?;
+        }
         connection.prepare_cached("DELETE FROM resource WHERE kind = ? AND name = ?")?.execute([key.kind.name(), &key.name])?;
         return Ok(());
     };
@@ -195,6 +198,28 @@ fn apply_change(connection: &Connection, counters: &mut Counters, change: &Chang
             "INSERT OR REPLACE INTO resource (kind, name, revision, subject, ends, document) VALUES (?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![key.kind.name(), key.name, counters.revision, subject_of(resource), ends(resource), document])?;
+    match resource {
+        Resource::Token(token) if expected.is_none() => own(connection, token),
+        _ => Ok(()),
+    }
+}
+
+/// Certificates of a token that is deleted are from then on those of `NAME/LIFE`, which names no token: the next one of this name gives
+/// them back to nobody.
+fn disown(connection: &Connection, name: &str) -> Result<(), StoreError> {
+    let life =
+        "SELECT json_extract(document, '$.status.bound_keypair.incarnation') FROM resource WHERE kind = 'token' AND name = ?1";
+    let update = format!("UPDATE issued SET token = ?1 || '/' || coalesce(({life}), '') WHERE token = ?1");
+    connection.prepare_cached(&update)?.execute([name])?;
+    Ok(())
+}
+
+/// A token that is made with the life of one that was deleted is that one, put back.
+fn own(connection: &Connection, token: &Token) -> Result<(), StoreError> {
+    let (name, Some(life)) = (&token.metadata.name, token.status.bound_keypair.incarnation) else { return Ok(()) };
+    connection
+        .prepare_cached("UPDATE issued SET token = ?1 WHERE token = ?1 || '/' || ?2")?
+        .execute([name, &life.to_string()])?;
     Ok(())
 }
 

@@ -174,7 +174,7 @@ fn what_is_no_backup_of_ours_is_refused_and_changes_nothing() {
     assert!(server.stop().success());
 
     let said = fails(&auth("restore", &server, &server.dir.join("nothing")));
-    assert!(said.contains("nothing holds no cluster"), "{said}");
+    assert!(said.contains("nothing holds no backup\n  name a directory that `boundkey-auth backup` made"), "{said}");
     let other = Server::init(&[]);
     let said = fails(&auth("restore", &server, &other.dir.join("data")));
     assert!(said.contains("is a backup of another cluster\n  restore a backup of this cluster"), "{said}");

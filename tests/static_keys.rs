@@ -22,7 +22,10 @@ impl StaticKey {
     fn new(device: &Device) -> Self {
         let dir = TempDir::new("static-key");
         let mut create = Command::new(device.command(&[]).get_program());
-        create.args(["keypair", "create", "--static", "--format", "json", "--static-key-path"]).arg(dir.join("key.pem"));
+        // A name alone is a file where one is.
+        create
+            .args(["keypair", "create", "--static", "--format", "json", "--static-key-path", "key.pem"])
+            .current_dir(dir.path());
         let json: Value = serde_json::from_slice(&success(&mut create).stdout).expect("JSON");
         let text = |name: &str| json[name].as_str().expect("a key").to_owned();
         Self { public: text("public_key"), private: text("private_key"), dir }

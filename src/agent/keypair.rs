@@ -109,7 +109,8 @@ fn static_key(request: &Request, path: Option<&PathBuf>) -> Result<Zeroizing<Str
         log::warn!("overwriting the key in {}", path.display());
     }
     let pem = make()?;
-    if let Some(dir) = path.parent() {
+    // A name alone is a file where we are.
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         durable::create_dir(dir).map_err(failed)?;
     }
     durable::replace(path, pem.as_bytes(), durable::PRIVATE_FILE).map_err(failed)?;

@@ -39,7 +39,10 @@ impl DataDir {
         self.cluster()?;
         let _lock = self.lock()?;
         let backup = Self::new(from);
-        backup.cluster()?;
+        backup.cluster().map_err(|e| match e {
+            DataDirError::Missing(dir) => DataDirError::NoBackup(dir),
+            e => e,
+        })?;
         let read = |path: PathBuf| std::fs::read(&path).map_err(|e| DataDirError::Io(path, e));
         if read(backup.path(CA))? != read(self.path(CA))? {
             return Err(DataDirError::Foreign(from.into()));

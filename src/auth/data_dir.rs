@@ -80,6 +80,8 @@ pub enum DataDirError {
     Malformed(PathBuf, String),
     /// `start` before `init`.
     Missing(PathBuf),
+    /// What is to be restored is none.
+    NoBackup(PathBuf),
     /// No randomness for keys.
     NoRandomness(NoRandomness),
     /// A backup into a directory that holds something.
@@ -100,6 +102,7 @@ impl std::fmt::Display for DataDirError {
             Self::Io(path, e) => write!(f, "{}: {e}", path.display()),
             Self::Malformed(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Missing(dir) => write!(f, "{} holds no cluster", dir.display()),
+            Self::NoBackup(dir) => write!(f, "{} holds no backup", dir.display()),
             Self::NoRandomness(e) => e.fmt(f),
             Self::NotEmpty(dir) => write!(f, "{} is not empty", dir.display()),
             Self::Store(e) => e.fmt(f),
@@ -123,6 +126,7 @@ impl DataDirError {
             Self::TokenInUse(_) => {
                 "use another token; if that cluster is given up for good, delete its keys (`boundkey hsm delete-key NAME --yes`)"
             }
+            Self::NoBackup(_) => "name a directory that `boundkey-auth backup` made; one that was cut off is none",
             Self::NotEmpty(_) => "name a new directory for each backup",
             Self::InUse(_) => "stop the other server first, or give this one another --data-dir",
             Self::Missing(_) => "make it with `boundkey-auth init --data-dir DIR --cluster-name NAME`",

@@ -206,7 +206,9 @@ fn backup(matches: &ArgMatches) -> Result<(), Failure> {
 fn restore(matches: &ArgMatches) -> Result<(), Failure> {
     let replaced = data_dir(matches)?.restore(backup_dir(matches)?, &System)?;
     let kept = replaced.map_or_else(String::new, |path| format!("; the database that was there: {}", path.display()));
-    say(&format!("restored{kept}\nput locks on again before you start the server: those made since the backup are lost"))
+    say(&format!(
+        "restored{kept}\nput locks on again before devices reach the server: those made since the backup are lost (--listen 127.0.0.1:0)"
+    ))
 }
 
 fn backup_dir(matches: &ArgMatches) -> Result<&Path, Failure> {

@@ -405,7 +405,7 @@ fn a_database_is_its_owners_alone_and_never_overwritten() {
     let dir = TempDir::new();
     let store = SqliteStore::create(&dir.database()).unwrap();
     put(&store, bot("b", &[]));
-    for file in std::fs::read_dir(&dir.0).unwrap() {
+    for file in std::fs::read_dir(dir.0.path()).unwrap() {
         let file = file.unwrap();
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
     }
@@ -573,24 +573,14 @@ fn failure<T>(result: Result<T, StoreError>) -> String {
 }
 
 /// A directory of its own, removed at the end.
-struct TempDir(PathBuf);
+struct TempDir(tempfile::TempDir);
 
 impl TempDir {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("boundkey-store-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
+        Self(tempfile::Builder::new().prefix("boundkey-store-").tempdir().unwrap())
     }
 
     fn database(&self) -> PathBuf {
-        self.0.join("db.sqlite")
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        self.0.path().join("db.sqlite")
     }
 }

@@ -1,5 +1,5 @@
-//! The documents against the programs: every setting is in `docs/configuration.md`, and the examples of README, reference and
-//! runbook work.
+//! The documents against the programs: every setting is in `docs/configuration.md`, what scripts read is in `docs/scripting.md`, and
+//! the examples of README, reference and runbook work.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
 mod support;
@@ -8,10 +8,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use boundkey::agent::config::{Config, ConfigError};
-use support::{Server, TempDir, run_with_input};
+use serde_json::Value;
+use support::{Server, TempDir, run, run_with_input, success};
 
 const PIN: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 const REFERENCE: &str = "docs/configuration.md";
+const SCRIPTING: &str = "docs/scripting.md";
 
 fn document(name: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect(name)
@@ -42,11 +44,38 @@ fn expected(error: &str) -> Vec<&str> {
 
 #[track_caller]
 fn all_in_reference(names: &[&str], place: &str) {
-    let text = document(REFERENCE);
-    for name in names {
-        let forms = [format!("`{name}`"), format!(".{name}`"), format!(".{name}.")];
-        assert!(forms.iter().any(|form| text.contains(form)), "{REFERENCE} has no {name} of {place}");
+    all_in(REFERENCE, names, place);
+}
+
+#[track_caller]
+fn all_in(name: &str, words: &[&str], place: &str) {
+    let text = document(name);
+    for word in words {
+        let forms = [format!("`{word}`"), format!(".{word}`"), format!(".{word}.")];
+        assert!(forms.iter().any(|form| text.contains(form)), "{name} has no {word} of {place}");
     }
+}
+
+/// Names of all members, those of members too.
+fn members(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(all) => all.iter().for_each(|value| members(value, found)),
+        Value::Object(all) => all.iter().for_each(|(name, value)| {
+            found.insert(name.clone());
+            members(value, found);
+        }),
+        _ => {}
+    }
+}
+
+#[track_caller]
+fn members_are_told(json: &[u8], place: &str) {
+    let mut found = BTreeSet::new();
+    for value in serde_json::Deserializer::from_slice(json).into_iter() {
+        members(&value.expect("JSON"), &mut found);
+    }
+    assert!(!found.is_empty(), "{place} printed nothing");
+    all_in(SCRIPTING, &found.iter().map(String::as_str).collect::<Vec<_>>(), place);
 }
 
 #[test]
@@ -141,4 +170,44 @@ fn the_examples_work() {
         }
         assert!(configurations > 0 && resources > 0, "{name}: {configurations} configurations, {resources} with resources");
     }
+}
+
+#[test]
+fn what_scripts_read_is_told() {
+    let server = Server::start();
+    let device = server.device("gw", 2);
+    let status = |place| members_are_told(&success(&mut device.command(&["status", "--format", "json"])).stdout, place);
+    status("the status of a new device");
+    server.ctl(&["lock", "--token", "gw"]);
+    assert_eq!(device.try_join().0, 4);
+    status("the status of a locked device");
+    let locks: Value = serde_json::from_str(&server.ctl(&["get", "lock", "--format", "json"])).expect("JSON");
+    server.ctl(&["rm", &format!("lock/{}", locks[0]["metadata"]["name"].as_str().expect("an id"))]);
+    device.join();
+    server.ctl(&["rotate", "token/gw"]);
+    device.lose_certificate();
+    device.join();
+    device.lose_certificate();
+    assert_eq!(device.try_join().0, 5);
+    server.ctl(&["exempt", "token/gw"]);
+    device.join();
+    status("the status of a device that joined");
+    members_are_told(&run(&mut device.command(&["doctor", "--format", "json"])).stdout, "doctor");
+    members_are_told(&success(&mut device.command(&["keypair", "create", "--format", "json"])).stdout, "keypair create");
+    members_are_told(server.ctl(&["audit", "--format", "json"]).as_bytes(), "the audit log");
+}
+
+/// The words stand in the code alone; not all of them can be brought about here.
+#[test]
+fn every_event_and_every_type_of_error_is_told() {
+    let audit = document("src/auth/audit.rs");
+    let events: Vec<_> = audit.split("rename = \"").skip(1).map(|rest| rest.split('"').next().expect("a name")).collect();
+    assert!(events.len() >= 17, "{events:?}");
+    all_in(SCRIPTING, &events, "the audit log");
+    let error = document("src/agent/error.rs");
+    let kinds = error.split_once("pub fn kind").expect("kind").1.split_once("pub fn advice").expect("its end").0;
+    let mut words: Vec<_> = kinds.split('"').skip(1).step_by(2).collect();
+    assert!(words.len() >= 14, "{words:?}");
+    words.extend(["keystore", "reload", "storage"]);
+    all_in(SCRIPTING, &words, "last_error.type");
 }

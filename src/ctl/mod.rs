@@ -22,7 +22,7 @@ pub use cli::command;
 
 use crate::auth::data_dir::SOCKET;
 use crate::auth::operator::message::{Action, Apply, CancelExemption, Delete, Exempt, Get, PutLock, Reset, Rotate};
-use crate::auth::resource::{Key, LockTarget};
+use crate::auth::resource::{Key, Kind, LockTarget};
 use crate::logging;
 use cli::{Selected, Span};
 use client::Client;
@@ -75,7 +75,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         "get" => get(&client, matches),
         "lock" => lock(&client, matches),
         "reset" => reset(&client, matches),
-        "rm" => say(format_args!("{} deleted", client.send(&Delete { key: key(matches)?.clone() })?)),
+        "rm" => rm(&client, matches),
         "rotate" => rotate(&client, matches),
         _ => Err(Failure::usage(format!("no command {name}"), "boundkeyctl --help lists them")),
     }
@@ -175,6 +175,27 @@ fn reset(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     let unbound = client.send(&Reset { token: token.clone() })?;
     say(format_args!("token/{token} reset: the next join is a first join"))?;
     warn_of_locks(&token, &unbound.locks);
+    Ok(())
+}
+
+fn rm(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
+    let gone = client.send(&Delete { key: key(matches)?.clone() })?;
+    say(format_args!("{gone} deleted"))?;
+    let (users, then): (&[Kind], _) = match gone.kind {
+        Kind::Bot => (&[Kind::Token], "its joins are refused until there is one"),
+        Kind::Role => (&[Kind::Bot, Kind::Token], "what this role alone allowed is refused until there is one"),
+        _ => return Ok(()),
+    };
+    for kind in users {
+        for entry in client.send(&Get { kind: *kind, name: None, with_secrets: false })? {
+            if entry.resource.named().contains(&gone) {
+                let user = entry.resource.key();
+                eprintln!(
+                    "warning: {user} names {gone}: {then}\n  boundkeyctl create -f makes it anew; boundkeyctl edit {user} names another"
+                );
+            }
+        }
+    }
     Ok(())
 }
 

@@ -23,6 +23,26 @@ fn rm_deletes_and_tells() {
     assert!(fails(&run(&mut server.ctl_command(&["rm", "token"])), 2).contains("KIND/NAME"));
 }
 
+/// What is made of nothing is refused; what is taken away from under others is told.
+#[test]
+fn rm_tells_who_still_names_what_is_gone() {
+    let server = Server::start();
+    let role = "kind: role\nversion: v1\nmetadata: {name: r}\nspec: {}\n---\n";
+    let bot = "kind: bot\nversion: v1\nmetadata: {name: gw}\nspec: {roles: [r]}\n---\n";
+    let host = "kind: token\nversion: v2\nmetadata: {name: host}\nspec: {roles: [Node], host: {roles: [r]}, join_method: bound_keypair, \
+                bound_keypair: {}}\n---\n";
+    server.create(&(role.to_owned() + bot + &token("t", "", "") + host));
+    let warned = |key: &str| String::from_utf8(success(&mut server.ctl_command(&["rm", key])).stderr).unwrap();
+    let said = warned("role/r");
+    assert_eq!(said.lines().count(), 4, "{said}");
+    for user in ["bot/gw", "token/host"] {
+        assert!(said.contains(&format!("warning: {user} names role/r: ")) && said.contains(&format!("edit {user} ")), "{said}");
+    }
+    let said = warned("bot/gw");
+    assert!(said.starts_with("warning: token/t names bot/gw: its joins are refused until there is one\n  "), "{said}");
+    assert_eq!(warned("token/t"), "");
+}
+
 #[test]
 fn reset_begins_a_new_life() {
     let server = Server::start();

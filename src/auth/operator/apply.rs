@@ -6,7 +6,7 @@ use super::fault::{Fault, insist, refused};
 use super::message::{Action, Applied, Apply, Replace};
 use super::{Operator, Who, event, token};
 use crate::auth::audit::EventKind;
-use crate::auth::resource::{Key, Kind, Resource};
+use crate::auth::resource::{Key, Resource};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::ProblemType;
 
@@ -79,15 +79,7 @@ impl Operator {
 
     /// What `resource` names has to exist, in the store or in the same set.
     fn check_names(&self, resource: &Resource, set: &BTreeSet<Key>) -> Result<(), Fault> {
-        let named: Vec<Key> = match resource {
-            Resource::Bot(bot) => bot.spec.roles.iter().map(|role| Key::new(Kind::Role, role)).collect(),
-            Resource::Token(token) => {
-                let roles = token.spec.host.roles.iter().map(|role| Key::new(Kind::Role, role));
-                token.spec.bot_name.iter().map(|bot| Key::new(Kind::Bot, bot)).chain(roles).collect()
-            }
-            Resource::Instance(_) | Resource::Lock(_) | Resource::Role(_) => vec![],
-        };
-        for key in named {
+        for key in resource.named() {
             if !set.contains(&key) && self.store.get(&key)?.is_none() {
                 return refused(ProblemType::BadRequest, format!("{}: there is no {key}", resource.key()));
             }

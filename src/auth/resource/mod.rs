@@ -183,6 +183,18 @@ impl Resource {
         Key::new(self.kind(), &self.metadata().name)
     }
 
+    /// Other resources that it names, and cannot be used without.
+    pub fn named(&self) -> Vec<Key> {
+        match self {
+            Self::Bot(bot) => bot.spec.roles.iter().map(|role| Key::new(Kind::Role, role)).collect(),
+            Self::Token(token) => {
+                let roles = token.spec.host.roles.iter().map(|role| Key::new(Kind::Role, role));
+                token.spec.bot_name.iter().map(|bot| Key::new(Kind::Bot, bot)).chain(roles).collect()
+            }
+            Self::Instance(_) | Self::Lock(_) | Self::Role(_) => vec![],
+        }
+    }
+
     /// What the types alone cannot say, checked: names, and what belongs together.
     pub fn validate(&self) -> Result<(), String> {
         let valid = check_name(&self.metadata().name).and_then(|()| match self {

@@ -1,5 +1,7 @@
 //! From bytes of a peer to facts: every signature of a join request is verified here, and nothing is decided.
 
+use std::net::IpAddr;
+
 use boundkey_hal::PublicKey;
 
 use super::challenge::Challenge;
@@ -144,10 +146,18 @@ fn check_url(url: &str, names: &[String]) -> Result<(), Problem> {
         _ => a,
     });
     let host = host.map(|h| h.trim_start_matches('[').trim_end_matches(']'));
-    if host.is_some_and(|host| names.iter().any(|name| name.eq_ignore_ascii_case(host))) {
+    if host.is_some_and(|host| names.iter().any(|name| is_same_host(name, host))) {
         return Ok(());
     }
     Err(malformed(&format!("a JWS for {url:?}, which is none of the names that this server was given at `boundkey-auth init`")))
+}
+
+/// As TLS has it: an address is one however it is written, and a name may end with a dot.
+fn is_same_host(name: &str, host: &str) -> bool {
+    match (name.parse::<IpAddr>(), host.parse::<IpAddr>()) {
+        (Ok(name), Ok(host)) => name == host,
+        _ => name.eq_ignore_ascii_case(host.strip_suffix('.').unwrap_or(host)),
+    }
 }
 
 /// The key given whole, or the one of the token's keys that the thumbprint names.
@@ -227,4 +237,25 @@ fn rotation(inner: &Jws, old: &PublicKey, url: &str, context: &Context<'_>) -> R
         return Err(malformed("a rotation made for another token, key or server"));
     }
     Ok(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_for_us_by_our_names_alone() {
+        let names = ["auth.example.com", "10.0.0.1", "fd00::1"].map(str::to_owned);
+        let is_ours = |authority: &str| check_url(&format!("https://{authority}/v1/join"), &names).is_ok();
+        for ours in ["auth.example.com:3025", "AUTH.example.com", "auth.example.com.:1", "10.0.0.1:443", "[fd00:0::0001]:3025"] {
+            assert!(is_ours(ours), "{ours}");
+        }
+        for other in ["", ":3025", ".", "example.com", "auth.example.com..", "auth.example.com:x", "10.0.0.2", "[fd00::2]:3025"] {
+            assert!(!is_ours(other), "{other:?}");
+        }
+        for url in ["http://auth.example.com/v1/join", "https://auth.example.com/v1/joins", "https://auth.example.com/x/v1/join"]
+        {
+            assert!(check_url(url, &names).is_err(), "{url}");
+        }
+    }
 }

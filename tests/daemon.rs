@@ -139,6 +139,30 @@ fn it_recovers_by_itself_once_the_limit_is_raised() {
     end(daemon, Signal::SIGTERM, &device);
 }
 
+/// PIN, auth value and registration secret are for the agent alone.
+#[test]
+fn a_reload_command_is_not_given_the_secrets_of_the_environment() {
+    let server = Server::start();
+    server.create("kind: role\nversion: v1\nmetadata: {name: r}\nspec: {}\n");
+    let mut device = server.device("gw", 1);
+    server.create("kind: bot\nversion: v1\nmetadata: {name: gw}\nspec: {roles: [r]}\n");
+    let said = device.dir.join("environment");
+    let outputs = format!(
+        "outputs:\n  - type: x509\n    destination: {{type: directory, path: {}}}\n    reload: {{command: [sh, -c, 'env > \"$0\"', {}]}}\n",
+        device.dir.join("out").display(),
+        said.display()
+    );
+    device.configure(&server, "", &outputs);
+    let secret = server.status("gw")["registration_secret"].as_str().expect("a secret").to_owned();
+    device.env.push(("BOUNDKEY_REGISTRATION_SECRET", secret.clone().into()));
+    device.env.extend(["BOUNDKEY_PIN", "BOUNDKEY_SO_PIN", "BOUNDKEY_TPM_AUTH"].map(|name| (name, "open sesame".into())));
+    device.env.push(("BOUNDKEY_TEST", "is passed on".into()));
+    device.join();
+    let said = std::fs::read_to_string(said).expect("what the command was given");
+    assert!(said.contains("BOUNDKEY_TEST=is passed on"), "{said}");
+    assert!(!said.contains("open sesame") && !said.contains(&secret), "{said}");
+}
+
 /// A certificate that holds for less than the interval is renewed before it ends, and a person is warned.
 #[test]
 fn a_short_certificate_is_renewed_in_time() {

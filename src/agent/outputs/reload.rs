@@ -32,8 +32,17 @@ const KEPT_LINES: usize = 5;
 /// Of its output, this many pieces of 4 KiB are read before it is looked at again.
 const MAX_CHUNKS: usize = 16;
 /// Variables that are for the agent alone.
-const PRIVATE_VARIABLES: [&str; 6] =
-    ["BOUNDKEY_REGISTRATION_SECRET", "BOUNDKEY_STATIC_KEY", "JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+const PRIVATE_VARIABLES: [&str; 9] = [
+    "BOUNDKEY_PIN",
+    "BOUNDKEY_REGISTRATION_SECRET",
+    "BOUNDKEY_SO_PIN",
+    "BOUNDKEY_STATIC_KEY",
+    "BOUNDKEY_TPM_AUTH",
+    "JOURNAL_STREAM",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
 
 /// Reloads that are to be done. Times are since boot, sleep included.
 #[derive(Debug)]

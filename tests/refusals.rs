@@ -601,6 +601,31 @@ fn a_second_agent_on_the_same_storage() {
     device.join();
 }
 
+/// FAT may keep the name of a file that is renamed in a power cut, and nothing of its content; some tokens one half of a key. What was
+/// never whole was never used: it keeps nobody out, and is left alone.
+#[test]
+fn a_new_key_that_was_made_in_part_is_passed_over() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    std::fs::create_dir(device.storage()).unwrap();
+    let part = |n: u32, content: &[u8]| {
+        let file = device.storage().join(format!("key-bound-{n}.pem"));
+        std::fs::write(&file, content).unwrap();
+        file
+    };
+    let parts = [part(1, b""), part(3, b"-----BEGIN PRIV")];
+    std::fs::rename(&parts[1], parts[1].with_extension("later")).unwrap();
+    let (code, said) = device.try_join();
+    assert!(code == 0 && said.contains("key bound-1 was not made whole, and is passed over: "), "{code} {said}");
+    std::fs::rename(parts[1].with_extension("later"), &parts[1]).unwrap();
+    server.ctl(&["rotate", "token/gw"]);
+    let (code, said) = device.try_join();
+    assert!(code == 0 && said.contains("key bound-3 was not made whole"), "{code} {said}");
+    assert_eq!(device.status()["keystore"]["key"], "bound-4");
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal", "key.rotated"]);
+    assert_eq!(parts.map(|file| std::fs::read(file).unwrap()), [&b""[..], b"-----BEGIN PRIV"]);
+}
+
 #[test]
 fn a_key_that_cannot_be_used() {
     let server = Server::start();

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use boundkey_hal::{Algorithm, KeyId, KeyStore, PublicKey, durable};
+use boundkey_hal::{Algorithm, ErrorKind, KeyId, KeyStore, PublicKey, durable};
 
 use super::config::Keystore;
 use super::error::AgentError;
@@ -16,6 +16,9 @@ use crate::state::{DirStorage, StateFile, Storage};
 
 /// Held by the agent that runs on a storage directory.
 pub(super) const LOCK_FILE: &str = "lock";
+
+/// So many keys of which there is a part alone are passed over: each took a power cut at the wrong moment.
+const MAX_PASSED_OVER: u32 = 10;
 
 /// A device's storage directory and key store, held by this process alone.
 pub struct Device {
@@ -101,8 +104,16 @@ impl Device {
         let mut found = Vec::new();
         self.keys.list(&mut |id| found.extend(number(id.as_str()).map(|n| (n, id.clone()))))?;
         found.sort();
+        let alone = found.len() == 1;
         for (_, id) in found {
-            let key = known(&id, &self.keys.public_key(&id)?);
+            let key = match self.keys.public_key(&id) {
+                // The first key, of which a power cut left a part; or the device's, and then the server will ask for it.
+                Err(e) if alone && e.kind() == ErrorKind::Corrupt => {
+                    log::warn!("there is no state file, and the one key in the key store cannot be used: {e}");
+                    continue;
+                }
+                public => known(&id, &public?),
+            };
             log::warn!("there is no state file, but the key store has key {id} ({}): taken up", key.thumbprint);
             memory.add_key(key);
         }
@@ -121,13 +132,23 @@ impl Device {
     }
 
     /// Makes the next key, durable in its store, and names it in `memory`, which the caller writes down. A key of that name whose
-    /// making was interrupted before it was written down never left the device, and is taken up.
+    /// making was interrupted before it was written down never left the device: it is taken up, or, where only a part of it is
+    /// there (FAT, some tokens), left alone, and the next name is taken.
     pub fn make_key(&mut self, memory: &mut Memory, algorithm: Algorithm) -> Result<PublicKey, AgentError> {
-        let name = memory.next_key_id();
-        let id: KeyId = name.parse().map_err(|e| AgentError::Other(format!("key name {name}: {e}")))?;
-        let public = match self.keys.generate(&id, algorithm) {
-            Err(e) if e.kind() == boundkey_hal::ErrorKind::Exists => self.keys.public_key(&id)?,
-            made => made?,
+        let mut name = memory.next_key_id();
+        let mut passed_over = 0;
+        let (id, public) = loop {
+            let id: KeyId = name.parse().map_err(|e| AgentError::Other(format!("key name {name}: {e}")))?;
+            let unfinished = match self.keys.generate(&id, algorithm) {
+                Err(e) if e.kind() == ErrorKind::Exists => match self.keys.public_key(&id) {
+                    Err(e) if e.kind() == ErrorKind::Corrupt && passed_over < MAX_PASSED_OVER => e,
+                    found => break (id, found?),
+                },
+                made => break (id, made?),
+            };
+            log::warn!("key {id} was not made whole, and is passed over: {unfinished}");
+            name = number(&name).map_or(name, |n| format!("bound-{}", n.saturating_add(1)));
+            passed_over += 1;
         };
         for old in memory.add_key(known(&id, &public)) {
             log::info!("forgetting key {}: more than {} keys", old.id, crate::join::device::MAX_KEYS);

@@ -6,6 +6,8 @@ mod conformance;
 mod support {
     #[allow(dead_code, reason = "shared with the PKCS#11 tests")]
     pub(crate) mod abrmd;
+    #[allow(dead_code, reason = "tests take one port or two")]
+    pub(crate) mod port;
     #[allow(dead_code, reason = "shared with the PKCS#11 tests")]
     pub(crate) mod process;
     #[allow(dead_code, reason = "shared with the fault tests")]

@@ -4,6 +4,8 @@
 #[allow(dead_code, reason = "the suite itself runs in tpm.rs")]
 mod conformance;
 mod support {
+    #[allow(dead_code, reason = "tests take one port or two")]
+    pub(crate) mod port;
     #[allow(dead_code, reason = "shared with the PKCS#11 tests")]
     pub(crate) mod process;
     #[allow(dead_code, reason = "shared with tpm.rs")]

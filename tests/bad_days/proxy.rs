@@ -3,6 +3,7 @@
 use super::foreign_server;
 use super::support::connect_proxy::{ConnectProxy, Mood};
 use super::support::imposter::Imposter;
+use super::support::port::Port;
 use super::support::said::{Said, said};
 use super::support::{Device, Server, run};
 
@@ -80,7 +81,8 @@ fn a_proxy_that_does_not_connect_is_named() {
     proxy.set(Mood::ConnectsTo(imposter.addr.clone()));
     assert!(refused(&device, &env).error.contains("another CA than the pinned one"));
 
-    let gone = ConnectProxy::new(Mood::Connects).addr.clone();
+    let nobody = Port::any();
+    let gone = format!("127.0.0.1:{}", nobody.number);
     let said = refused(&device, &[("HTTPS_PROXY", &format!("http://{gone}"))]);
     assert!(said.error.contains(&format!("no connection through proxy {gone}: Connection refused")), "{said:?}");
     let said = refused(&device, &[("HTTPS_PROXY", "http://proxy.invalid:3128")]);

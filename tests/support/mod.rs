@@ -4,6 +4,9 @@
 pub mod connect_proxy;
 pub mod imposter;
 pub mod namespace;
+#[path = "../../hal/tests/support/port.rs"]
+#[allow(clippy::duplicate_mod, reason = "some tests have the support of both crates")]
+pub mod port;
 pub mod proxy;
 pub mod said;
 pub mod strace;
@@ -16,6 +19,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use port::Port;
 use serde_json::Value;
 
 /// Longest wait for anything a test waits for.
@@ -27,10 +31,15 @@ pub struct TempDir(PathBuf);
 impl TempDir {
     pub fn new(name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let unique = format!("boundkey-{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(unique);
-        std::fs::create_dir_all(&path).expect("temporary directory");
-        Self(path)
+        loop {
+            let unique = format!("boundkey-{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(unique);
+            match std::fs::create_dir(&path) {
+                // Left behind by a process of this number that was killed.
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => return made.map(|()| Self(path)).expect("temporary directory"),
+            }
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -88,6 +97,8 @@ pub struct Server {
     /// What its programs find in their environment.
     pub env: Vec<(&'static str, std::ffi::OsString)>,
     process: Option<Running>,
+    /// Its own also while it does not run.
+    _port: Port,
 }
 
 impl Server {
@@ -113,7 +124,9 @@ impl Server {
 
     /// A place for a cluster.
     pub fn blank(env: Vec<(&'static str, std::ffi::OsString)>) -> Self {
-        Self { dir: TempDir::new("auth"), ca_pin: String::new(), addr: "127.0.0.1:0".into(), env, process: None }
+        let port = Port::any();
+        let addr = format!("127.0.0.1:{}", port.number);
+        Self { dir: TempDir::new("auth"), ca_pin: String::new(), addr, env, process: None, _port: port }
     }
 
     /// `boundkey-auth init` with these arguments too, ready to run.
@@ -348,6 +361,17 @@ impl Device {
         assert_eq!(code, 0, "{stderr}");
     }
 
+    /// Waits until the device has the answer to its last join. The server tells of a join before the device hears of it: an agent or
+    /// a server that is ended in between loses the answer.
+    pub fn settle(&self, server: &Server) {
+        wait_for("the answer", || {
+            let (status, last) = (self.status(), server.status(&self.token));
+            status["attempt_in_flight"] == false
+                && status["generation"] == last["last_step"]["generation"]
+                && status["recovery"]["count"] == last["recovery_count"]
+        });
+    }
+
     /// What `boundkey status` says.
     pub fn status(&self) -> Value {
         serde_json::from_slice(&success(&mut self.command(&["status", "--format", "json"])).stdout).expect("JSON")
@@ -450,7 +474,11 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Output {
     use std::io::Write as _;
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
-    child.stdin.take().expect("stdin").write_all(input.as_bytes()).expect("input");
+    match child.stdin.take().expect("stdin").write_all(input.as_bytes()) {
+        // It may refuse before it reads.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+        written => written.expect("input"),
+    }
     let mut stderr = child.stderr.take().expect("stderr");
     let reader = std::thread::spawn(move || {
         let mut text = Vec::new();

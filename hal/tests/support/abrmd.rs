@@ -25,6 +25,7 @@ impl Abrmd {
     pub(crate) fn start(tpm: &Swtpm, dir: &Path) -> Self {
         let [(_, address)] = environment(dir);
         let bus = quiet(tool("dbus-daemon", "dbus").args(["--session", "--nofork", &format!("--address={}", address.display())]));
+        // Its name is there before it listens.
         wait_until("the bus listens", || UnixStream::connect(dir.join("bus")).is_ok());
         let manager = launch(tpm, &address);
         Self { address, bus, manager }

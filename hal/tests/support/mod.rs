@@ -4,6 +4,7 @@
 pub(crate) mod abrmd;
 #[cfg(feature = "pkcs11")]
 pub(crate) mod faulty;
+pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod softhsm;
 pub(crate) mod swtpm;

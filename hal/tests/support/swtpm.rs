@@ -1,19 +1,20 @@
 //! A software TPM for one test: on loopback, its state in a temporary directory, killed when the test ends.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
+use super::port::Port;
 use super::process::{run, tool};
 
 pub(crate) struct Swtpm {
     // An absolute path: with a relative one every command of swtpm fails.
     state: tempfile::TempDir,
     port: u16,
+    _ports: [Port; 2],
     child: Child,
     /// What it finds in its environment.
     environment: Vec<(&'static str, OsString)>,
@@ -52,14 +53,10 @@ impl Swtpm {
 
     fn start_in(environment: Vec<(&'static str, OsString)>) -> Self {
         let state = tempfile::tempdir().expect("temporary directory");
-        // Another test may take the ports between looking and starting; then swtpm ends at once.
-        for _ in 0..20 {
-            let port = two_free_ports();
-            if let Some(child) = launch(state.path(), port, &environment) {
-                return Self { state, port, child, environment, turn: None };
-            }
-        }
-        panic!("swtpm does not start");
+        // libtss2 expects the control channel on the second.
+        let (port, ports) = Port::two();
+        let child = launch(state.path(), port, &environment);
+        Self { state, port, _ports: ports, child, environment, turn: None }
     }
 
     /// Where libtss2 finds it.
@@ -91,15 +88,7 @@ impl Swtpm {
 
     /// Power is back: the same TPM, at the same place.
     pub(crate) fn power_on(&mut self) {
-        // The ports may take a moment to come free.
-        for _ in 0..100 {
-            if let Some(child) = launch(self.state.path(), self.port, &self.environment) {
-                self.child = child;
-                return;
-            }
-            sleep(Duration::from_millis(20));
-        }
-        panic!("swtpm does not start again");
+        self.child = launch(self.state.path(), self.port, &self.environment);
     }
 
     /// Makes it hang, or go on.
@@ -143,19 +132,8 @@ pub(crate) fn tcti(port: u16) -> String {
     format!("swtpm:host=127.0.0.1,port={port}")
 }
 
-/// Two ports in a row: libtss2 expects the control channel on the second.
-pub(crate) fn two_free_ports() -> u16 {
-    loop {
-        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = first.local_addr().expect("address").port();
-        if port < u16::MAX && TcpListener::bind((Ipv4Addr::LOCALHOST, port + 1)).is_ok() {
-            return port;
-        }
-    }
-}
-
-/// Starts swtpm and waits until it answers; `None` where it ends by itself.
-fn launch(state: &Path, port: u16, environment: &[(&str, OsString)]) -> Option<Child> {
+/// Starts swtpm and waits until it answers.
+fn launch(state: &Path, port: u16, environment: &[(&str, OsString)]) -> Child {
     // Written once swtpm has both ports: that something answers there would not tell whose swtpm it is.
     let ready = state.join("pid");
     let _ = std::fs::remove_file(&ready);
@@ -172,11 +150,11 @@ fn launch(state: &Path, port: u16, environment: &[(&str, OsString)]) -> Option<C
         .spawn()
         .expect("start swtpm");
     for _ in 0..3000 {
-        if child.try_wait().expect("state of swtpm").is_some() {
-            return None;
+        if let Some(status) = child.try_wait().expect("state of swtpm") {
+            panic!("swtpm does not start: {status}");
         }
         if ready.exists() {
-            return Some(child);
+            return child;
         }
         sleep(Duration::from_millis(10));
     }

@@ -7,7 +7,8 @@ use std::thread;
 
 use boundkey_hal::tpm::Tcti;
 
-use super::swtpm::{Swtpm, tcti, two_free_ports};
+use super::port::Port;
+use super::swtpm::{Swtpm, tcti};
 
 pub(crate) mod command {
     //! Command codes (TPM 2.0 part 2, section 6.5.2).
@@ -55,13 +56,10 @@ pub(crate) struct TpmProxy {
 impl TpmProxy {
     /// A proxy in front of `tpm`. Its threads end with the test program.
     pub(crate) fn start(tpm: &Swtpm) -> Self {
-        let (port, (data, control)) = loop {
-            let port = two_free_ports();
-            let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-            if let (Ok(data), Ok(control)) = (bind(port), bind(port + 1)) {
-                break (port, (data, control));
-            }
-        };
+        let (port, ports) = Port::two();
+        let [data, control] =
+            [port, port + 1].map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a port of our own"));
+        drop(ports); // taken from here on
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (behind, state) = (tpm.port(), Arc::clone(&shared));
         serve(data, behind, move |client, tpm| {

@@ -5,10 +5,12 @@ mod support;
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use support::wall_clock::WallClock;
 use support::{Device, Running, Server, run, success, wait_for};
 
 /// `onboarding` of a device with the secret of its token.
@@ -93,9 +95,9 @@ fn it_waits_for_a_server_that_is_not_there_yet() {
     server.kill();
     let daemon = device.daemon();
     wait_for("an error", || device.storage().join("status.json").exists() && error_type(&device) == "unreachable");
+    wait_for("its word", || device.log().contains("INFO trying again in "));
     let log = device.log();
     assert!(log.contains("ERROR no connection: ") && log.contains("the daemon keeps trying"), "{log}");
-    assert!(log.contains("INFO trying again in "), "{log}");
     server.run();
     wait_for("the first join", || server.events("gw") == ["join.first"]);
     wait_for("the error to go", || device.status()["last_error"].is_null());
@@ -163,13 +165,21 @@ fn a_reload_command_is_not_given_the_secrets_of_the_environment() {
     assert!(!said.contains("open sesame") && !said.contains(&secret), "{said}");
 }
 
-/// A certificate that holds for less than the interval is renewed before it ends, and a person is warned.
+/// A certificate that holds for less than the interval is renewed before it ends, and a person is warned. The clocks of device and
+/// server stand still, so that the certificate does not run out because the machine is slow; waits go by another clock.
 #[test]
 fn a_short_certificate_is_renewed_in_time() {
-    let server = Server::start();
-    let device = device(&server, "gw", 1, "credential_ttl: 3s\nrenewal_interval: 1h");
+    let (mut server, clock) = (Server::init(&[]), WallClock::stopped());
+    server.env.extend(clock.env().map(|(name, value)| (name, value.into())));
+    server.run();
+    let mut device = device(&server, "gw", 1, "credential_ttl: 3s\nrenewal_interval: 1h");
+    device.env.clone_from(&server.env);
     let daemon = device.daemon();
     wait_for("two renewals", || count(&server, "gw", "join.renewal") >= 2);
+    let status = device.status();
+    let time = |text: &Value| text.as_str().expect("a time").parse::<boundkey::time::Timestamp>().expect("a time");
+    let (next, ends) = (time(&status["next_renewal"]), time(&status["certificate"]["not_after"]));
+    assert!(next.plus(Duration::from_secs(1)) <= ends, "a third of its life is left: {status}");
     end(daemon, Signal::SIGTERM, &device);
     assert_eq!(server.status("gw")["recovery_count"], 1, "{}", device.log());
     assert!(
@@ -185,18 +195,27 @@ fn the_service_manager_is_told() {
     let device = device(&server, "gw", 1, "");
     let path = device.dir.join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
-    let receive = || {
+    // Taken at once, as a service manager does: the queue of a socket is short, and what finds it full is not said again.
+    let (taken, said) = mpsc::channel();
+    std::thread::spawn(move || {
         let mut buffer = [0; 4096];
-        let read = socket.recv(&mut buffer).expect("a datagram");
-        String::from_utf8_lossy(&buffer[..read]).into_owned()
-    };
-    let until = |start: &str| loop {
-        let said = receive();
-        if said.starts_with(start) {
-            return said;
+        while let Ok(read) = socket.recv(&mut buffer) {
+            if taken.send(String::from_utf8_lossy(&buffer[..read]).into_owned()).is_err() {
+                return;
+            }
         }
-        assert!(said == "WATCHDOG=1" || said.starts_with("STATUS="), "{said:?} before {start:?}");
+    });
+    let receive = || said.recv_timeout(support::PATIENCE).expect("a datagram");
+    let until = |start: &str| {
+        let began = std::time::Instant::now();
+        loop {
+            let said = receive();
+            if said.starts_with(start) {
+                return said;
+            }
+            assert!(said == "WATCHDOG=1" || said.starts_with("STATUS="), "{said:?} before {start:?}");
+            assert!(began.elapsed() < support::PATIENCE, "waited too long for {start:?}");
+        }
     };
     let log = std::fs::File::create(device.dir.join("log")).unwrap();
     let mut command = device.command(&["start"]);
@@ -216,6 +235,9 @@ fn the_service_manager_is_told() {
     daemon.signal(Signal::SIGTERM);
     until("STOPPING=1");
     assert!(daemon.wait().success());
+    // Wakes the thread that receives, which then ends, if it has not yet.
+    drop(said);
+    let _ = UnixDatagram::unbound().unwrap().send_to(b"end", &path);
 }
 
 #[test]
@@ -286,7 +308,7 @@ fn a_daemon_ends_soon_also_in_the_middle_of_a_request() {
         let (_connection, _) = silent.accept().expect("a request");
         let told = std::time::Instant::now();
         end(daemon, signal, &device);
-        assert!(told.elapsed() < Duration::from_secs(20), "not only at the request's end, after 45 s: {:?}", told.elapsed());
+        assert!(told.elapsed() < Duration::from_secs(40), "not only at the request's end, after 45 s: {:?}", told.elapsed());
         assert!(device.log().contains("WARN ended in the middle of a try"), "{}", device.log());
     }
     std::fs::write(device.config(), yaml).unwrap();

@@ -81,8 +81,8 @@ fn a_device_from_its_first_day_on() {
     wait_for("the daemon's join", || server.events("gw").len() > 1 && server.was_heard(&device));
     let pid = daemon.0.id().to_string();
     doctor(&device).has("ok", "storage", &format!("an agent runs on it, process {pid}"), "");
-    device.lose_certificate();
     drop(daemon);
+    device.lose_certificate();
     doctor(&device).has("warn", "identity", "missing or damaged", "recoveries");
     device.join();
     doctor(&device).has("warn", "recoveries", "none is left of 2", "raise spec.bound_keypair.recovery.limit of token gw");

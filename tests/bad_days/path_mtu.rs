@@ -66,9 +66,12 @@ fn requests_that_vanish_are_given_up_in_time_and_cost_nothing() {
     let said = said(&cable.join());
     println!("given up after {:?}", start.elapsed());
     assert_eq!((said.code, &*said.error), (3, "the server did not answer in time"), "{said:?}");
+    assert_eq!(cable.server.events("gw"), ["join.first"]);
     Cable::mtu(&cable.far, 1500);
     assert!(cable.join().status.success());
-    assert_eq!(cable.server.events("gw"), ["join.first", "join.renewal"]);
+    // The kernel goes on with what the agent that ended has sent: some seconds later that comes through too, and may be the first.
+    let events = cable.server.events("gw");
+    assert!(events[1..] == ["join.renewal"] || events[1..] == ["join.renewal", "join.replay"], "{events:?}");
     assert_eq!(cable.server.status("gw")["recovery_count"], 1);
 }
 

@@ -361,17 +361,6 @@ impl Device {
         assert_eq!(code, 0, "{stderr}");
     }
 
-    /// Waits until the device has the answer to its last join. The server tells of a join before the device hears of it: an agent or
-    /// a server that is ended in between loses the answer.
-    pub fn settle(&self, server: &Server) {
-        wait_for("the answer", || {
-            let (status, last) = (self.status(), server.status(&self.token));
-            status["attempt_in_flight"] == false
-                && status["generation"] == last["last_step"]["generation"]
-                && status["recovery"]["count"] == last["recovery_count"]
-        });
-    }
-
     /// What `boundkey status` says.
     pub fn status(&self) -> Value {
         serde_json::from_slice(&success(&mut self.command(&["status", "--format", "json"])).stdout).expect("JSON")

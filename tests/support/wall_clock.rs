@@ -39,11 +39,22 @@ impl WallClock {
         Self::off_by(seconds - i64::try_from(System.now().secs()).expect("this century"))
     }
 
+    /// A clock that stands still: however slow the machine is, nothing expires.
+    pub fn stopped() -> Self {
+        let clock = Self::new();
+        clock.set(&format!("={}", System.now().secs()));
+        clock
+    }
+
     /// From here on the clock is off by so many seconds.
     pub fn jump_to(&self, seconds: i64) {
+        self.set(&seconds.to_string());
+    }
+
+    fn set(&self, to: &str) {
         // Renamed into place: who reads meanwhile reads the one or the other.
         let new = self.dir.join("new");
-        std::fs::write(&new, seconds.to_string()).expect("clock");
+        std::fs::write(&new, to).expect("clock");
         std::fs::rename(&new, self.file()).expect("clock");
     }
 

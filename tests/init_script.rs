@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Running, TempDir, run, tool, wait_for};
+use support::{Running, TempDir, run, run_with_input, success, tool, wait_for};
 
 const SCRIPT: &str = include_str!("../yocto/meta-boundkey/recipes-security/boundkey/files/boundkey.init");
 /// Who the agent runs as, where the tests run as root.
@@ -45,7 +45,7 @@ impl System {
             system.root.join("var/lib/boundkey").display()
         );
         fs::write(system.root.join("etc/boundkey.yaml"), config).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_boundkey"), system.program()).unwrap();
+        system.install();
         fs::write(system.root.join("etc/init.d"), system.script()).unwrap();
         // In place of the one that writes to this machine's log.
         executable(&system.root.join("bin/logger"), &format!("#!/bin/sh\ncat >>{}\n", system.root.join("log").display()));
@@ -88,8 +88,29 @@ impl System {
         self.root.join("usr/bin/boundkey")
     }
 
+    /// Puts the agent's program in place, also of one that runs. By a process of its own: a program that this one has open to write
+    /// could not be started while another thread is about to start a program, which then has it open too.
+    fn install(&self) {
+        let new = self.root.join("usr/bin/new");
+        success(Command::new("cp").arg(env!("CARGO_BIN_EXE_boundkey")).arg(&new));
+        fs::rename(&new, self.program()).unwrap();
+    }
+
     fn pid_file(&self) -> PathBuf {
         self.root.join("run/boundkey.pid")
+    }
+
+    /// From here on the script waits for the end of what it started. It gives that a second, which not every machine keeps.
+    fn sleep_until_the_end(&self) {
+        let sleep = self.root.join("bin/sleep");
+        let _ = fs::remove_file(&sleep); // busybox's, if there is one
+        let script = format!(
+            "#!/bin/sh\ntries=0\nwhile /bin/sleep \"$1\" && [ $tries -lt 60 ] && process=$(cat {}) && \
+             tr '\\0' '\\n' </proc/$process/cmdline | grep -qxF {}; do\n    tries=$((tries + 1))\ndone\n",
+            self.pid_file().display(),
+            self.program().display()
+        );
+        executable(&sleep, &script);
     }
 
     /// Exit code and output of the script.
@@ -116,7 +137,9 @@ impl System {
     /// The agent's process, once that is the agent.
     fn agent(&self) -> u32 {
         let process: u32 = fs::read_to_string(self.pid_file()).unwrap().trim().parse().unwrap();
-        assert_eq!(fs::read_link(format!("/proc/{process}/exe")).unwrap(), self.program());
+        wait_for("the shell to become the agent", || {
+            fs::read_link(format!("/proc/{process}/exe")).is_ok_and(|program| program == self.program())
+        });
         process
     }
 
@@ -143,9 +166,10 @@ impl Drop for System {
     }
 }
 
+/// A program, made by a process of its own, as in [`System::install`].
 fn executable(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let made = run_with_input(Command::new("sh").args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path), text);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 fn with_both(test: fn(&System)) {
@@ -188,9 +212,8 @@ fn an_agent_whose_program_was_replaced_is_stopped_and_restarted() {
     with_both(|system| {
         system.expect("start", 0, "");
         let process = system.agent();
-        let new = system.root.join("usr/bin/new");
-        fs::copy(system.program(), &new).unwrap();
-        fs::rename(&new, system.program()).unwrap();
+        wait_for("the agent to take signals", || system.log().contains("no connection"));
+        system.install();
         system.expect("status", 0, &format!("process {process}"));
         system.expect("reload", 0, "");
         system.expect("restart", 0, "");
@@ -205,9 +228,11 @@ fn an_agent_whose_program_was_replaced_is_stopped_and_restarted() {
 fn an_agent_that_ends_at_once_was_not_started() {
     with_both(|system| {
         system.expect("start", 0, "");
+        wait_for("the agent to have its storage", || system.log().contains("no connection"));
         // Forgotten, as by a crash of the script, and still on its storage.
         let aside = system.root.join("run/aside");
         fs::rename(system.pid_file(), &aside).unwrap();
+        system.sleep_until_the_end();
         system.expect("start", 1, "ended at once");
         wait_for("the reason", || system.log().contains("in use by another"));
         system.expect("status", 3, "does not run");
@@ -228,7 +253,7 @@ fn a_process_is_the_agents_by_its_command_line() {
         let mut early = Running(shell.stdin(Stdio::piped()).spawn().unwrap());
         fs::write(system.pid_file(), format!("{}\n", early.0.id())).unwrap();
         system.expect("stop", 0, "");
-        assert!(early.0.try_wait().unwrap().is_some());
+        wait_for("its end", || early.0.try_wait().unwrap().is_some());
 
         let mut stranger = Running(Command::new("cat").stdin(Stdio::piped()).spawn().unwrap());
         fs::write(system.pid_file(), format!("{}\n", stranger.0.id())).unwrap();

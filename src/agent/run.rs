@@ -244,7 +244,7 @@ fn report_unopened(config: &Config, system: &Arc<dyn Clock>, e: &AgentError) {
 pub fn daemon(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<(), AgentError> {
     let failed = |e: nix::errno::Errno| AgentError::Other(format!("waiting: {e}"));
     let mut waiter = Waiter::new().map_err(failed)?;
-    wait::end_after(GRACE, last_words).map_err(|e| AgentError::Other(format!("starting a thread: {e}")))?;
+    let end = wait::end_after(GRACE, last_words).map_err(|e| AgentError::Other(format!("starting a thread: {e}")))?;
     let mut notifier = Notifier::from_env();
     notifier.ready("starting");
     let mut agent = None;
@@ -258,7 +258,7 @@ pub fn daemon(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>
             Wake::Time => {}
         }
     }
-    last_words();
+    end.by_itself();
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -26,16 +28,45 @@ pub enum Wake {
     Time,
 }
 
+/// The end of the daemon, of which one thread alone has the last words.
+#[derive(Clone)]
+pub struct End {
+    last_words: fn(),
+    said: Arc<AtomicBool>,
+}
+
+impl End {
+    /// Says the last words of a daemon that ends by itself; does not return where it was too late for that.
+    pub fn by_itself(&self) {
+        if self.said.swap(true, Ordering::Relaxed) {
+            loop {
+                std::thread::park(); // the other thread ends the process
+            }
+        }
+        (self.last_words)();
+    }
+
+    fn in_the_middle(&self) {
+        if !self.said.swap(true, Ordering::Relaxed) {
+            log::warn!("ended in the middle of a try; the next start goes on from there");
+            (self.last_words)();
+        }
+        std::process::exit(0);
+    }
+}
+
 /// Ends this process `grace` after SIGTERM or SIGINT, if it has not ended by itself by then: a request, a name server, a key store or
 /// a reload may hang for longer than anyone waits. A power cut at any instant does no harm, so neither does this.
 ///
 /// Call after [`Waiter::new`], which keeps the signals from ending the process at once.
-pub fn end_after(grace: Duration, last_words: fn()) -> io::Result<()> {
+pub fn end_after(grace: Duration, last_words: fn()) -> io::Result<End> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
     // Only looked at: the signal itself is left to `until`.
     let stop = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?;
+    let end = End { last_words, said: Arc::default() };
+    let other = end.clone();
     let watch = move || {
         let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         loop {
@@ -46,11 +77,10 @@ pub fn end_after(grace: Duration, last_words: fn()) -> io::Result<()> {
             }
         }
         std::thread::sleep(grace);
-        log::warn!("ended in the middle of a try; the next start goes on from there");
-        last_words();
-        std::process::exit(0);
+        other.in_the_middle();
     };
-    std::thread::Builder::new().name("stop".into()).stack_size(STACK).spawn(watch).map(drop)
+    std::thread::Builder::new().name("stop".into()).stack_size(STACK).spawn(watch)?;
+    Ok(end)
 }
 
 /// Waits for moments and signals.

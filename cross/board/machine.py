@@ -107,9 +107,7 @@ class Board(Machine):
         self.disk.power_on()
         tpm_socket = self.directory / "tpm.socket"
         tpm_socket.unlink(missing_ok=True)
-        tpm = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.directory}/tpm", "--ctrl", f"type=unixio,path={tpm_socket}"]
-        self.tpm = start(tpm, stdout=self.log, stderr=self.log)
-        wait_until("swtpm's socket", tpm_socket.exists)
+        self._start_tpm(self.log, "--ctrl", f"type=unixio,path={tpm_socket}")
         machine = ["-m", "256", "-rtc", "base=1970-01-01"]
         network = ["-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net"]
         disk = ["-blockdev", f"driver=nbd,node-name=data,server.type=unix,server.path={self.directory}/disk.socket"]
@@ -132,17 +130,23 @@ class Board(Machine):
     def tpm_says(self):
         """What the TPM, without the board, says of itself: (times it lost power, failures that count towards a lockout)."""
         socket = self.directory / "look.socket"
-        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.directory}/tpm", "--flags", "not-need-init,startup-clear"]
-        command += ["--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"]
+        ways = ["--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"]
         with open(self.logs / "tpm.log", "w", encoding="utf-8") as log:
-            self.tpm = start(command, stdout=log, stderr=log)
-            wait_until("swtpm's socket", socket.exists)
+            self._start_tpm(log, *ways, "--flags", "not-need-init,startup-clear")
             tools = {"stdout": subprocess.PIPE, "stderr": log, "check": True, "text": True}
             clock = subprocess.run(["tpm2_readclock", "-T", f"swtpm:path={socket}"], **tools).stdout
             variable = subprocess.run(["tpm2_getcap", "-T", f"swtpm:path={socket}", "properties-variable"], **tools).stdout
         end(self.tpm)
         self.tpm = None
         return int(re.search(r"reset_count: (\d+)", clock)[1]), int(re.search(r"LOCKOUT_COUNTER: 0x(\w+)", variable)[1], 16)
+
+    def _start_tpm(self, log, *options):
+        """Starts the TPM and waits until it listens: a socket's name is there before that, swtpm's process id only then."""
+        ready = self.directory / "tpm.pid"
+        ready.unlink(missing_ok=True)
+        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.directory}/tpm", "--pid", f"file={ready}", *options]
+        self.tpm = start(command, stdout=log, stderr=log)
+        wait_until("the TPM", ready.exists)
 
     def stop(self):
         """Ends what runs, at the end of all or after a failure."""

@@ -13,6 +13,8 @@ use crate::time::Timestamp;
 
 /// Authentications, and heartbeats, kept per instance.
 pub const MAX_KEPT: usize = 10;
+/// Longest text kept of a heartbeat, in characters: the record is read and written with each join.
+const MAX_TEXT: usize = 128;
 
 /// A bot instance or a host, version v1; its name is its id. It ends 5 minutes after its newest certificate (`metadata.expires`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,9 +94,13 @@ impl Instance {
 }
 
 impl InstanceStatus {
-    /// Notes a join, and forgets the oldest beyond [`MAX_KEPT`].
-    pub fn note(&mut self, authentication: Authentication, heartbeat: Heartbeat) {
+    /// Notes a join, and forgets the oldest beyond [`MAX_KEPT`]. What the device tells of itself is cut to a bearable length.
+    pub fn note(&mut self, authentication: Authentication, mut heartbeat: Heartbeat) {
         let time = authentication.time;
+        let Heartbeat { version, hostname, architecture, keystore } = &mut heartbeat;
+        for text in [version, hostname, architecture, keystore] {
+            *text = text.chars().take(MAX_TEXT).collect();
+        }
         self.generation = authentication.generation;
         self.authentications.push_back(authentication);
         self.heartbeats.push_back(SeenHeartbeat { time, heartbeat });
@@ -104,5 +110,25 @@ impl InstanceStatus {
         while self.heartbeats.len() > MAX_KEPT {
             self.heartbeats.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_cannot_make_its_record_grow() {
+        let long = || "\u{e4}".repeat(60_000);
+        let mut status = InstanceStatus::default();
+        for generation in 0..100 {
+            let heartbeat = Heartbeat { version: long(), hostname: long(), architecture: long(), keystore: "tpm".into() };
+            let authentication =
+                Authentication { time: Timestamp::default(), kind: JoinKind::Renewal, generation, remote_addr: None };
+            status.note(authentication, heartbeat);
+        }
+        assert_eq!((status.authentications.len(), status.heartbeats.len()), (MAX_KEPT, MAX_KEPT));
+        let kept = &status.heartbeats[0].heartbeat;
+        assert_eq!((kept.hostname.chars().count(), &*kept.keystore), (MAX_TEXT, "tpm"));
     }
 }

@@ -6,6 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use support::proxy::{Proxy, Way};
 use support::wall_clock::WallClock;
 use support::{Device, Server, success, tool, wait_for};
 
@@ -226,6 +227,28 @@ fn outputs_keep_the_list_fresh_between_renewals() {
     daemon.signal(nix::sys::signal::Signal::SIGUSR1);
     wait_for("a renewal", || read("tls.crt") != leaf);
     assert_eq!(read("ca.crl"), list, "a renewal does not take it away");
+}
+
+/// A renewal is none the less one: `boundkey status` shows when the next is due, and the error until the list has come.
+#[test]
+fn a_list_that_did_not_come_with_a_renewal_is_fetched_soon_after() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server.addr);
+    let verifier = verifier(&server, "broker", "    crl: true\n");
+    let config = std::fs::read_to_string(verifier.config()).expect("configuration");
+    std::fs::write(verifier.config(), config.replace(&server.addr, &proxy.addr)).expect("configuration");
+    verifier.join();
+    proxy.mend();
+    verifier.join();
+    let whole = proxy.passed(Way::Down);
+    proxy.mend();
+    proxy.cut_after(Way::Down, whole - 200);
+    let _daemon = verifier.daemon();
+    wait_for("the error", || verifier.status()["last_error"]["type"] == "cut-short");
+    assert_eq!(server.events("broker"), ["join.first", "join.renewal", "join.renewal"]);
+    assert!(verifier.status()["next_renewal"].is_string(), "{}", verifier.status());
+    proxy.mend();
+    wait_for("the list", || verifier.status()["last_error"].is_null());
 }
 
 #[test]

@@ -77,15 +77,21 @@ impl Reporter {
         self.put(Report { next_renewal, last_error: None, warnings });
     }
 
-    /// Notes an error; the same error again keeps its first time.
+    /// Notes that there was no join; the same error again keeps its first time.
     pub fn failed(&mut self, e: &AgentError, at: Timestamp) {
+        self.note(e, at, None);
+    }
+
+    /// Notes an error of what comes after a join, which leaves the next one where it is.
+    pub fn failed_after_join(&mut self, e: &AgentError, at: Timestamp) {
+        self.note(e, at, self.report.next_renewal);
+    }
+
+    fn note(&mut self, e: &AgentError, at: Timestamp, next_renewal: Option<Timestamp>) {
         let error = LastError::new(e, at);
         if self.report.last_error.as_ref().is_some_and(|last| last.is_same(&error)) {
             return;
         }
-        // What fails after a join leaves the next one where it is.
-        let after_join = matches!(e, AgentError::Output(..) | AgentError::Reload(_));
-        let next_renewal = self.report.next_renewal.filter(|_| after_join);
         self.put(Report { last_error: Some(error), next_renewal, ..self.report.clone() });
     }
 

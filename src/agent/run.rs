@@ -54,6 +54,8 @@ pub struct Agent {
     /// When to look at the revocation list, in time since boot.
     look_due: Duration,
     look_complaint: Complaint,
+    /// The [`AgentError::kind`] of a look at it that failed right after the last join: `boundkey status` shows that one.
+    look_error: Option<&'static str>,
 }
 
 /// What the daemon knows of its last tries.
@@ -88,6 +90,7 @@ impl Agent {
             unwritten,
             look_due,
             look_complaint,
+            look_error: None,
         })
     }
 
@@ -121,6 +124,7 @@ impl Agent {
         let mut fresh = outputs::attach(requested, &answer)?;
         let wanted = fresh.iter().any(|fresh| fresh.output.crl);
         let looked = if wanted { self.look(&bundle).map(drop) } else { Ok(()) };
+        self.look_error = looked.as_ref().err().map(AgentError::kind);
         let installed = outputs::install(&fresh, &bundle, self.revoked.der(), &mut self.reloads);
         self.unwritten = installed.is_err();
         fresh.retain(|fresh| fresh.output.crl);
@@ -154,7 +158,12 @@ impl Agent {
                 Ok(())
             });
             match kept {
-                Ok(()) => self.look_complaint.succeeded(),
+                Ok(()) => {
+                    self.look_complaint.succeeded();
+                    if let Some(kind) = self.look_error.take() {
+                        self.reporter.mended(kind);
+                    }
+                }
                 Err(e) => {
                     self.look_complaint.failed(&e, since_boot());
                 }
@@ -170,7 +179,7 @@ impl Agent {
         let due = self.reloads.run_due(since_boot());
         match self.reloads.take_failure() {
             Some(e) if self.reporter.report().last_error.as_ref().is_none_or(|last| last.r#type == RELOAD) => {
-                self.reporter.failed(&e.into(), self.clock.now());
+                self.reporter.failed_after_join(&e.into(), self.clock.now());
             }
             _ if !self.reloads.is_failing() => self.reporter.mended(RELOAD),
             _ => {}
@@ -301,12 +310,13 @@ fn turn(
             notifier.status(&format!("certificate until {end}; next renewal {next}"));
             if let Err(e) = agent.install(joined) {
                 log::error!("{e}\n{}", e.advice());
-                agent.reporter.failed(&e, agent.clock.now());
+                agent.reporter.failed_after_join(&e, agent.clock.now());
             }
             Ok(wait)
         }
         Err(e) => {
             let is_news = tries.complaint.failed(&e, since_boot());
+            agent.look_error = None;
             agent.reporter.failed(&e, agent.clock.now());
             notifier.status(&e.to_string());
             let with = CAP_WITH_CERTIFICATE.min(config.renewal_interval.unwrap_or(CAP_WITH_CERTIFICATE));

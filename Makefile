@@ -85,7 +85,7 @@ SECONDS = 300
 fuzz:
 	@tests/setup build test fuzz
 	mkdir -p tests/fuzz/artifacts/found/$(TARGET)
-	cargo +nightly fuzz run --fuzz-dir tests/fuzz --sanitizer none --features libfuzzer,tpm,pkcs11 $(TARGET) \
+	cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none --features libfuzzer,tpm,pkcs11 $(TARGET) \
 		tests/fuzz/artifacts/found/$(TARGET) tests/fuzz/corpus/$(TARGET) -- \
 		-max_total_time=$(SECONDS) -max_len=16384 -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=64
 

@@ -10,7 +10,8 @@ use crate::auth::store::StoreError;
 const APPLICATION: i64 = 0x626b_6579;
 
 /// Each brings the schema one version on. Released ones never change.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     -- The counters: both only rise, and a revision given once is never given again.
     CREATE TABLE meta (
         id       INTEGER PRIMARY KEY CHECK (id = 1),
@@ -49,7 +50,12 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT;
     CREATE INDEX event_time ON event (time);
     CREATE INDEX event_token ON event (token) WHERE token IS NOT NULL;
-    "];
+    ",
+    "
+    -- A token that is deleted leaves its certificates behind: found without a look at those of all others.
+    CREATE INDEX issued_token ON issued (token);
+    ",
+];
 
 /// Makes an empty file ours.
 pub(super) fn create(connection: &mut Connection) -> Result<(), StoreError> {
@@ -91,4 +97,26 @@ fn run_from(transaction: &Transaction<'_>, version: usize) -> Result<(), StoreEr
         transaction.execute_batch(migration)?;
     }
     Ok(transaction.pragma_update(None, "user_version", MIGRATIONS.len())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_first_schema_is_brought_on_with_all_that_is_in_it() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(MIGRATIONS[0]).unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        connection.execute("INSERT INTO issued VALUES ('1', 't', 'b', 'i', 7)", []).unwrap();
+        migrate(&mut connection).unwrap();
+        let now = connection.transaction().unwrap();
+        assert_eq!(check(&now).unwrap(), MIGRATIONS.len());
+        let find = |what: &str, from: &str| -> String {
+            now.query_row(&format!("{what} FROM issued WHERE token = 't'"), [], |row| row.get(from)).unwrap()
+        };
+        assert_eq!(find("SELECT *", "instance"), "i");
+        assert!(find("EXPLAIN QUERY PLAN SELECT *", "detail").contains("issued_token"));
+    }
 }

@@ -111,22 +111,17 @@ impl Occasion<'_> {
             .with("recovery_count", grant.status.recovery_count)
             .with("recovery_mode", self.mode())
             .with("public_key", grant.status.bound_public_key.as_ref().map(ToString::to_string));
-        let spec = &self.view.token.resource.spec.bound_keypair;
-        if let Some(left @ 0..=1) = grant.status.recoveries(spec).remaining() {
-            joined = joined.with("recoveries_left", left);
-        }
-        // Renewals leave them as they are.
-        let spends = matches!(grant.kind, JoinKind::First | JoinKind::Recovery);
         let recoveries = grant.status.recoveries(&self.view.token.resource.spec.bound_keypair);
-        let left = recoveries.remaining().filter(|_| spends);
-        if let Some(left) = left {
+        let spends = matches!(grant.kind, JoinKind::First | JoinKind::Recovery);
+        if let Some(left) = recoveries.remaining().filter(|left| spends || *left <= 1) {
             joined = joined.with("recoveries_left", left);
         }
         if let Some(why) = &verified.certificate_ignored {
             joined = joined.with("certificate_ignored", why.as_str());
         }
         events.push(joined);
-        if let Some(left @ 0..=1) = left {
+        // Renewals leave them as they are.
+        if let Some(left @ 0..=1) = recoveries.remaining().filter(|_| spends) {
             let low = self.of_grant(EventKind::RecoveriesLow, grant);
             events.push(low.with("recoveries_left", left).with("limit", recoveries.limit));
         }

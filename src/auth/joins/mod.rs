@@ -202,7 +202,8 @@ impl Joins {
             commit.changes = vec![token, change];
             commit.events = vec![locked];
         } else {
-            let proven = refused.verified.is_some() && !is_of_stranger(problem.kind);
+            let token = &occasion.view.token.resource.metadata.name;
+            let proven = (refused.verified.is_some() && !is_of_stranger(problem.kind)).then_some(token.as_str());
             match self.throttle.admit(proven, occasion.now) {
                 None => return refused.refusal.problem,
                 Some(0) => {}

@@ -1,0 +1,327 @@
+//! What every store does, whatever it is made of.
+
+use std::sync::Barrier;
+use std::time::Duration;
+
+use boundkey::auth::audit::EventFilter;
+use boundkey::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
+use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, Store, StoreError, Stored};
+use boundkey::join::Id;
+use boundkey::join::server::record::Exemption;
+
+use super::{at, bot, changes, create, delete, event, instance, put, resource, revision, token};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What any implementation of the trait has to do. Wants an empty store.
+pub(super) fn every_rule(store: &dyn Store) {
+    reads_back_what_was_written(store);
+    a_conflict_leaves_nothing(store);
+    revisions_are_never_used_twice(store);
+    policy_rises_with_bots_roles_and_locks(store);
+    a_join_view_has_all_that_a_decision_needs(store);
+    what_is_locked_or_gone_is_revoked(store);
+    ended_exemptions_are_found(store);
+    events_are_filtered(store);
+    concurrent_commits_do_not_mix(store);
+    a_sweep_takes_what_has_ended(store);
+}
+
+fn reads_back_what_was_written(store: &dyn Store) {
+    for resource in [bot("one", &["r"]), token("one", "one", None), instance("one", "one", 9), role("one")] {
+        let revision = put(store, resource.clone());
+        assert_eq!(store.get(&resource.key()).unwrap(), Some(Stored { resource, revision }));
+    }
+    put(store, bot("another", &[]));
+    let names: Vec<_> = store.list(Kind::Bot).unwrap().into_iter().map(|s| s.resource.metadata().name.clone()).collect();
+    assert_eq!(names, ["another", "one"]);
+    assert_eq!(store.get(&Key::new(Kind::Bot, "none")).unwrap(), None);
+    assert_eq!(store.list(Kind::Lock).unwrap(), []);
+}
+
+fn a_conflict_leaves_nothing(store: &dyn Store) {
+    let first = put(store, bot("cas", &[]));
+    let second = put(store, bot("cas", &["r"]));
+    assert!(second > first);
+    let fresh = create(bot("fresh", &[]));
+    let key = Key::new(Kind::Bot, "cas");
+    let of_missing = Change { key: Key::new(Kind::Bot, "none"), expected: Some(first), to: None };
+    for stale in [Change { key, expected: Some(first), to: None }, create(bot("cas", &[])), of_missing] {
+        let name = stale.key.to_string();
+        let commit = Commit {
+            changes: vec![fresh.clone(), stale],
+            events: vec![event(1, "conflict")],
+            issued: vec![issued("conflict", 1)],
+            policy: None,
+        };
+        assert!(matches!(store.commit(commit), Err(StoreError::Conflict(what)) if what == name));
+    }
+    assert_eq!(store.get(&fresh.key).unwrap(), None);
+    let told = store.events(&EventFilter { token: Some("conflict".into()), ..EventFilter::default() }).unwrap();
+    assert_eq!(told, []);
+    // Nothing of `issued` either: the serial is free.
+    store.commit(Commit { issued: vec![issued("conflict", 1)], ..Commit::default() }).unwrap();
+}
+
+fn revisions_are_never_used_twice(store: &dyn Store) {
+    let key = Key::new(Kind::Bot, "again");
+    let first = put(store, bot("again", &[]));
+    delete(store, &key);
+    let second = put(store, bot("again", &[]));
+    assert!(second > first);
+    let stale = changes([Change { key, expected: Some(first), to: None }]);
+    assert!(matches!(store.commit(stale), Err(StoreError::Conflict(_))));
+}
+
+fn policy_rises_with_bots_roles_and_locks(store: &dyn Store) {
+    put(store, token("policy", "policy", None));
+    let mut last = policy(store, "policy");
+    for resource in [bot("policy", &[]), role("policy"), lock("policy", LockTarget::Bot("x".into()))] {
+        for change in [Some(resource.clone()), None] {
+            let expected = revision(store, &resource.key());
+            store.commit(changes([Change { key: resource.key(), expected, to: change }])).unwrap();
+            let now = policy(store, "policy");
+            assert!(now > last, "after a change of {}", resource.key());
+            last = now;
+        }
+    }
+    put(store, token("policy", "other", None));
+    put(store, instance("policy", "policy", 9));
+    assert!(store.commit(changes([create(bot("one", &[]))])).is_err());
+    assert_eq!(policy(store, "policy"), last, "tokens, instances and conflicts are no policy");
+
+    let join = Commit { policy: Some(last), ..Commit::default() };
+    store.commit(join.clone()).unwrap();
+    put(store, role("policy"));
+    assert!(matches!(store.commit(join), Err(StoreError::Conflict(_))));
+}
+
+fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
+    const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
+    const OTHER: &str = "ffeeddcc-bbaa-9988-7766-554433221100";
+    assert!(store.join_view("none", None).unwrap().is_none());
+    put(store, token("view", "view", Some(ID)));
+    let view = store.join_view("view", None).unwrap().unwrap();
+    assert_eq!((view.bot, view.roles.len(), view.locks.len(), view.instances), (None, 0, 0, vec![]));
+
+    put(store, bot("view", &["view", "missing"]));
+    put(store, role("view"));
+    put(store, instance(ID, "view", 9));
+    for (name, target) in [("l1", LockTarget::Token("view".into())), ("l2", LockTarget::Bot("view".into()))] {
+        put(store, lock(name, target));
+    }
+    put(store, lock("l3", LockTarget::BotInstance(ID.into())));
+    put(store, lock("not-ours", LockTarget::Token("other".into())));
+    put(store, instance(OTHER, "view", 9));
+    put(store, lock("l4", LockTarget::BotInstance(OTHER.into())));
+    let view = store.join_view("view", None).unwrap().unwrap();
+    assert_eq!(view.bot.as_ref().map(|bot| bot.metadata.name.as_str()), Some("view"));
+    assert_eq!(view.roles.len(), 1);
+    let mut locks: Vec<_> = view.locks.iter().map(|lock| lock.metadata.name.clone()).collect();
+    locks.sort();
+    assert_eq!(locks, ["l1", "l2", "l3"]);
+    let names = |view: &JoinView| view.instances.iter().map(|stored| stored.resource.metadata.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&view), [ID]);
+    assert_eq!(Some(view.token.revision), revision(store, &Key::new(Kind::Token, "view")));
+
+    let named = |id: &str| store.join_view("view", Some(id.parse().unwrap())).unwrap().unwrap();
+    assert_eq!((names(&named(OTHER)), named(OTHER).locks.len()), (vec![ID.to_owned(), OTHER.to_owned()], 4));
+    assert_eq!((names(&named(ID)), named(ID).locks.len()), (vec![ID.to_owned()], 3), "not twice");
+    let unknown = named("ffffffff-ffff-ffff-ffff-ffffffffffff");
+    assert_eq!((names(&unknown), unknown.locks.len()), (vec![ID.to_owned()], 3));
+}
+
+fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
+    const NOW: u64 = 1_000_000;
+    const SSH: &str = "00112233445566ff";
+    let certificate = |serial: &str, token: &str, bot: &str, instance: &str, not_after: u64| IssuedRecord {
+        serial: serial.into(),
+        token: token.into(),
+        bot: Some(bot.into()),
+        instance: instance.into(),
+        not_after: at(not_after),
+    };
+    let issued = vec![
+        certificate("r1", "rt", "rb", "ri", NOW + 10),
+        certificate("r2", "rt", "rb", "rj", NOW + 20),
+        certificate("r3", "ru", "rb", "rk", NOW),
+        certificate("r4", "ru", "rb", "rk", NOW - KEEP_ISSUED.as_secs()),
+        certificate("r5", "ru", "rb", "rk", NOW - KEEP_ISSUED.as_secs() - 1),
+        certificate("r6", "rv", "rc", "rl", NOW + 30),
+        certificate(SSH, "rt", "rb", "ri", NOW + 10),
+    ];
+    for resource in [token("rt", "rb", None), token("ru", "rb", None), token("rv", "rc", None), bot("rb", &[]), bot("rc", &[])] {
+        put(store, resource);
+    }
+    store.commit(Commit { issued, ..Commit::default() }).unwrap();
+    let revoked = |limit| store.revoked(Form::X509, at(NOW), limit).unwrap();
+    let of_ssh = || store.revoked(Form::SshHost, at(NOW), 9).unwrap().serials;
+    assert_eq!(revoked(9).serials, [""; 0]);
+    assert_eq!(revoked(9).policy, store.policy().unwrap());
+
+    let locked = |target: LockTarget| {
+        put(store, lock("revokes", target));
+        assert_eq!(revoked(9).policy, store.policy().unwrap());
+        let serials = revoked(9).serials;
+        delete(store, &Key::new(Kind::Lock, "revokes"));
+        serials
+    };
+    assert_eq!(locked(LockTarget::Token("rt".into())), ["r2", "r1"]);
+    assert_eq!(locked(LockTarget::Token("ru".into())), ["r3", "r4"], "an hour longer than they hold");
+    assert_eq!(locked(LockTarget::Bot("rb".into())), ["r2", "r1", "r3", "r4"]);
+    assert_eq!(locked(LockTarget::BotInstance("ri".into())), ["r1"]);
+    assert_eq!(locked(LockTarget::Host("rk".into())), ["r3", "r4"]);
+    assert_eq!(of_ssh(), [""; 0]);
+    assert_eq!(locked(LockTarget::Token("r".into())), [""; 0]);
+
+    let Resource::Lock(mut ends) = lock("ends", LockTarget::Bot("rb".into())) else { unreachable!() };
+    for (metadata, spec, holds) in
+        [(None, Some(1), true), (Some(1), None, true), (Some(1), Some(0), false), (Some(0), None, false)]
+    {
+        ends.metadata.expires = metadata.map(|more| at(NOW + more));
+        ends.spec.expires = spec.map(|more| at(NOW + more));
+        put(store, Resource::Lock(ends.clone()));
+        assert_eq!(revoked(9).serials.len(), if holds { 4 } else { 0 }, "{metadata:?} {spec:?}");
+    }
+    delete(store, &Key::new(Kind::Lock, "ends"));
+
+    let Resource::Token(mut life) = token("rt", "rb", None) else { unreachable!() };
+    life.status.bound_keypair.incarnation = Some(Id([7; 16]));
+    put(store, Resource::Token(life.clone()));
+    delete(store, &Key::new(Kind::Token, "rt"));
+    assert_eq!(revoked(9).serials, ["r2", "r1"]);
+    assert_eq!(of_ssh(), [SSH]);
+    // Another one of that name is another; the same one put back is the same.
+    for (incarnation, gone) in [(None, 2), (Some(Id([8; 16])), 2), (Some(Id([7; 16])), 0), (None, 0)] {
+        life.status.bound_keypair.incarnation = incarnation;
+        put(store, Resource::Token(life.clone()));
+        assert_eq!((revoked(9).serials.len(), of_ssh().len()), (gone, gone / 2), "{incarnation:?}");
+        if gone > 0 {
+            delete(store, &Key::new(Kind::Token, "rt"));
+        }
+    }
+    delete(store, &Key::new(Kind::Token, "rt"));
+    delete(store, &Key::new(Kind::Bot, "rc"));
+    assert_eq!(revoked(9).serials, ["r6", "r2", "r1"]);
+    assert_eq!(revoked(2).serials, ["r6", "r2"]);
+    delete(store, &Key::new(Kind::Bot, "rb"));
+    assert_eq!(revoked(9).serials, ["r6", "r2", "r1", "r3", "r4"]);
+}
+
+fn ended_exemptions_are_found(store: &dyn Store) {
+    for (name, ends) in [("x1", 10), ("x2", 20), ("x3", 30)] {
+        let Resource::Token(mut token) = token(name, "b", None) else { unreachable!() };
+        let exemption = Exemption { recoveries: 1, waive_join_state: true, expires: at(ends), reason: None };
+        token.status.bound_keypair.exemption = Some(exemption);
+        put(store, Resource::Token(token));
+    }
+    let ended = |now| store.ended_exemptions(at(now)).unwrap().into_iter().map(|t| t.resource.metadata.name).collect::<Vec<_>>();
+    assert_eq!(ended(9), [""; 0]);
+    assert_eq!(ended(20), ["x1", "x2"]);
+    put(store, token("x1", "b", None));
+    assert_eq!(ended(20), ["x2"]);
+    put(store, token("x2", "b", None));
+}
+
+fn events_are_filtered(store: &dyn Store) {
+    let told = [event(10, "e"), event(20, "other"), event(30, "e"), event(40, "e")];
+    for event in &told {
+        store.commit(Commit { events: vec![event.clone()], ..Commit::default() }).unwrap();
+    }
+    let of_e = EventFilter { token: Some("e".into()), ..EventFilter::default() };
+    let times = |filter: EventFilter| {
+        let events = store.events(&filter).unwrap();
+        assert!(events.is_sorted_by(|a, b| a.0 < b.0));
+        events.into_iter().map(|(_, event)| event.time.secs()).collect::<Vec<_>>()
+    };
+    assert_eq!(times(of_e.clone()), [10, 30, 40]);
+    assert_eq!(times(EventFilter { since: Some(at(30)), ..of_e.clone() }), [30, 40]);
+    assert_eq!(times(EventFilter { limit: Some(2), ..of_e.clone() }), [10, 30], "the oldest, to read on after them");
+    assert_eq!(times(EventFilter { since: Some(at(31)), ..EventFilter::default() }), [40]);
+    assert_eq!(times(EventFilter { since: Some(at(41)), ..EventFilter::default() }), [0; 0]);
+    let (first, _) = store.events(&of_e).unwrap()[0].clone();
+    assert_eq!(times(EventFilter { after: first, ..EventFilter::default() }), [20, 30, 40]);
+    assert_eq!(store.events(&of_e).unwrap()[0].1, told[0]);
+}
+
+fn concurrent_commits_do_not_mix(store: &dyn Store) {
+    const WRITERS: usize = 24;
+    const ROUNDS: usize = 8;
+    let stale = put(store, bot("hot", &[]));
+    put(store, bot("hot", &["r"]));
+    let start = Barrier::new(WRITERS);
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                for round in 0..ROUNDS {
+                    let mine = create(bot(&format!("mine-{writer}-{round}"), &[]));
+                    let mut commit = Commit { changes: vec![mine], ..Commit::default() };
+                    commit.events.push(event(1, "concurrent"));
+                    // One writer in three is late: it, and nobody else, has to lose.
+                    if writer % 3 == 0 {
+                        commit.changes.push(Change { key: Key::new(Kind::Bot, "hot"), expected: Some(stale), to: None });
+                    }
+                    assert_eq!(store.commit(commit).is_ok(), writer % 3 != 0);
+                }
+            });
+        }
+    });
+    let won = WRITERS / 3 * 2 * ROUNDS;
+    let bots = store.list(Kind::Bot).unwrap();
+    let mine = bots.iter().filter(|stored| stored.resource.metadata().name.starts_with("mine-"));
+    assert_eq!(mine.count(), won);
+    let mut revisions: Vec<_> = bots.iter().map(|stored| stored.revision).collect();
+    revisions.sort_unstable();
+    revisions.dedup();
+    assert_eq!(revisions.len(), bots.len());
+    let told = store.events(&EventFilter { token: Some("concurrent".into()), ..EventFilter::default() }).unwrap();
+    assert_eq!(told.len(), won);
+}
+
+fn a_sweep_takes_what_has_ended(store: &dyn Store) {
+    let now = at(1_000_000);
+    put(store, instance("ended", "t", now.secs()));
+    put(store, instance("lives", "t", now.secs() + 1));
+    let kept = now.minus(KEEP_ISSUED).secs();
+    let records = vec![issued("ended", kept - 1), issued("lives", kept)];
+    let events = vec![event(now.secs() - 3601, "swept"), event(now.secs() - 3600, "swept")];
+    store.commit(Commit { issued: records, events, ..Commit::default() }).unwrap();
+    let swept = EventFilter { token: Some("swept".into()), ..EventFilter::default() };
+    let last = store.events(&swept).unwrap()[1].0;
+
+    store.sweep(now, HOUR).unwrap();
+    assert_eq!(revision(store, &Key::new(Kind::BotInstance, "ended")), None);
+    assert!(revision(store, &Key::new(Kind::BotInstance, "lives")).is_some());
+    assert_eq!(store.events(&swept).unwrap().len(), 1);
+    assert!(store.commit(Commit { issued: vec![issued("lives", 1)], ..Commit::default() }).is_err());
+    store.commit(Commit { issued: vec![issued("ended", 1)], ..Commit::default() }).unwrap();
+
+    // A number swept away does not come back: a reader that follows would miss the event.
+    store.sweep(now.plus(HOUR * 2), HOUR).unwrap();
+    store.commit(Commit { events: vec![event(now.secs(), "swept")], ..Commit::default() }).unwrap();
+    assert!(store.events(&swept).unwrap()[0].0 > last);
+
+    for (until, last) in [(now, Some(now)), (now.plus(HOUR), Some(now)), (now.minus(HOUR), None)] {
+        assert_eq!(store.last_event_until(until).unwrap(), last, "{until}");
+    }
+}
+
+fn role(name: &str) -> Resource {
+    resource(&format!(r#"{{"kind":"role","version":"v1","metadata":{{"name":"{name}"}},"spec":{{}}}}"#))
+}
+
+fn lock(name: &str, target: LockTarget) -> Resource {
+    let spec = LockSpec { target, message: "stop".into(), expires: None, automatic: false };
+    Resource::Lock(Lock { metadata: Metadata::named(name), spec })
+}
+
+fn policy(store: &dyn Store, token: &str) -> u64 {
+    store.join_view(token, None).unwrap().unwrap().policy
+}
+
+fn issued(serial: &str, not_after: u64) -> IssuedRecord {
+    let bot = Some("b".into());
+    IssuedRecord { serial: serial.into(), token: "t".into(), bot, instance: "i".into(), not_after: at(not_after) }
+}

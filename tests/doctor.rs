@@ -194,6 +194,11 @@ fn configuration_outputs_and_clock() {
     let below = device.dir.join("out/mqtt").display().to_string();
     output(&below, "").has("ok", "output", "can be written", "");
     output(&below, ", group: no-such-group").has("fail", "output", "there is no user or group no-such-group", "create it");
+    let reload = |program: &str| output(&below, &format!("}}\n    reload: {{command: [{program}]"));
+    assert!(reload("sh").0.iter().all(|[check, outcome, ..]| check != "output" || outcome == "ok"));
+    for missing in ["no-such-program", &file.display().to_string()] {
+        reload(missing).has("warn", "output", &format!("there is no program {missing} to reload by"), "reload.command");
+    }
     output(&format!("{}/x", file.display()), "").has("fail", "output", "is not a directory", "correct destination.path");
     device.configure(&server, "  bound_keypair: {registration_secret: x}", "nonsense: 1");
     doctor(&device).has("fail", "config", "nonsense", "");

@@ -1,11 +1,11 @@
-//! The outputs' directories.
+//! The outputs' directories, and the programs that are to be told of them.
 
 use std::path::Path;
 
 use nix::unistd::{AccessFlags, Group, User, access};
 
 use super::Report;
-use crate::agent::config::{Account, Config, Output};
+use crate::agent::config::{Account, Config, Output, Reload};
 
 pub fn check(report: &mut Report, config: &Config) {
     for output in &config.outputs {
@@ -13,7 +13,21 @@ pub fn check(report: &mut Report, config: &Config) {
             Ok(()) => report.ok("output", format!("{} can be written", output.name)),
             Err((what, advice)) => report.fail("output", format!("{}: {what}", output.name), advice),
         }
+        if let Some(Reload::Command { program, .. }) = &output.reload
+            && !is_found(program)
+        {
+            let advice = "install it, or correct reload.command; a name is looked for in PATH, which a unit may set otherwise";
+            report.warn("output", format!("{}: there is no program {program} to reload by", output.name), advice);
+        }
     }
+}
+
+fn is_found(program: &str) -> bool {
+    let runs = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    if program.contains('/') {
+        return runs(Path::new(program));
+    }
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| runs(&dir.join(program))))
 }
 
 fn examine(output: &Output) -> Result<(), (String, &'static str)> {

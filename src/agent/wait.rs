@@ -3,8 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -28,30 +27,29 @@ pub enum Wake {
     Time,
 }
 
-/// The end of the daemon, of which one thread alone has the last words.
+/// The end of the daemon, of which one thread alone has the last words, and is let finish them.
 #[derive(Clone)]
 pub struct End {
     last_words: fn(),
-    said: Arc<AtomicBool>,
+    said: Arc<Mutex<bool>>,
 }
 
 impl End {
     /// Says the last words of a daemon that ends by itself; does not return where it was too late for that.
     pub fn by_itself(&self) {
-        if self.said.swap(true, Ordering::Relaxed) {
-            loop {
-                std::thread::park(); // the other thread ends the process
-            }
-        }
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         (self.last_words)();
+        *said = true;
     }
 
-    fn in_the_middle(&self) {
-        if !self.said.swap(true, Ordering::Relaxed) {
+    fn in_the_middle(&self) -> ! {
+        // Held to the end of the process: nobody speaks after.
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*said {
             log::warn!("ended in the middle of a try; the next start goes on from there");
             (self.last_words)();
         }
-        std::process::exit(0);
+        std::process::exit(0)
     }
 }
 

@@ -207,7 +207,8 @@ fn restore(matches: &ArgMatches) -> Result<(), Failure> {
     let replaced = data_dir(matches)?.restore(backup_dir(matches)?, &System)?;
     let kept = replaced.map_or_else(String::new, |path| format!("; the database that was there: {}", path.display()));
     say(&format!(
-        "restored{kept}\nput locks on again before devices reach the server: those made since the backup are lost (--listen 127.0.0.1:0)"
+        "restored{kept}\nlocks made since the backup are lost: put locks on again before devices reach the server; start it with \
+         --listen 127.0.0.1:0 for that"
     ))
 }
 

@@ -218,7 +218,7 @@ fn an_exemption_lets_a_device_back_in_once() {
     world.locks.clear();
     world.revision += 1;
     world.status.exemption =
-        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now.plus(TTL), reason: None });
+        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now.plus(TTL), key: None, reason: None });
     device.memory.join_state = None;
     device.lose_answer(&mut world);
     assert_eq!(kind(device.join(&mut world)), JoinKind::Replay, "also when its answer is lost");
@@ -230,7 +230,8 @@ fn an_exemption_lets_a_device_back_in_once() {
 fn an_exemption_that_is_out_of_time_counts_for_nothing() {
     let (mut world, mut device) = joined(1);
     world.later(EXPIRY);
-    world.status.exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now, reason: None });
+    world.status.exemption =
+        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now, key: None, reason: None });
     assert_eq!(refusal(device.join(&mut world)), ProblemType::NoRecoveriesLeft);
 }
 

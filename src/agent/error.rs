@@ -313,6 +313,9 @@ fn refusal_advice(problem: &Problem) -> &'static str {
             "raise recovery.limit of the token, or run `boundkeyctl exempt token/NAME`; the device needs nothing"
         }
         ProblemType::NotFound => "check onboarding.token, or create the token with `boundkeyctl create`",
+        ProblemType::PaceExceeded => {
+            "nothing: the agent tries again when it was told to; if it stays, see who else joins with this token (`boundkeyctl audit --token NAME`)"
+        }
         ProblemType::RegistrationRefused => {
             "check the registration secret and the token's must_register_before; `boundkeyctl get token/NAME --with-secrets` shows both"
         }

@@ -150,6 +150,8 @@ impl Https {
         let mut response = sent.map_err(|e| self.explain(e))?;
         let status = response.status();
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        // RFC 9110 section 10.2.3: seconds. Its other form, a date, is of a clock that may not be this device's, and is passed over.
+        let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
         let body = response.body_mut().with_config().limit(limit as u64).read_to_vec().map_err(|e| match self.explain(e) {
             // The head arrived: what is missing is the rest of the answer.
             TransportError::NotBoundkey(_) | TransportError::Proxy { .. } | TransportError::Unreachable(_) => {
@@ -158,8 +160,8 @@ impl Https {
             other => other,
         })?;
         if kind.starts_with(PROBLEM_JSON) {
-            let problem = serde_json::from_slice(&body);
-            return Err(problem.map_or_else(|e| TransportError::NotBoundkey(e.to_string()), TransportError::Refused));
+            let problem: Problem = serde_json::from_slice(&body).map_err(|e| TransportError::NotBoundkey(e.to_string()))?;
+            return Err(TransportError::Refused(Problem { retry_after, ..problem }));
         }
         if status == 200 && kind.starts_with(wanted) {
             return Ok(body);

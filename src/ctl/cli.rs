@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, ArgGroup, Command, value_parser};
 use super::print::Format;
 use crate::auth::api::VERSION;
 use crate::auth::resource::{Key, Kind, check_name};
+use crate::join::RecoveryCode;
 use crate::time::{Clock as _, System, Timestamp};
 
 /// Where a packaged server keeps its data.
@@ -162,12 +163,19 @@ fn exempt() -> Command {
                 .help("Recoveries allowed by it"),
         )
         .arg(Arg::new("for").long("for").value_name("TIME").value_parser(span).default_value("24h").help("How long it stands unused"))
+        .arg(
+            Arg::new("key")
+                .long("key")
+                .value_name("CODE")
+                .value_parser(|text: &str| text.parse::<RecoveryCode>())
+                .help("Only for the device with this key: the code that `boundkey recovery-code` prints there"),
+        )
         .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Why, for the audit log"))
         .arg(
             Arg::new("cancel")
                 .long("cancel")
                 .action(ArgAction::SetTrue)
-                .conflicts_with_all(["recoveries", "for", "reason"])
+                .conflicts_with_all(["recoveries", "for", "key", "reason"])
                 .help("Withdraw it"),
         )
         .after_help(

@@ -140,6 +140,7 @@ fn exempt(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
         token: token.clone(),
         recoveries: matches.get_one("recoveries").copied().unwrap_or(1),
         seconds: matches.get_one("for").map_or(86_400, |span: &Span| span.0.as_secs()),
+        key: matches.get_one("key").cloned(),
         reason: matches.get_one("reason").cloned(),
     };
     let done = client.send(&call)?;

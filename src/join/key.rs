@@ -79,6 +79,11 @@ impl Thumbprint {
         print.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, canonical.as_bytes()).as_ref());
         Self(print)
     }
+
+    /// The digest.
+    pub(super) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl fmt::Display for Thumbprint {

@@ -21,6 +21,7 @@ pub mod jws;
 mod key;
 pub mod message;
 mod problem;
+mod recovery_code;
 #[cfg(feature = "auth")]
 pub mod server;
 mod step;
@@ -30,4 +31,5 @@ pub use jws::Jws;
 pub use key::{Jwk, SshKey, Thumbprint};
 pub use message::{JoinKind, Recoveries, RecoveryMode};
 pub use problem::{PROBLEM_JSON, Problem, ProblemType};
+pub use recovery_code::{InvalidRecoveryCode, RecoveryCode};
 pub use step::{Claims, MAX_JOIN_STATE, Step};

@@ -38,6 +38,8 @@ pub enum ProblemType {
     NoRecoveriesLeft,
     /// No such token, or no such resource (operator's API).
     NotFound,
+    /// The token's joins come too fast: [`Problem::retry_after`] says when the next one may come.
+    PaceExceeded,
     /// Secret, key or deadline of a first join: which of them is not told.
     RegistrationRefused,
     /// A rotation is due and the request brought no new key.
@@ -53,7 +55,7 @@ pub enum ProblemType {
 }
 
 impl ProblemType {
-    const ALL: [(Self, &str, u16, &str); 18] = [
+    const ALL: [(Self, &str, u16, &str); 19] = [
         (Self::BadRequest, "bad-request", 400, "the request is malformed"),
         (Self::ChallengeExpired, "challenge-expired", 403, "the challenge has expired"),
         (Self::ChallengeStale, "challenge-stale", 409, "the token changed since the challenge was made"),
@@ -67,6 +69,7 @@ impl ProblemType {
         (Self::NameNotAllowed, "name-not-allowed", 403, "no role allows what was asked for"),
         (Self::NoRecoveriesLeft, "no-recoveries-left", 403, "no recoveries left"),
         (Self::NotFound, "not-found", 404, "not found"),
+        (Self::PaceExceeded, "pace-exceeded", 429, "the token is joined with too often"),
         (Self::RegistrationRefused, "registration-refused", 403, "the registration was refused"),
         (Self::RotationRequired, "rotation-required", 403, "a new key is required"),
         (Self::ServerError, "server-error", 500, "the server failed"),
@@ -106,12 +109,14 @@ pub struct Problem {
     pub kind: ProblemType,
     /// What happened here, for a person. Holds no secret.
     pub detail: String,
+    /// How long to wait before the next try, in seconds: the header `Retry-After` (RFC 9110 section 10.2.3). It is not in the document.
+    pub retry_after: Option<u64>,
 }
 
 impl Problem {
     /// A problem of `kind`, told by `detail`.
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into() }
+        Self { kind, detail: detail.into(), retry_after: None }
     }
 }
 
@@ -157,7 +162,7 @@ impl<'de> Deserialize<'de> for Problem {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let document = Document::deserialize(deserializer)?;
         let detail = if document.detail.is_empty() { document.title } else { document.detail };
-        Ok(Self { kind: ProblemType::from_urn(&document.r#type), detail })
+        Ok(Self::new(ProblemType::from_urn(&document.r#type), detail))
     }
 }
 

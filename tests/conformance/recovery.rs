@@ -205,7 +205,7 @@ fn c109_c057_a_locked_device_comes_back_without_being_touched() {
         world.unlock();
         if exempt {
             let expires = world.now.plus(TTL);
-            world.status.exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires, reason: None });
+            world.status.exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires, key: None, reason: None });
         } else {
             world.spec.recovery.mode = RecoveryMode::Insecure;
         }

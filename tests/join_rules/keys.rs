@@ -130,7 +130,7 @@ fn an_exemption_brings_back_a_device_whose_key_a_thief_rotated_away() {
     world.locks.clear();
     world.revision += 1;
     world.status.exemption =
-        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now.plus(TTL), reason: None });
+        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now.plus(TTL), key: None, reason: None });
     assert_eq!(kind(device.join(&mut world)), JoinKind::Recovery);
     assert_eq!((world.key(), world.status.caught_keys.clone()), (own, vec![]));
     assert_eq!(refusal(thief.join(&mut world)), ProblemType::JoinStateMismatch);

@@ -243,7 +243,7 @@ impl Server {
     /// As `boundkeyctl exempt` leaves the token.
     pub fn exempt(&self) -> Self {
         let expires = self.now.plus(Duration::from_secs(24 * 3600));
-        let exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires, reason: None });
+        let exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires, key: None, reason: None });
         Self { locks: vec![], status: Status { exemption, ..self.status.clone() }, ..self.clone() }
     }
 

@@ -211,7 +211,7 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
 fn ended_exemptions_are_found(store: &dyn Store) {
     for (name, ends) in [("x1", 10), ("x2", 20), ("x3", 30)] {
         let Resource::Token(mut token) = token(name, "b", None) else { unreachable!() };
-        let exemption = Exemption { recoveries: 1, waive_join_state: true, expires: at(ends), reason: None };
+        let exemption = Exemption { recoveries: 1, waive_join_state: true, expires: at(ends), key: None, reason: None };
         token.status.bound_keypair.exemption = Some(exemption);
         put(store, Resource::Token(token));
     }

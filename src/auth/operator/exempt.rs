@@ -17,14 +17,14 @@ impl Operator {
         if call.recoveries == 0 || call.seconds == 0 {
             return refused(ProblemType::BadRequest, "an exemption allows at least one recovery, for at least one second");
         }
-        let Exempt { token: name, recoveries, seconds, reason } = call;
+        let Exempt { token: name, recoveries, seconds, key, reason } = call;
         insist(|| {
             let now = self.clock.now();
             let Some(view) = self.store.join_view(&name, None)? else {
                 return refused(ProblemType::NotFound, format!("there is no token/{name}"));
             };
             let expires = now.plus(Duration::from_secs(seconds));
-            let exemption = Exemption { recoveries, waive_join_state: true, expires, reason: reason.clone() };
+            let exemption = Exemption { recoveries, waive_join_state: true, expires, key: key.clone(), reason: reason.clone() };
             let own = LockTarget::Token(name.clone());
             let (automatic, others): (Vec<Lock>, Vec<Lock>) =
                 view.locks.into_iter().partition(|lock| lock.spec.automatic && lock.spec.target == own);

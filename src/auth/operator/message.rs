@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::audit::{Event, EventFilter};
 use crate::auth::resource::{Key, Kind, LockTarget, Resource};
+use crate::join::RecoveryCode;
 use crate::join::server::record::Exemption;
 
 /// A call: what is asked, where, and what is answered.
@@ -94,6 +95,9 @@ pub struct Exempt {
     pub recoveries: u32,
     /// When it ends unused: seconds from now.
     pub seconds: u64,
+    /// The code of the only key that may come back by it, as `boundkey recovery-code` prints it on the device.
+    #[serde(default)]
+    pub key: Option<RecoveryCode>,
     /// Why it is given.
     #[serde(default)]
     pub reason: Option<String>,

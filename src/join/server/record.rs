@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::join::{Id, Recoveries, RecoveryMode, SshKey, Step, Thumbprint};
+use crate::join::{Id, Recoveries, RecoveryCode, RecoveryMode, SshKey, Step, Thumbprint};
 use crate::time::Timestamp;
 
 /// Most retired or caught keys remembered.
@@ -131,6 +131,9 @@ pub struct Exemption {
     pub waive_join_state: bool,
     /// When it ends unused.
     pub expires: Timestamp,
+    /// The code of the only key that may come back by it; any holder of the token may, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<RecoveryCode>,
     /// Why it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

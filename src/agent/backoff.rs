@@ -4,23 +4,35 @@ use std::time::Duration;
 
 use crate::time::{NoRandomness, Random};
 
-const FIRST: Duration = Duration::from_secs(1);
-
 /// Counts failures in a row.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Backoff {
+    /// Longest wait after the first failure.
+    first: Duration,
     failures: u32,
 }
 
+impl Default for Backoff {
+    /// For a server that cannot be reached, or refuses.
+    fn default() -> Self {
+        Self::starting_at(Duration::from_secs(1))
+    }
+}
+
 impl Backoff {
+    /// One that waits at most `first` after the first failure.
+    pub const fn starting_at(first: Duration) -> Self {
+        Self { first, failures: 0 }
+    }
+
     /// A success: the next failure is the first again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// How long to wait after one more failure: anywhere up to 1, 2, 4 ... seconds, at most up to `cap`.
+    /// How long to wait after one more failure: anywhere up to 1, 2, 4 ... times the first wait, at most up to `cap`.
     pub fn next(&mut self, cap: Duration, random: &dyn Random) -> Result<Duration, NoRandomness> {
-        let bound = FIRST.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(cap);
+        let bound = self.first.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(cap);
         self.failures = (self.failures + 1).min(31);
         // Not sooner than a tenth: full jitter may come out as zero, and a server that refuses is not to be asked at once.
         Ok((bound / 10).max(fraction(random)?.mul(bound)))
@@ -62,7 +74,7 @@ mod tests {
             assert!(wait <= bound && wait >= bound / 10, "{wait:?} after {failure}");
         }
         backoff.reset();
-        assert!(backoff.next(cap, &System).unwrap() <= FIRST);
+        assert!(backoff.next(cap, &System).unwrap() <= Duration::from_secs(1));
     }
 
     /// Three days offline: so many tries, with a certificate that holds and without one. Full jitter halves the caps on average.

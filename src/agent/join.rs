@@ -25,11 +25,8 @@ use crate::join::device::Start;
 use crate::join::device::answer::Issued;
 use crate::join::device::request::{Identity, Parts};
 use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
-use crate::join::{Id, ProblemType, base64url};
+use crate::join::{Id, base64url};
 use crate::time::{Random, Timestamp};
-
-/// How often a join is begun anew at once, when the token changed in between.
-const STALE_TRIES: u32 = 3;
 
 /// What a join needs beside the device.
 pub struct Joiner<'a> {
@@ -58,22 +55,11 @@ pub struct Joined {
 }
 
 impl Joiner<'_> {
-    /// Joins: first, renewal or recovery, as the server sees it.
+    /// Tries to join once: first, renewal or recovery, as the server sees it.
     pub fn join(&mut self, device: &mut Device) -> Result<Joined, AgentError> {
         let token = self.config.onboarding.token.read()?;
-        let mut tries = 0;
-        loop {
-            match self.try_join(device, &token) {
-                Err(AgentError::Transport(TransportError::Refused(problem)))
-                    if problem.kind == ProblemType::ChallengeStale && tries < STALE_TRIES =>
-                {
-                    log::debug!("the token changed meanwhile; joining anew");
-                    tries += 1;
-                }
-                Err(e) if device.is_static => return Err(static_key::explain(e)),
-                done => return done,
-            }
-        }
+        let joined = self.try_join(device, &token);
+        if device.is_static { joined.map_err(static_key::explain) } else { joined }
     }
 
     fn try_join(&mut self, device: &mut Device, token: &str) -> Result<Joined, AgentError> {

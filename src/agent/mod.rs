@@ -6,6 +6,7 @@ mod backoff;
 pub mod clock;
 mod complaint;
 pub mod config;
+mod contention;
 pub mod crl;
 pub mod device;
 pub mod doctor;

@@ -42,7 +42,8 @@ pub fn command() -> Command {
         .after_help(
             "SIGUSR1 or SIGHUP renews at once; SIGTERM or SIGINT ends.\n\n\
              Exit codes of --oneshot: 0 done, 1 other, 2 usage or configuration, 3 auth endpoint unreachable or not trusted, \
-             4 locked, 5 no recoveries left, 6 registration refused, 7 key store, 8 storage",
+             4 locked, 5 no recoveries left, 6 registration refused, 7 key store, 8 storage\n\n\
+             Where other hosts join with the same token at the same time, it waits its turn for up to 5 minutes.",
         );
     let status = Command::new("status")
         .about("Show token, certificate, recoveries, key and last error")

@@ -13,6 +13,7 @@ use super::backoff::{Backoff, jittered};
 use super::clock::{DeviceClock, since_boot};
 use super::complaint::Complaint;
 use super::config::{Config, ConfigError, DEFAULT_RENEWAL_INTERVAL, Trust as TrustConfig};
+use super::contention::{self, Contention};
 use super::crl::RevocationList;
 use super::device::{Device, Pinning};
 use super::error::{AgentError, KEYSTORE, RELOAD};
@@ -63,6 +64,7 @@ pub struct Agent {
 struct Tries {
     backoff: Backoff,
     complaint: Complaint,
+    contention: Contention,
 }
 
 impl Agent {
@@ -116,6 +118,19 @@ impl Agent {
         }
         let wait = interval(&self.config, answer.identity.not_after.since(answer.time));
         Ok((joined, wait))
+    }
+
+    /// Joins once, and waits its turn where others join with the same token.
+    fn join_among_others(&mut self) -> Result<(Joined, Duration), AgentError> {
+        let mut contention = Contention::default();
+        loop {
+            let joined = self.join();
+            let Err(e) = &joined else { return joined };
+            match contention.pause(e, since_boot(), &*self.random)? {
+                Some(pause) => std::thread::sleep(pause),
+                None => return joined,
+            }
+        }
     }
 
     /// Writes every output; those that changed are to be reloaded.
@@ -204,7 +219,7 @@ impl Agent {
 /// One join. Outputs are installed and what uses them is reloaded, else it is an error.
 pub fn oneshot(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<(), AgentError> {
     let mut agent = Agent::open(config, system, random).inspect_err(|e| report_unopened(config, system, e))?;
-    let done = agent.join().and_then(|(joined, _)| {
+    let done = agent.join_among_others().and_then(|(joined, _)| {
         agent.note_success(None, joined.answer.warnings.clone());
         let installed = agent.install(joined);
         let reloaded = agent.reloads.run_all();
@@ -303,6 +318,7 @@ fn turn(
         Ok((joined, wait)) => {
             tries.backoff.reset();
             tries.complaint.succeeded();
+            tries.contention.end();
             let wait = jittered(wait, &**random)?;
             let next = agent.clock.now().plus(wait);
             let end = joined.answer.identity.not_after;
@@ -315,13 +331,16 @@ fn turn(
             Ok(wait)
         }
         Err(e) => {
+            if let Some(pause) = tries.contention.pause(&e, since_boot(), &**random)? {
+                return Ok(pause);
+            }
             let is_news = tries.complaint.failed(&e, since_boot());
             agent.look_error = None;
             agent.reporter.failed(&e, agent.clock.now());
             notifier.status(&e.to_string());
             let with = CAP_WITH_CERTIFICATE.min(config.renewal_interval.unwrap_or(CAP_WITH_CERTIFICATE));
             let cap = if agent.has_certificate() { with } else { CAP_WITHOUT_CERTIFICATE };
-            let wait = tries.backoff.next(cap, &**random)?;
+            let wait = tries.backoff.next(cap, &**random)?.max(contention::told_to_wait(&e).unwrap_or_default());
             if is_news {
                 log::info!("trying again in {}", humantime::format_duration(Duration::from_secs(wait.as_secs().max(1))));
             }

@@ -16,7 +16,7 @@ pub enum ProblemType {
     BadRequest,
     /// The challenge is too old, or not one of this server's.
     ChallengeExpired,
-    /// The token changed since the challenge was made: ask for another challenge and try again at once.
+    /// The token changed since the challenge was made: ask for another challenge and try again soon.
     ChallengeStale,
     /// A resource of that name changed or exists already (operator's API).
     Conflict,

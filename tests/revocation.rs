@@ -271,3 +271,90 @@ fn requests_that_come_together_get_one_list() {
     });
     assert!(lists.iter().all(|list| *list == lists[0]));
 }
+
+/// Writes `count` certificates of `token` that hold for another day into the server's database, as that many joins would have.
+fn issue(server: &Server, token: &str, count: u32) {
+    let database = database(server);
+    let tomorrow = (std::time::SystemTime::now() + std::time::Duration::from_secs(86_400))
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("a time after 1970");
+    database
+        .execute(
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2)
+             INSERT INTO issued (token, serial, bot, instance, not_after)
+             SELECT ?1, lower(hex(randomblob(16))), ?1, 'i', ?3 FROM n",
+            rusqlite::params![token, count, u64::try_from(tomorrow.as_millis()).expect("64 bits")],
+        )
+        .expect("rows");
+}
+
+fn database(server: &Server) -> rusqlite::Connection {
+    let database = rusqlite::Connection::open(server.dir.join("data/boundkey.db")).expect("the database");
+    database.busy_timeout(support::PATIENCE).expect("a timeout");
+    database
+}
+
+fn issued(server: &Server, token: &str) -> u32 {
+    database(server).query_row("SELECT count(*) FROM issued WHERE token = ?", [token], |row| row.get(0)).expect("a count")
+}
+
+/// One device had itself issued 50,000 certificates, then locked itself. The list was cut at that number, and the certificate of a device
+/// that an operator had locked was no longer on it.
+#[test]
+fn a_token_with_many_certificates_takes_no_other_off_the_list() {
+    let server = Server::start();
+    let victim = server.device("victim", 5);
+    victim.join();
+    let certificate = certificate(&victim);
+    server.device("crowd", 5);
+    issue(&server, "crowd", 60_000);
+    server.ctl(&["lock", "--token", "victim"]);
+    server.ctl(&["lock", "--token", "crowd"]);
+    let list = list(&server);
+    assert!(!accepted(&server, &list, &certificate));
+    let size = std::fs::metadata(server.dir.join("crl.der")).expect("the list").len();
+    assert!(
+        size <= boundkey::join::message::MAX_CRL as u64,
+        "a device reads no more than {} bytes: {size}",
+        boundkey::join::message::MAX_CRL
+    );
+    assert!(server.log().contains("certificates are revoked: of the tokens that have most of them"));
+    let verifier = verifier(&server, "broker", "    crl: true\n");
+    verifier.join();
+    assert!(!accepted(&server, &verifier.dir.join("out/ca.crl"), &certificate), "a device takes the longest list");
+}
+
+/// What a device that joins without pause is given: shorter certificates, until it is known to all what they are. It is never refused.
+#[test]
+fn a_token_with_many_certificates_is_given_shorter_ones() {
+    let server = Server::start();
+    let device = verifier(&server, "broker", "    credential_ttl: 20h\n    renewal_interval: 20m\n");
+    let hours = |path: PathBuf| {
+        let end = success(openssl(&["x509", "-noout", "-enddate", "-in"]).arg(path)).stdout;
+        let end = String::from_utf8_lossy(&end).trim().trim_start_matches("notAfter=").to_owned();
+        let secs = |time: &str| {
+            let out = success(Command::new("date").args(["-d", time, "+%s"])).stdout;
+            String::from_utf8_lossy(&out).trim().parse::<f64>().expect("seconds")
+        };
+        (secs(&end) - secs("now")) / 3600.0
+    };
+    let lifetimes = |device: &Device| {
+        let (output, identity) = (hours(device.dir.join("out/tls.crt")), hours(certificate(device)));
+        [output, identity].map(|hours| (hours * 10.0).round() / 10.0)
+    };
+    device.join();
+    assert_eq!(lifetimes(&device), [20.0, 1.0]);
+    assert_eq!(device.status()["warnings"], serde_json::json!([]));
+    issue(&server, "broker", 700);
+    device.join();
+    assert_eq!(lifetimes(&device), [20.0, 1.0], "21 hours are allowed");
+    issue(&server, "other", 1);
+    issue(&server, "broker", 4000);
+    device.join();
+    assert_eq!(lifetimes(&device), [0.1, 1.0]);
+    let warned = device.status()["warnings"].to_string();
+    assert!(warned.contains("certificates of this token have not ended: outputs are given 5m at most"), "{warned}");
+    device.join();
+    assert_eq!(issued(&server, "broker"), 4096, "of more than that those that end soonest are forgotten");
+    assert_eq!(issued(&server, "other"), 1);
+}

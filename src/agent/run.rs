@@ -26,7 +26,7 @@ use super::tls::{Roots, Trust};
 use super::transport::Https;
 use super::wait::{self, Waiter, Wake};
 use crate::join::JoinKind;
-use crate::join::message::JOIN_PATH;
+use crate::join::message::{IssuedCertificate, JOIN_PATH};
 use crate::time::{Clock, Random, Timestamp};
 
 /// Longest backoff while there is no certificate that holds.
@@ -37,6 +37,8 @@ const CAP_WITH_CERTIFICATE: Duration = Duration::from_secs(300);
 const GRACE: Duration = Duration::from_secs(1);
 /// Longest wait for another look at the revocation list after one that failed.
 const CRL_RETRY: Duration = Duration::from_secs(60);
+/// Soonest renewal on account of an output that ends.
+const SOONEST_RENEWAL: Duration = Duration::from_secs(5);
 
 /// A running agent.
 pub struct Agent {
@@ -116,7 +118,9 @@ impl Agent {
         if let Some(warning) = static_key::warning(answer).filter(|_| self.device.is_static) {
             log::warn!("{warning}");
         }
-        let wait = interval(&self.config, answer.identity.not_after.since(answer.time));
+        let lifetime = |issued: &IssuedCertificate| issued.not_after.since(answer.time);
+        let shortest_output = answer.outputs.iter().map(lifetime).min();
+        let wait = interval(&self.config, lifetime(&answer.identity), shortest_output);
         Ok((joined, wait))
     }
 
@@ -374,15 +378,18 @@ fn wait_for(
     }
 }
 
-/// Time between joins: the shortest interval asked for, but before a third of the certificate's life is left. Where neither an interval
-/// nor a lifetime is configured, a third of the life that the server gave, which for an hour is the interval that is the default.
-fn interval(config: &Config, lifetime: Duration) -> Duration {
+/// Time between joins: the shortest interval asked for, but before a third of the life is left that the server gave to the identity or to
+/// an output: it may be less than was asked for. Where neither an interval nor a lifetime is configured, a third of the identity's life,
+/// which for an hour is the interval that is the default.
+fn interval(config: &Config, lifetime: Duration, shortest_output: Option<Duration>) -> Duration {
     let outputs = config.outputs.iter().filter_map(|output| Some(output.lifetime?.renewal_interval));
     let own = config.renewal_interval.unwrap_or_else(|| match config.credential_ttl {
         Some(_) => DEFAULT_RENEWAL_INTERVAL,
         None => DEFAULT_RENEWAL_INTERVAL.max(lifetime / 3),
     });
-    outputs.fold(own.min(lifetime * 2 / 3), Duration::min)
+    // An output of a lost answer may have ended by the time that the answer came.
+    let given = shortest_output.map(|shortest| (shortest * 2 / 3).max(SOONEST_RENEWAL));
+    outputs.chain(given).fold(own.min(lifetime * 2 / 3), Duration::min)
 }
 
 /// Whom the configuration trusts.

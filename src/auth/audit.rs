@@ -155,4 +155,7 @@ pub struct EventFilter {
     /// At most so many, the oldest ones: to be read on after the last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+    /// At most so many bytes of them, as they are stored, but at least one event: to be read on likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<usize>,
 }

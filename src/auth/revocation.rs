@@ -3,7 +3,7 @@
 //! What is on it: certificates of locked tokens, bots and instances, and of tokens and bots that were deleted. A `reset` puts nothing on
 //! it: the device of the old life may be the one that is to register anew; `boundkeyctl lock --instance` takes its certificates away.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -16,20 +16,23 @@ use crate::time::Timestamp;
 pub const FRESH: Duration = Duration::from_secs(5);
 /// An unchanged list is signed anew after this time, so that whoever fetches it has at least 40 minutes.
 const RENEWED: Duration = Duration::from_secs(20 * 60);
-/// Most certificates on a list: 2.5 MB.
-const MAX_ENTRIES: usize = 50_000;
+/// Most certificates on a list: as many as fit into [`crate::join::message::MAX_CRL`], at 49 bytes each.
+pub const MAX_ENTRIES: usize = 40_000;
 
 /// One list of this server.
 #[derive(Debug)]
 pub struct RevocationList {
     form: Form,
+    /// The newest list. Held for no longer than it takes to read or replace it.
     made: Mutex<Option<Made>>,
+    /// Held by the one request that makes a list.
+    making: Mutex<()>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Made {
     policy: u64,
-    serials: Vec<String>,
+    serials: Arc<Vec<String>>,
     number: u64,
     bytes: Bytes,
     signed_at: Timestamp,
@@ -59,38 +62,77 @@ impl std::error::Error for RevocationError {}
 impl RevocationList {
     /// The list of certificates of `form`.
     pub fn of(form: Form) -> Self {
-        Self { form, made: Mutex::default() }
+        Self { form, made: Mutex::default(), making: Mutex::default() }
     }
 
-    /// The list at `now`: DER, or OpenSSH's format. Requests that come together wait for one to make it.
+    /// The list at `now`: DER, or OpenSSH's format.
+    ///
+    /// One request makes a list. Those that come meanwhile get the one before, which may lack a lock of that moment; only where there is
+    /// none yet do they wait.
     pub fn at(&self, now: Timestamp, store: &dyn Store, authority: &Authority) -> Result<Bytes, RevocationError> {
-        // A thread that panicked left the list of before, which is whole.
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let policy = store.policy().map_err(RevocationError::Store)?;
-        if let Some(made) = made.as_ref().filter(|made| made.policy == policy && within(now, made.looked_at, FRESH)) {
+        let before = self.made();
+        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, now)) {
             return Ok(made.bytes.clone());
         }
+        let _making = match (self.making.try_lock(), before) {
+            (Ok(making), _) => making,
+            (Err(TryLockError::Poisoned(making)), _) => making.into_inner(),
+            (Err(TryLockError::WouldBlock), Some(made)) => return Ok(made.bytes),
+            (Err(TryLockError::WouldBlock), None) => self.making.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        // Another request may have made it between the look and the lock.
+        let before = self.made();
+        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, now)) {
+            return Ok(made.bytes.clone());
+        }
+        let made = self.make(before, now, store, authority)?;
+        let bytes = made.bytes.clone();
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+        Ok(bytes)
+    }
+
+    /// What stands in `made` is whole, also after a thread panicked that held it.
+    fn made(&self) -> Option<Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn make(
+        &self,
+        before: Option<Made>,
+        now: Timestamp,
+        store: &dyn Store,
+        authority: &Authority,
+    ) -> Result<Made, RevocationError> {
         let mut revoked = store.revoked(self.form, now, MAX_ENTRIES + 1).map_err(RevocationError::Store)?;
-        if revoked.serials.len() > MAX_ENTRIES {
-            revoked.serials.truncate(MAX_ENTRIES);
+        let is_full = revoked.serials.len() > MAX_ENTRIES;
+        revoked.serials.truncate(MAX_ENTRIES);
+        if let Some(made) =
+            before.as_ref().filter(|made| *made.serials == revoked.serials && within(now, made.signed_at, RENEWED))
+        {
+            return Ok(Made { policy: revoked.policy, looked_at: now, ..made.clone() });
+        }
+        if is_full {
             log::error!(
-                "more than {MAX_ENTRIES} certificates are revoked: those that end soonest are not on the revocation list"
+                "more than {MAX_ENTRIES} certificates are revoked: of the tokens that have most of them, those that end soonest are not \
+                 on the revocation list"
             );
         }
-        if let Some(made) = made.as_mut().filter(|made| made.serials == revoked.serials && within(now, made.signed_at, RENEWED)) {
-            (made.policy, made.looked_at) = (revoked.policy, now);
-            return Ok(made.bytes.clone());
-        }
         // Milliseconds rise also over a restart, and over a database restored from a backup.
-        let number = now.millis().max(made.as_ref().map_or(0, |made| made.number + 1));
+        let number = now.millis().max(before.as_ref().map_or(0, |made| made.number + 1));
         let list = match self.form {
             Form::SshHost => authority.ssh_revocation_list(number, &revoked.serials, now),
             Form::X509 => authority.revocation_list(number, &revoked.serials, now),
         };
         let bytes = Bytes::from(list.map_err(RevocationError::Authority)?);
-        let (policy, serials) = (revoked.policy, revoked.serials);
-        *made = Some(Made { policy, serials, number, bytes: bytes.clone(), signed_at: now, looked_at: now });
-        Ok(bytes)
+        let (policy, serials) = (revoked.policy, Arc::new(revoked.serials));
+        Ok(Made { policy, serials, number, bytes, signed_at: now, looked_at: now })
+    }
+}
+
+impl Made {
+    fn is_current(&self, policy: u64, now: Timestamp) -> bool {
+        self.policy == policy && within(now, self.looked_at, FRESH)
     }
 }
 

@@ -30,7 +30,7 @@ pub const MAX_REQUEST: usize = 64 * 1024;
 /// Longest answer that a device reads, in bytes.
 pub const MAX_ANSWER: usize = 128 * 1024;
 /// Longest revocation list, in bytes.
-pub const MAX_CRL: usize = 4 * 1024 * 1024;
+pub const MAX_CRL: usize = 2 * 1024 * 1024;
 /// How long a revocation list holds.
 pub const CRL_LIFETIME: Duration = Duration::from_secs(3600);
 /// Most outputs in one join.

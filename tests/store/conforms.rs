@@ -21,6 +21,8 @@ pub(super) fn every_rule(store: &dyn Store) {
     policy_rises_with_bots_roles_and_locks(store);
     a_join_view_has_all_that_a_decision_needs(store);
     what_is_locked_or_gone_is_revoked(store);
+    no_token_crowds_another_off_the_list(store);
+    certificates_of_a_token_are_counted_and_bounded(store);
     ended_exemptions_are_found(store);
     events_are_filtered(store);
     concurrent_commits_do_not_mix(store);
@@ -52,7 +54,7 @@ fn a_conflict_leaves_nothing(store: &dyn Store) {
             changes: vec![fresh.clone(), stale],
             events: vec![event(1, "conflict")],
             issued: vec![issued("conflict", 1)],
-            policy: None,
+            ..Commit::default()
         };
         assert!(matches!(store.commit(commit), Err(StoreError::Conflict(what)) if what == name));
     }
@@ -167,8 +169,8 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
         serials
     };
     assert_eq!(locked(LockTarget::Token("rt".into())), ["r2", "r1"]);
-    assert_eq!(locked(LockTarget::Token("ru".into())), ["r3", "r4"], "an hour longer than they hold");
-    assert_eq!(locked(LockTarget::Bot("rb".into())), ["r2", "r1", "r3", "r4"]);
+    assert_eq!(locked(LockTarget::Token("ru".into())), ["r3", "r4"], "a while longer than they hold");
+    assert_eq!(locked(LockTarget::Bot("rb".into())), ["r2", "r3", "r1", "r4"], "the newest of each token, then the next");
     assert_eq!(locked(LockTarget::BotInstance("ri".into())), ["r1"]);
     assert_eq!(locked(LockTarget::Host("rk".into())), ["r3", "r4"]);
     assert_eq!(of_ssh(), [""; 0]);
@@ -205,7 +207,62 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
     assert_eq!(revoked(9).serials, ["r6", "r2", "r1"]);
     assert_eq!(revoked(2).serials, ["r6", "r2"]);
     delete(store, &Key::new(Kind::Bot, "rb"));
-    assert_eq!(revoked(9).serials, ["r6", "r2", "r1", "r3", "r4"]);
+    assert_eq!(revoked(9).serials, ["r6", "r2", "r3", "r1", "r4"]);
+    put(store, bot("rc", &[]));
+    assert_eq!(revoked(9).serials, ["r2", "r3", "r1", "r4"], "a bot of that name is there again");
+}
+
+/// One device had itself issued 50,000 certificates and locked itself: the only one of another device, which an operator had locked, was
+/// no longer on the list.
+fn no_token_crowds_another_off_the_list(store: &dyn Store) {
+    const NOW: u64 = 2_000_000;
+    let certificate = |token: &str, number: u32, not_after: u64| IssuedRecord {
+        serial: format!("{token}-{number}"),
+        token: token.into(),
+        bot: None,
+        instance: format!("i-{token}"),
+        not_after: at(not_after),
+    };
+    for name in ["crowd-1", "crowd-2", "victim"] {
+        put(store, token(name, "b", None));
+        put(store, lock(name, LockTarget::Token(name.into())));
+    }
+    let mut issued: Vec<_> = (0..500).map(|number| certificate("crowd-1", number, NOW + 100_000)).collect();
+    issued.extend((0..300).map(|number| certificate("crowd-2", number, NOW + 100_000)));
+    issued.extend((0..3).map(|number| certificate("victim", number, NOW + 10)));
+    store.commit(Commit { issued, ..Commit::default() }).unwrap();
+    let listed = |limit: usize| {
+        let serials = store.revoked(Form::X509, at(NOW), limit).unwrap().serials;
+        ["crowd-1", "crowd-2", "victim"].map(|token| serials.iter().filter(|serial| serial.starts_with(token)).count())
+    };
+    assert_eq!(listed(usize::from(u16::MAX)), [500, 300, 3]);
+    assert_eq!(listed(700), [397, 300, 3]);
+    assert_eq!(listed(90), [44, 43, 3]);
+    assert_eq!(listed(6), [2, 2, 2]);
+    for name in ["crowd-1", "crowd-2", "victim"] {
+        delete(store, &Key::new(Kind::Lock, name));
+    }
+}
+
+fn certificates_of_a_token_are_counted_and_bounded(store: &dyn Store) {
+    const NOW: u64 = 3_000_000;
+    let certificate = |serial: &str, not_after: u64| IssuedRecord {
+        serial: serial.into(),
+        token: "bounded".into(),
+        bot: None,
+        instance: "i".into(),
+        not_after: at(not_after),
+    };
+    put(store, token("bounded", "b", None));
+    let issued = vec![certificate("a", NOW - 1), certificate("b", NOW), certificate("c", NOW + 1), certificate("d", NOW + 2)];
+    store.commit(Commit { issued, ..Commit::default() }).unwrap();
+    assert_eq!(store.outstanding("bounded", at(NOW)).unwrap(), 3);
+    assert_eq!(store.outstanding("another", at(NOW)).unwrap(), 0);
+    let issued = vec![certificate("e", NOW + 9)];
+    store.commit(Commit { issued, keep_issued: Some(3), ..Commit::default() }).unwrap();
+    put(store, lock("bounded", LockTarget::Token("bounded".into())));
+    assert_eq!(store.revoked(Form::X509, at(NOW), 9).unwrap().serials, ["e", "d", "c"], "those that end last are kept");
+    delete(store, &Key::new(Kind::Lock, "bounded"));
 }
 
 fn ended_exemptions_are_found(store: &dyn Store) {

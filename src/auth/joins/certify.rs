@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use boundkey_hal::PublicKey;
 
+use super::outstanding::Outstanding;
 use super::{Joins, failed, incarnation, no_key};
 use crate::auth::ca::{self, CaError, Issued, Profile};
 use crate::auth::resource::{NODE_ROLE, Subject, Token, first_forbidden};
@@ -34,6 +35,7 @@ impl Joins {
         request: &JoinRequest,
         grant: &Grant,
         view: &JoinView,
+        outstanding: Outstanding,
         now: Timestamp,
     ) -> Result<Certified, Problem> {
         let token = &view.token.resource;
@@ -71,7 +73,7 @@ impl Joins {
             let own = wanted.ttl.map(|ttl| now.plus(allowed_ttl(Some(ttl), view).0));
             // A replay ends when the answer that was lost would have ended.
             let not_after = own.filter(|_| grant.kind != JoinKind::Replay).unwrap_or(grant.not_after);
-            let times = (now, not_after);
+            let times = (now, outstanding.output_end(now, not_after));
             if let Some(ssh) = &wanted.ssh_host {
                 outputs.push(self.issue_ssh(ssh, wanted, token, grant.step.instance, times)?);
                 continue;

@@ -44,6 +44,7 @@ impl Occasion<'_> {
         let record = self.instance(accepted, known.map(|stored| stored.resource.clone()));
         Commit {
             policy: Some(self.view.policy),
+            keep_issued: accepted.outstanding.keep(1 + certified.outputs.len()),
             issued: issued.collect(),
             changes: vec![
                 Change {

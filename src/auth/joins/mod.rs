@@ -5,6 +5,7 @@
 
 mod certify;
 mod commit;
+mod outstanding;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::join::{Claims, Id, Jws, Problem, ProblemType, RecoveryMode, Thumbprin
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
 use certify::{Certified, allowed_ttl};
 use commit::Occasion;
+use outstanding::Outstanding;
 
 /// Everything a join needs, shared by all connections.
 pub struct Joins {
@@ -122,13 +124,15 @@ impl Joins {
         let instance = instance_shown(&verified, view);
         let locks = locks_in_force(view, instance.map(|(id, _)| id), now);
         let (ttl, ttl_warning) = allowed_ttl(request.ttl, view);
-        let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after: now.plus(ttl) };
+        let outstanding = Outstanding::new(self.store.outstanding(name, now)?, spec.recovery.mode);
+        let not_after = outstanding.identity_end(now, now.plus(ttl));
+        let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after };
         let about = decision::Token { for_bot: token.is_for_bot(), spec, status, instance };
         let grant = decision::decide(about, &locks, &verified, fresh)
             .map_err(|refusal| Refused { refusal, verified: Some(verified.clone()) })?;
-        let certified = self.certify(&request, &grant, view, now);
+        let certified = self.certify(&request, &grant, view, outstanding, now);
         match certified {
-            Ok(certified) => Ok(Accepted { request, verified, grant, certified, ttl_warning }),
+            Ok(certified) => Ok(Accepted { request, verified, grant, certified, outstanding, ttl_warning }),
             Err(problem) => Err(Refused { refusal: problem.into(), verified: Some(verified) }),
         }
     }
@@ -150,6 +154,7 @@ impl Joins {
         let join_state = self.authority.sign_join_state(&claims).map_err(|e| no_key(&e))?;
         let recoveries = grant.status.recoveries(&view.token.resource.spec.bound_keypair);
         let mut warnings: Vec<_> = accepted.ttl_warning.iter().cloned().collect();
+        warnings.extend(accepted.outstanding.warning());
         if let Some(left @ 0..=1) = recoveries.remaining() {
             warnings.push(format!(
                 "{} left: raise spec.bound_keypair.recovery.limit of token {name} before this device loses its certificate",
@@ -224,6 +229,7 @@ struct Accepted {
     verified: Verified,
     grant: Grant,
     certified: Certified,
+    outstanding: Outstanding,
     ttl_warning: Option<String>,
 }
 

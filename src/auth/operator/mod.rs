@@ -39,6 +39,8 @@ use message::{Audit, Call, Delete, Entry, Get};
 const MAX_REQUEST: usize = 64 << 20;
 /// Most events in one answer.
 const PAGE: u32 = 1000;
+/// Most bytes of events in one answer.
+const PAGE_BYTES: usize = 512 * 1024;
 /// Longest wait for events.
 const MAX_WAIT: Duration = Duration::from_secs(20);
 /// How often the store is asked while somebody waits: other servers may write to it too.
@@ -140,6 +142,7 @@ async fn audit(
 ) -> Result<Json<Vec<(u64, Event)>>, Problem> {
     let Audit { mut filter, wait } = read(body)?;
     filter.limit = Some(filter.limit.map_or(PAGE, |limit| limit.min(PAGE)));
+    filter.max_bytes = Some(filter.max_bytes.map_or(PAGE_BYTES, |most| most.min(PAGE_BYTES)));
     let mut stopping = operator.stopping.subscribe();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(wait).min(MAX_WAIT);
     loop {

@@ -52,7 +52,7 @@ pub struct Change {
     pub to: Option<Resource>,
 }
 
-/// A certificate that was issued, kept until it ends, for revocation.
+/// A certificate that was issued, kept until [`KEEP_ISSUED`] after its end, for revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedRecord {
     /// Serial number, hexadecimal: 32 digits, or 16 of an SSH certificate.
@@ -76,16 +76,17 @@ pub enum Form {
     X509,
 }
 
-/// How long after its end a certificate stays known, and revoked: a peer's clock may be behind, and RFC 5280 section 3.3 asks for
-/// one more list.
-pub const KEEP_ISSUED: Duration = Duration::from_secs(3600);
+/// How long after its end a certificate stays known, and revoked. RFC 5280 section 3.3 wants it on one list that was made after its
+/// end, and a list is made at least this often where anybody asks for one.
+pub const KEEP_ISSUED: Duration = Duration::from_secs(20 * 60);
 
 /// Certificates that are not to be trusted any more, read at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revoked {
     /// The policy revision.
     pub policy: u64,
-    /// Serial numbers, hexadecimal; of those that end last first.
+    /// Serial numbers, hexadecimal, in an order that is fair where not all of them fit: first the certificate of each token that ends
+    /// last, then the second one of each, and so on. No token can crowd out another.
     pub serials: Vec<String>,
 }
 
@@ -98,6 +99,8 @@ pub struct Commit {
     pub changes: Vec<Change>,
     /// Certificates issued.
     pub issued: Vec<IssuedRecord>,
+    /// At most so many certificates stay known of the token of [`Self::issued`]: those that end last. `None`: all of them.
+    pub keep_issued: Option<u32>,
     /// Audit events that tell of it.
     pub events: Vec<Event>,
 }
@@ -137,8 +140,11 @@ pub trait Store: Send + Sync {
     /// The policy revision: another at every change of a bot, role or lock.
     fn policy(&self) -> Result<u64, StoreError>;
 
-    /// Certificates of `form` of tokens, bots and instances that a lock in force at `now` stops, and of tokens and bots that are no more:
-    /// those that have not ended for [`KEEP_ISSUED`]. At most `limit`.
+    /// How many certificates of `token` are known that have not ended at `now`.
+    fn outstanding(&self, token: &str, now: Timestamp) -> Result<u32, StoreError>;
+
+    /// Certificates of `form` of tokens, bots and instances that a lock in force at `now` stops, and of tokens and bots that were
+    /// deleted: those that ended no longer than [`KEEP_ISSUED`] before. At most `limit`.
     fn revoked(&self, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError>;
 
     /// Tokens whose exemption ended before or at `now`, unused.

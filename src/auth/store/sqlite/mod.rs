@@ -3,10 +3,13 @@
 //! ```text
 //!  commit() ──▶ queue ──▶ one writer thread: BEGIN · SAVEPOINT per commit · COMMIT ──▶ answers, once durable
 //!  get(), list(), join_view(), events() ──▶ a pool of readers, each on a snapshot of its own
+//!  revoked() ──▶ readers of their own: a long list holds up no join
 //! ```
 //!
 //! Resources are JSON documents beside the few columns that they are looked up by: another database needs no more.
 
+#[cfg(test)]
+mod plans;
 mod read;
 mod schema;
 mod write;
@@ -26,6 +29,10 @@ use write::Writer;
 
 /// How long to wait for another program that holds the file.
 const BUSY: Duration = Duration::from_secs(5);
+/// Readers at once; more wait. Two per core of a small server.
+const READERS: usize = 4;
+/// Readers of revocation lists, of which there are two.
+const LIST_READERS: usize = 2;
 /// Statements kept prepared per connection: more than there are.
 const STATEMENTS: usize = 32;
 
@@ -34,6 +41,7 @@ const STATEMENTS: usize = 32;
 pub struct SqliteStore {
     // Before the writer in the order of dropping: the last connection to close folds the log into the file.
     readers: Readers,
+    list_readers: Readers,
     writer: Writer,
 }
 
@@ -58,7 +66,9 @@ impl SqliteStore {
         // A copy may have come without it.
         connection.pragma_update(None, "journal_mode", "wal")?;
         let writer = Writer::start(connection)?;
-        Ok(Self { readers: Readers::open(|| connect(path))?, writer })
+        let readers = Readers::open(READERS, || connect(path))?;
+        let list_readers = Readers::open(LIST_READERS, || connect(path))?;
+        Ok(Self { readers, list_readers, writer })
     }
 
     /// Whether the file at `path` holds no resource: none is there, or one whose making was cut off, or nothing was put into it yet.
@@ -126,8 +136,12 @@ impl Store for SqliteStore {
         self.readers.with(read::policy)
     }
 
+    fn outstanding(&self, token: &str, now: Timestamp) -> Result<u32, StoreError> {
+        self.readers.with(|snapshot| read::outstanding(snapshot, token, now))
+    }
+
     fn revoked(&self, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
-        self.readers.with(|snapshot| read::revoked(snapshot, form, now, limit))
+        self.list_readers.with(|snapshot| read::revoked(snapshot, form, now, limit))
     }
 
     fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError> {

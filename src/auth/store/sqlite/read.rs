@@ -12,9 +12,6 @@ use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, StoreError, Store
 use crate::join::Id;
 use crate::time::Timestamp;
 
-/// Readers at once; more wait. Two per core of a small server.
-const READERS: usize = 4;
-
 /// The pool.
 #[derive(Debug)]
 pub(super) struct Readers {
@@ -23,13 +20,14 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    pub(super) fn open(connect: impl Fn() -> Result<Connection, StoreError>) -> Result<Self, StoreError> {
+    /// A pool of `count` connections.
+    pub(super) fn open(count: usize, connect: impl Fn() -> Result<Connection, StoreError>) -> Result<Self, StoreError> {
         let reader = |_| {
             let connection = connect()?;
             connection.pragma_update(None, "query_only", true)?;
             Ok(connection)
         };
-        let idle = (0..READERS).map(reader).collect::<Result<_, StoreError>>()?;
+        let idle = (0..count).map(reader).collect::<Result<_, StoreError>>()?;
         Ok(Self { idle: Mutex::new(idle), freed: Condvar::new() })
     }
 
@@ -75,8 +73,10 @@ pub(super) fn get(snapshot: &Transaction<'_>, key: &Key) -> Result<Option<Stored
     found.map(|(revision, document)| Ok(Stored { resource: resource(key, &document)?, revision })).transpose()
 }
 
+pub(super) const LIST: &str = "SELECT name, revision, document FROM resource WHERE kind = ? ORDER BY name";
+
 pub(super) fn list(snapshot: &Transaction<'_>, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError> {
-    let mut query = snapshot.prepare_cached("SELECT name, revision, document FROM resource WHERE kind = ? ORDER BY name")?;
+    let mut query = snapshot.prepare_cached(LIST)?;
     let mut rows = query.query([kind.name()])?;
     let mut all = Vec::new();
     while let Some(row) = rows.next()? {
@@ -114,16 +114,39 @@ pub(super) fn policy(snapshot: &Transaction<'_>) -> Result<u64, StoreError> {
     Ok(snapshot.prepare_cached("SELECT policy FROM meta")?.query_row([], |row| row.get(0))?)
 }
 
+/// Certificates of a token that have not ended at `?2`.
+pub(super) const OUTSTANDING: &str = "SELECT count(*) FROM issued WHERE token = ?1 AND not_after >= ?2";
+
+pub(super) fn outstanding(snapshot: &Transaction<'_>, token: &str, now: Timestamp) -> Result<u32, StoreError> {
+    Ok(snapshot.prepare_cached(OUTSTANDING)?.query_row(params![token, now.millis()], |row| row.get(0))?)
+}
+
+/// From locks in force at `?1`, and from what was deleted, to certificates that end no sooner than `?2`: what is not revoked is not
+/// looked at. At most `?3`; of SSH or of X.509 as `?4` says. `CROSS JOIN` keeps SQLite to that order.
+pub(super) const REVOKED: &str = "
+    WITH
+    stopped (subject) AS MATERIALIZED (
+        SELECT subject FROM resource WHERE kind = 'lock' AND (ends IS NULL OR ends > ?1)
+        UNION SELECT subject FROM gone
+    ),
+    stopped_name (kind, name) AS MATERIALIZED (
+        SELECT substr(subject, 1, instr(subject, '/') - 1), substr(subject, instr(subject, '/') + 1) FROM stopped
+    ),
+    revoked (token, serial, not_after) AS (
+        SELECT token, serial, not_after FROM stopped_name CROSS JOIN issued ON token = name
+            WHERE kind = 'token' AND not_after >= ?2 AND (length(serial) = 16) = ?4
+        UNION SELECT token, serial, not_after FROM stopped_name CROSS JOIN issued ON bot = name
+            WHERE kind = 'bot' AND not_after >= ?2 AND (length(serial) = 16) = ?4
+        UNION SELECT token, serial, not_after FROM stopped_name CROSS JOIN issued ON instance = name
+            WHERE kind IN ('bot_instance', 'host') AND not_after >= ?2 AND (length(serial) = 16) = ?4
+    ),
+    ranked (serial, not_after, place) AS (
+        SELECT serial, not_after, row_number() OVER (PARTITION BY token ORDER BY not_after DESC, serial) FROM revoked
+    )
+    SELECT serial FROM ranked ORDER BY place, not_after DESC, serial LIMIT ?3";
+
 pub(super) fn revoked(snapshot: &Transaction<'_>, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
-    let mut query = snapshot.prepare_cached(
-        "WITH stopped AS (SELECT subject FROM resource WHERE kind = 'lock' AND (ends IS NULL OR ends > ?1))
-         SELECT serial FROM issued WHERE not_after >= ?2 AND (length(serial) = 16) = ?4 AND (
-             'token/' || token IN stopped OR 'bot/' || bot IN stopped OR 'bot_instance/' || instance IN stopped
-             OR 'host/' || instance IN stopped
-             OR NOT EXISTS (SELECT 1 FROM resource WHERE kind = 'token' AND name = token)
-             OR (bot IS NOT NULL AND NOT EXISTS (SELECT 1 FROM resource WHERE kind = 'bot' AND name = bot)))
-         ORDER BY not_after DESC, serial LIMIT ?3",
-    )?;
+    let mut query = snapshot.prepare_cached(REVOKED)?;
     let mut rows = query.query(params![now.millis(), now.minus(KEEP_ISSUED).millis(), limit, form == Form::SshHost])?;
     let mut serials = Vec::new();
     while let Some(row) = rows.next()? {
@@ -132,8 +155,10 @@ pub(super) fn revoked(snapshot: &Transaction<'_>, form: Form, now: Timestamp, li
     Ok(Revoked { policy: policy(snapshot)?, serials })
 }
 
+pub(super) const LOCKS_ON: &str = "SELECT name, document FROM resource WHERE subject = ? AND kind = 'lock'";
+
 fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {
-    let mut query = snapshot.prepare_cached("SELECT name, document FROM resource WHERE subject = ? AND kind = 'lock'")?;
+    let mut query = snapshot.prepare_cached(LOCKS_ON)?;
     let mut rows = query.query([target.key().to_string()])?;
     let mut locks = Vec::new();
     while let Some(row) = rows.next()? {
@@ -143,9 +168,11 @@ fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>
     Ok(locks)
 }
 
+pub(super) const ENDED_EXEMPTIONS: &str =
+    "SELECT name, revision, document FROM resource WHERE kind = 'token' AND ends <= ? ORDER BY name";
+
 pub(super) fn ended_exemptions(snapshot: &Transaction<'_>, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError> {
-    let mut query = snapshot
-        .prepare_cached("SELECT name, revision, document FROM resource WHERE kind = 'token' AND ends <= ? ORDER BY name")?;
+    let mut query = snapshot.prepare_cached(ENDED_EXEMPTIONS)?;
     let mut rows = query.query([now.millis()])?;
     let mut ended = Vec::new();
     while let Some(row) = rows.next()? {
@@ -155,35 +182,46 @@ pub(super) fn ended_exemptions(snapshot: &Transaction<'_>, now: Timestamp) -> Re
     Ok(ended)
 }
 
+pub(super) const FIRST_EVENT_SINCE: &str = "SELECT min(number) FROM event WHERE time >= ?";
+pub(super) const EVENTS: &str = "SELECT number, document FROM event WHERE number > ?1 AND time >= ?2 ORDER BY number LIMIT ?3";
+pub(super) const EVENTS_OF_TOKEN: &str =
+    "SELECT number, document FROM event WHERE number > ?1 AND time >= ?2 AND token = ?4 ORDER BY number LIMIT ?3";
+
 pub(super) fn events(snapshot: &Transaction<'_>, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError> {
     let since = filter.since.unwrap_or_default().millis();
     let mut after = filter.after;
-    if since > 0 {
-        // By the index on time; else each question of a follower would read the log from its start.
-        let mut query = snapshot.prepare_cached("SELECT min(number) FROM event WHERE time >= ?")?;
+    if since > 0 && after == 0 {
+        // By the index on time, and for the first page alone: one that follows goes on where that one ended.
+        let mut query = snapshot.prepare_cached(FIRST_EVENT_SINCE)?;
         match query.query_row([since], |row| row.get::<_, Option<u64>>(0))? {
-            Some(first) => after = after.max(first.saturating_sub(1)),
+            Some(first) => after = first.saturating_sub(1),
             None => return Ok(Vec::new()),
         }
     }
-    let of_token = if filter.token.is_some() { "token = ?4" } else { "?4 IS NULL" };
-    let mut query = snapshot.prepare_cached(&format!(
-        "SELECT number, document FROM event WHERE number > ?1 AND time >= ?2 AND {of_token} ORDER BY number LIMIT ?3"
-    ))?;
     // A negative limit is none.
     let limit = filter.limit.map_or(-1, i64::from);
-    let mut rows = query.query(params![after, since, limit, filter.token])?;
-    let mut events = Vec::new();
+    let mut query = snapshot.prepare_cached(if filter.token.is_some() { EVENTS_OF_TOKEN } else { EVENTS })?;
+    let mut rows = match &filter.token {
+        Some(token) => query.query(params![after, since, limit, token])?,
+        None => query.query(params![after, since, limit])?,
+    };
+    let (mut events, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let number = column(row, 0)?;
-        let event = serde_json::from_str(&column::<String>(row, 1)?);
+        let (number, document) = (column(row, 0)?, column::<String>(row, 1)?);
+        bytes += document.len();
+        if !events.is_empty() && filter.max_bytes.is_some_and(|most| bytes > most) {
+            break;
+        }
+        let event = serde_json::from_str(&document);
         events.push((number, event.map_err(|e| StoreError::Failed(format!("event {number} is damaged: {e}")))?));
     }
     Ok(events)
 }
 
+pub(super) const LAST_EVENT_UNTIL: &str = "SELECT max(time) FROM event WHERE time <= ?";
+
 pub(super) fn last_event_until(snapshot: &Transaction<'_>, time: Timestamp) -> Result<Option<Timestamp>, StoreError> {
-    let mut query = snapshot.prepare_cached("SELECT max(time) FROM event WHERE time <= ?")?;
+    let mut query = snapshot.prepare_cached(LAST_EVENT_UNTIL)?;
     Ok(query.query_row([time.millis()], |row| row.get::<_, Option<u64>>(0))?.map(Timestamp::from_millis))
 }
 
@@ -192,8 +230,10 @@ fn typed<T: DeserializeOwned>(snapshot: &Transaction<'_>, kind: Kind, name: &str
     found.map(|(revision, document)| Ok(Stored { resource: parse(&Key::new(kind, name), &document)?, revision })).transpose()
 }
 
+pub(super) const GET: &str = "SELECT revision, document FROM resource WHERE kind = ? AND name = ?";
+
 fn raw(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<(u64, String)>, StoreError> {
-    let mut query = snapshot.prepare_cached("SELECT revision, document FROM resource WHERE kind = ? AND name = ?")?;
+    let mut query = snapshot.prepare_cached(GET)?;
     Ok(query.query_row([kind.name(), name], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
 }
 

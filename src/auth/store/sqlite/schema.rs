@@ -10,7 +10,7 @@ use crate::auth::store::StoreError;
 const APPLICATION: i64 = 0x626b_6579;
 
 /// Each brings the schema one version on. Released ones never change.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     -- The counters: both only rise, and a revision given once is never given again.
     CREATE TABLE meta (
@@ -54,6 +54,34 @@ const MIGRATIONS: [&str; 2] = [
     "
     -- A token that is deleted leaves its certificates behind: found without a look at those of all others.
     CREATE INDEX issued_token ON issued (token);
+    ",
+    "
+    -- Certificates lie together by token, and are found by each name that a lock can have: no list needs a look at all of them.
+    CREATE TABLE issued_by_token (
+        token     TEXT NOT NULL,    -- of a deleted one: 'NAME/INCARNATION'
+        serial    TEXT NOT NULL,
+        bot       TEXT,
+        instance  TEXT NOT NULL,
+        not_after INTEGER NOT NULL, -- milliseconds since 1970
+        PRIMARY KEY (token, serial)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO issued_by_token SELECT token, serial, bot, instance, not_after FROM issued;
+    DROP TABLE issued;
+    ALTER TABLE issued_by_token RENAME TO issued;
+    CREATE INDEX issued_bot ON issued (bot) WHERE bot IS NOT NULL;
+    CREATE INDEX issued_instance ON issued (instance);
+    CREATE INDEX issued_not_after ON issued (not_after);
+
+    -- Tokens and bots that were deleted while certificates of theirs had not ended.
+    CREATE TABLE gone (
+        subject TEXT PRIMARY KEY,   -- 'token/NAME/INCARNATION' or 'bot/NAME'
+        ends    INTEGER NOT NULL    -- when the last of the certificates ends: milliseconds since 1970
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX gone_ends ON gone (ends);
+    INSERT INTO gone SELECT 'token/' || token, max(not_after) FROM issued
+        WHERE token NOT IN (SELECT name FROM resource WHERE kind = 'token') GROUP BY token;
+    INSERT INTO gone SELECT 'bot/' || bot, max(not_after) FROM issued
+        WHERE bot NOT IN (SELECT name FROM resource WHERE kind = 'bot') GROUP BY bot;
     ",
 ];
 
@@ -109,14 +137,23 @@ mod tests {
         connection.execute_batch(MIGRATIONS[0]).unwrap();
         connection.pragma_update(None, "application_id", APPLICATION).unwrap();
         connection.pragma_update(None, "user_version", 1).unwrap();
-        connection.execute("INSERT INTO issued VALUES ('1', 't', 'b', 'i', 7)", []).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO issued VALUES ('1', 't', 'b', 'i', 7), ('2', 'gone/life', 'b', 'i', 8), ('3', 'gone/life', 'c', 'i', 9);
+                 INSERT INTO resource VALUES ('token', 't', 1, NULL, NULL, '{}'), ('bot', 'b', 2, NULL, NULL, '{}')",
+            )
+            .unwrap();
         migrate(&mut connection).unwrap();
         let now = connection.transaction().unwrap();
         assert_eq!(check(&now).unwrap(), MIGRATIONS.len());
-        let find = |what: &str, from: &str| -> String {
-            now.query_row(&format!("{what} FROM issued WHERE token = 't'"), [], |row| row.get(from)).unwrap()
+        let rows = |query: &str| -> Vec<String> {
+            let mut query = now.prepare(query).unwrap();
+            query.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
         };
-        assert_eq!(find("SELECT *", "instance"), "i");
-        assert!(find("EXPLAIN QUERY PLAN SELECT *", "detail").contains("issued_token"));
+        assert_eq!(
+            rows("SELECT concat_ws(' ', serial, token, bot, instance, not_after) FROM issued ORDER BY serial"),
+            ["1 t b i 7", "2 gone/life b i 8", "3 gone/life c i 9"]
+        );
+        assert_eq!(rows("SELECT subject || ' ' || ends FROM gone ORDER BY subject"), ["bot/c 9", "token/gone/life 9"]);
     }
 }

@@ -171,12 +171,15 @@ fn apply(connection: &Connection, counters: &mut Counters, commit: &Commit) -> R
     }
     commit.changes.iter().try_for_each(|change| apply_change(connection, counters, change))?;
     commit.issued.iter().try_for_each(|issued| insert_issued(connection, issued))?;
+    if let (Some(keep), Some(issued)) = (commit.keep_issued, commit.issued.first()) {
+        connection.prepare_cached(FORGET_ISSUED)?.execute(params![issued.token, keep])?;
+    }
     commit.events.iter().try_for_each(|event| insert_event(connection, event))
 }
 
 fn apply_change(connection: &Connection, counters: &mut Counters, change: &Change) -> Result<(), StoreError> {
     let Change { key, expected, to } = change;
-    let mut query = connection.prepare_cached("SELECT revision FROM resource WHERE kind = ? AND name = ?")?;
+    let mut query = connection.prepare_cached(REVISION)?;
     let current: Option<u64> = query.query_row([key.kind.name(), &key.name], |row| row.get(0)).optional()?;
     if current != *expected {
         return Err(StoreError::Conflict(key.to_string()));
@@ -186,8 +189,10 @@ fn apply_change(connection: &Connection, counters: &mut Counters, change: &Chang
         counters.policy += 1;
     }
     let Some(resource) = to else {
-        if key.kind == Kind::Token {
-            disown(connection, &key.name)?;
+        match key.kind {
+            Kind::Bot => remember_bot(connection, &key.name)?,
+            Kind::Token => disown(connection, &key.name)?,
+            Kind::BotInstance | Kind::Host | Kind::Lock | Kind::Role => {}
         }
         connection.prepare_cached("DELETE FROM resource WHERE kind = ? AND name = ?")?.execute([key.kind.name(), &key.name])?;
         return Ok(());
@@ -199,28 +204,57 @@ fn apply_change(connection: &Connection, counters: &mut Counters, change: &Chang
         )?
         .execute(params![key.kind.name(), key.name, counters.revision, subject_of(resource), ends(resource), document])?;
     match resource {
+        Resource::Bot(bot) if expected.is_none() => is_back(connection, &format!("bot/{}", bot.metadata.name)),
         Resource::Token(token) if expected.is_none() => own(connection, token),
         _ => Ok(()),
     }
 }
 
+/// Statements of the writer that look for rows.
+pub(super) const REVISION: &str = "SELECT revision FROM resource WHERE kind = ? AND name = ?";
+pub(super) const FORGET_ISSUED: &str = "
+    DELETE FROM issued WHERE token = ?1 AND serial IN (
+        SELECT serial FROM issued WHERE token = ?1 ORDER BY not_after DESC, serial LIMIT -1 OFFSET ?2
+    )";
+pub(super) const REMEMBER_BOT: &str = "
+    INSERT OR REPLACE INTO gone SELECT 'bot/' || bot, max(not_after) FROM issued WHERE bot = ?1 GROUP BY bot";
+pub(super) const REMEMBER_TOKEN: &str = "
+    INSERT OR REPLACE INTO gone SELECT 'token/' || token, max(not_after) FROM issued WHERE token = ?1 GROUP BY token";
+pub(super) const RENAME_ISSUED: &str = "UPDATE issued SET token = ?2 WHERE token = ?1";
+
+/// Certificates of a bot that is deleted are revoked until there is a bot of that name again.
+fn remember_bot(connection: &Connection, name: &str) -> Result<(), StoreError> {
+    connection.prepare_cached(REMEMBER_BOT)?.execute([name])?;
+    Ok(())
+}
+
+fn is_back(connection: &Connection, subject: &str) -> Result<(), StoreError> {
+    connection.prepare_cached("DELETE FROM gone WHERE subject = ?")?.execute([subject])?;
+    Ok(())
+}
+
 /// Certificates of a token that is deleted are from then on those of `NAME/LIFE`, which names no token: the next one of this name gives
 /// them back to nobody.
 fn disown(connection: &Connection, name: &str) -> Result<(), StoreError> {
-    let life =
-        "SELECT json_extract(document, '$.status.bound_keypair.incarnation') FROM resource WHERE kind = 'token' AND name = ?1";
-    let update = format!("UPDATE issued SET token = ?1 || '/' || coalesce(({life}), '') WHERE token = ?1");
-    connection.prepare_cached(&update)?.execute([name])?;
+    let life: Option<String> = connection
+        .prepare_cached(
+            "SELECT json_extract(document, '$.status.bound_keypair.incarnation') FROM resource WHERE kind = 'token' AND name = ?",
+        )?
+        .query_row([name], |row| row.get(0))
+        .optional()?
+        .flatten();
+    let gone = format!("{name}/{}", life.unwrap_or_default());
+    connection.prepare_cached(RENAME_ISSUED)?.execute([name, &gone])?;
+    connection.prepare_cached(REMEMBER_TOKEN)?.execute([&gone])?;
     Ok(())
 }
 
 /// A token that is made with the life of one that was deleted is that one, put back.
 fn own(connection: &Connection, token: &Token) -> Result<(), StoreError> {
     let (name, Some(life)) = (&token.metadata.name, token.status.bound_keypair.incarnation) else { return Ok(()) };
-    connection
-        .prepare_cached("UPDATE issued SET token = ?1 WHERE token = ?1 || '/' || ?2")?
-        .execute([name, &life.to_string()])?;
-    Ok(())
+    let gone = format!("{name}/{life}");
+    connection.prepare_cached(RENAME_ISSUED)?.execute([&gone, name])?;
+    is_back(connection, &format!("token/{gone}"))
 }
 
 /// Without `kind` and `version`: the one is a column, the other follows from the schema's version.
@@ -255,8 +289,8 @@ fn ends(resource: &Resource) -> Option<u64> {
 fn insert_issued(connection: &Connection, issued: &IssuedRecord) -> Result<(), StoreError> {
     let IssuedRecord { serial, token, bot, instance, not_after } = issued;
     connection
-        .prepare_cached("INSERT INTO issued (serial, token, bot, instance, not_after) VALUES (?, ?, ?, ?, ?)")?
-        .execute(params![serial, token, bot, instance, not_after.millis()])?;
+        .prepare_cached("INSERT INTO issued (token, serial, bot, instance, not_after) VALUES (?, ?, ?, ?, ?)")?
+        .execute(params![token, serial, bot, instance, not_after.millis()])?;
     Ok(())
 }
 
@@ -270,12 +304,15 @@ fn insert_event(connection: &Connection, event: &Event) -> Result<(), StoreError
     Ok(())
 }
 
+/// What a sweep deletes: the first by what has ended, the next two by when certificates are forgotten, the last by the age of events.
+pub(super) const SWEEP_ENDED: &str = "DELETE FROM resource WHERE kind IN ('bot_instance', 'host') AND ends <= ?";
+pub(super) const SWEEP_ISSUED: &str = "DELETE FROM issued WHERE not_after < ?";
+pub(super) const SWEEP_GONE: &str = "DELETE FROM gone WHERE ends < ?";
+pub(super) const SWEEP_EVENTS: &str = "DELETE FROM event WHERE time < ?";
+
 fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> Result<(), StoreError> {
-    let sweeps = [
-        ("DELETE FROM resource WHERE kind IN ('bot_instance', 'host') AND ends <= ?", now),
-        ("DELETE FROM issued WHERE not_after < ?", now.minus(KEEP_ISSUED)),
-        ("DELETE FROM event WHERE time < ?", events_before),
-    ];
+    let forgotten = now.minus(KEEP_ISSUED);
+    let sweeps = [(SWEEP_ENDED, now), (SWEEP_ISSUED, forgotten), (SWEEP_GONE, forgotten), (SWEEP_EVENTS, events_before)];
     for (statement, limit) in sweeps {
         connection.prepare_cached(statement)?.execute([limit.millis()])?;
     }

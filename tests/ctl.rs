@@ -185,6 +185,45 @@ fn c071_c077_no_update_takes_a_binding_away() {
     assert_eq!(server.status("known")["registration_secret"].as_str().unwrap().len(), 32);
 }
 
+/// `{{token.name}}` stands in DNS names, in which `gw` and `GW` are one.
+#[test]
+fn names_that_differ_in_case_alone_are_refused() {
+    let server = Server::start();
+    server.create(&(BOT.to_owned() + &token("gw-1", "", "")));
+    for (yaml, code, why) in [
+        (token("GW-1", "", ""), 1, "token/GW-1 differs from token/gw-1 in upper and lower case alone"),
+        (BOT.replace("gw", "Gw"), 1, "bot/Gw differs from bot/gw in upper and lower case alone"),
+        (token("a", "", "") + &token("A", "", ""), 1, "token/a differs from another in this file in upper and lower case alone"),
+        (token("..", "", ""), 2, "neither . nor .."),
+    ] {
+        let said = fails_in_two_lines(&apply(&server, &yaml), code);
+        assert!(said.contains(why), "{said}");
+    }
+    assert_eq!(names(&server, "token"), ["gw-1"]);
+    server.create(&(token("gw-1", "recovery: {limit: 3}", "") + &token("gw-10", "", "")));
+}
+
+#[test]
+fn roles_that_could_mean_nothing_or_too_much_are_refused() {
+    let server = Server::start();
+    let role = |spec: &str| format!("kind: role\nversion: v1\nmetadata: {{name: r}}\nspec: {{{spec}}}\n");
+    for (spec, why) in [
+        ("max_ttl: 0s", "less than a minute"),
+        ("max_ttl: 100000y", "more than ten years"),
+        ("allow: {uris: [\"https://u@h.example/\"]}", "user information"),
+        ("allow: {uris: [\"*://h.example/\"]}", "scheme"),
+        ("allow: {dns_names: [\"**.example\"]}", "two stars"),
+        ("allow: {dns_names: [\"x.example.\"]}", "full stop"),
+        ("allow: {ip_addresses: [10.1.2.3/16]}", "bits beyond its prefix"),
+        ("allow: {ip_addresses: [\"::ffff:10.0.0.0/104\"]}", "form of IPv6"),
+        ("allow: {ssh_principals: [\"gw-?\"]}", "neither a host name nor an address"),
+    ] {
+        let said = fails_in_two_lines(&apply(&server, &role(spec)), 2);
+        assert!(said.contains(why), "{spec}: {said}");
+    }
+    server.create(&role("max_ttl: 3650d, allow: {uris: [\"https://*.h.example/{{bot.name}}/*\"]}"));
+}
+
 #[test]
 fn instances_are_not_for_operators_to_make() {
     let server = Server::start();

@@ -21,7 +21,7 @@ use clap::parser::ValueSource;
 pub use cli::command;
 
 use crate::auth::data_dir::SOCKET;
-use crate::auth::operator::message::{Action, Apply, CancelExemption, Delete, Exempt, Get, PutLock, Reset, Rotate};
+use crate::auth::operator::message::{Action, Apply, CancelExemption, Delete, Deleted, Exempt, Get, PutLock, Reset, Rotate};
 use crate::auth::resource::{Key, Kind, LockTarget};
 use crate::logging;
 use cli::{Selected, Span};
@@ -111,6 +111,12 @@ fn create(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
             Action::Updated => "updated",
         };
         say(format_args!("{} {action}", applied.key))?;
+        for lock in &applied.locks {
+            eprintln!(
+                "warning: {} is stopped by {lock}, which was there before\n  boundkeyctl rm {lock} removes it",
+                applied.key
+            );
+        }
     }
     Ok(())
 }
@@ -147,13 +153,11 @@ fn exempt(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     for lock in &done.lifted {
         say(format_args!("{lock} deleted"))?;
     }
-    let expires = done.exemption.expires;
-    if let Some(code) = &done.exemption.key {
-        say(format_args!("token/{token} exempt until {expires}: only the device with key {code} can come back"))?;
-    } else {
-        let recoveries = print::counted(done.exemption.recoveries, "recovery", "recoveries");
-        say(format_args!("token/{token} exempt until {expires}: {recoveries}, one join without matching join state"))?;
-    }
+    let recoveries = print::counted(done.exemption.recoveries, "recovery", "recoveries");
+    say(format_args!(
+        "token/{token} exempt until {}: {recoveries}, one join without matching join state",
+        done.exemption.expires
+    ))?;
     warn_of_locks(&token, &done.remaining);
     Ok(())
 }
@@ -182,8 +186,11 @@ fn reset(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 fn rm(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
-    let gone = client.send(&Delete { key: key(matches)?.clone() })?;
+    let Deleted { key: gone, locks } = client.send(&Delete { key: key(matches)?.clone() })?;
     say(format_args!("{gone} deleted"))?;
+    for lock in &locks {
+        eprintln!("warning: {lock} stays, and stops another {gone}\n  boundkeyctl rm {lock} removes it");
+    }
     let (users, then): (&[Kind], _) = match gone.kind {
         Kind::Bot => (&[Kind::Token], "its joins are refused until there is one"),
         Kind::Role => (&[Kind::Bot, Kind::Token], "what this role alone allowed is refused until there is one"),

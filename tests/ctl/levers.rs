@@ -7,10 +7,10 @@ use boundkey::auth::audit::EventFilter;
 use boundkey::auth::operator::Operator;
 use boundkey::auth::resource::{Key, Kind, Resource};
 use boundkey::auth::store::{Change, Commit, SqliteStore, Store};
-use boundkey::time::{System, Timestamp};
+use boundkey::time::{Clock as _, System, Timestamp};
 use serde_json::{Value, json};
 
-use super::support::{Server, TempDir, run, success};
+use super::support::{Server, TempDir, run, run_with_input, success, wait_for};
 use super::{BOT, INSTANCE, OTHER_KEY, bound, ctl_fails, events_after, fails, names, token};
 
 #[test]
@@ -41,6 +41,46 @@ fn rm_tells_who_still_names_what_is_gone() {
     let said = warned("bot/gw");
     assert!(said.starts_with("warning: token/t names bot/gw: its joins are refused until there is one\n  "), "{said}");
     assert_eq!(warned("token/t"), "");
+}
+
+/// A lock that the server put on for two holders of one key outlived `rm` and `create` of its token, and nothing said so.
+#[test]
+fn locks_that_outlive_what_they_stop_are_told_of() {
+    let server = Server::start();
+    let documents = BOT.to_owned() + &token("t", "", &bound());
+    server.create(&(documents.clone() + &automatic_lock("auto", "t")));
+    server.ctl(&["lock", "--token", "t", "--expires", "1s"]);
+    server.ctl(&["lock", "--bot", "gw"]);
+    let all = || -> Vec<Value> { serde_json::from_str(&server.ctl(&["get", "lock", "--format", "json"])).unwrap() };
+    let on_bot = all().into_iter().find(|lock| lock["spec"]["target"]["bot"] == "gw").expect("a lock on the bot");
+    let on_bot = on_bot["metadata"]["name"].as_str().unwrap().to_owned();
+    wait_for("the lock of a second to end", || {
+        let ended =
+            |lock: Value| lock["spec"]["expires"].as_str().is_none_or(|end| end.parse::<Timestamp>().unwrap() <= System.now());
+        all().into_iter().all(ended)
+    });
+    let stderr = |args: &[&str]| String::from_utf8(success(&mut server.ctl_command(args)).stderr).unwrap();
+    let said = stderr(&["rm", "token/t"]);
+    assert_eq!(said, "warning: lock/auto stays, and stops another token/t\n  boundkeyctl rm lock/auto removes it\n");
+    let said = stderr(&["rm", "bot/gw"]);
+    assert_eq!(
+        said,
+        format!("warning: lock/{on_bot} stays, and stops another bot/gw\n  boundkeyctl rm lock/{on_bot} removes it\n")
+    );
+
+    let output = run_with_input(&mut server.ctl_command(&["create", "-f", "-"]), &documents);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    for (what, lock) in [("token/t", "auto"), ("bot/gw", &on_bot)] {
+        let warning = format!(
+            "warning: {what} is stopped by lock/{lock}, which was there before\n  boundkeyctl rm lock/{lock} removes it\n"
+        );
+        assert!(said.contains(&warning), "{said}");
+    }
+    assert_eq!(said.lines().count(), 4, "{said}");
+    // An update is not told again.
+    let output = run_with_input(&mut server.ctl_command(&["create", "-f", "-"]), &documents);
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }
 
 #[test]
@@ -146,31 +186,6 @@ fn an_exemption_lifts_automatic_locks_in_one_audited_step() {
     ctl_fails(&server, &["exempt", "token/none"], 1);
     fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--recoveries", "0"])), 2);
     fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--cancel", "--for", "1h"])), 2);
-}
-
-/// A code is checked at the desk, and names the one device that can come back.
-#[test]
-fn an_exemption_by_code_is_for_one_key() {
-    const CODE: &str = "J3XC-NZN9-P5AP-D629";
-    let server = Server::start();
-    server.create(&(BOT.to_owned() + &token("t", "", &bound())));
-    for (typed, why) in [
-        ("J3XC-NZN9-P5AP-D62", "it has 15 symbols"),
-        ("J3XC-NZN9-P5AP-D62U", "no recovery code has 'U'"),
-        ("3JXC-NZN9-P5AP-D629", "its check symbol does not fit"),
-    ] {
-        let output = run(&mut server.ctl_command(&["exempt", "token/t", "--key", typed]));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.contains(why), "{said}");
-    }
-    fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--key", CODE, "--recoveries", "2"])), 2);
-    fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--key", CODE, "--cancel"])), 2);
-    assert_eq!(server.status("t")["exemption"], Value::Null, "nothing was changed");
-    let said = server.ctl(&["exempt", "token/t", "--for", "1h", "--key", &CODE.to_lowercase().replace('-', " ")]);
-    assert!(said.ends_with(&format!(": only the device with key {CODE} can come back\n")), "{said}");
-    assert_eq!(server.status("t")["exemption"]["key"], CODE);
-    assert!(server.ctl(&["get", "token/t"]).contains(&format!("only for the device with key {CODE}, until ")));
 }
 
 #[test]

@@ -27,6 +27,16 @@ pub(super) fn every_rule(store: &dyn Store) {
     events_are_filtered(store);
     concurrent_commits_do_not_mix(store);
     a_sweep_takes_what_has_ended(store);
+    names_are_found_whatever_their_case(store);
+}
+
+fn names_are_found_whatever_their_case(store: &dyn Store) {
+    let key = |kind, name: &str| Key::new(kind, name);
+    put(store, bot("Case-1", &[]));
+    assert_eq!(store.alike(&key(Kind::Bot, "case-1")).unwrap(), Some(key(Kind::Bot, "Case-1")));
+    for other in [key(Kind::Bot, "Case-1"), key(Kind::Bot, "case_1"), key(Kind::Bot, "case-10"), key(Kind::Token, "case-1")] {
+        assert_eq!(store.alike(&other).unwrap(), None, "{other}");
+    }
 }
 
 fn reads_back_what_was_written(store: &dyn Store) {

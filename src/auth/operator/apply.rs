@@ -1,6 +1,6 @@
 //! `create -f` and `edit`: resources as operators want them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::fault::{Fault, insist, refused};
 use super::message::{Action, Applied, Apply, Replace};
@@ -12,21 +12,28 @@ use crate::join::ProblemType;
 
 impl Operator {
     pub(super) fn apply(&self, Apply { resources }: Apply, who: Who) -> Result<Vec<Applied>, Fault> {
-        let mut keys = BTreeSet::new();
+        let (mut keys, mut folded) = (BTreeSet::new(), BTreeMap::<_, u32>::new());
         for resource in &resources {
             check(resource)?;
             if !keys.insert(resource.key()) {
                 return refused(ProblemType::BadRequest, format!("{} stands there twice", resource.key()));
             }
+            *folded.entry(case_folded(&resource.key())).or_default() += 1;
         }
         insist(|| {
             let mut commit = Commit::default();
             let mut applied = Vec::with_capacity(resources.len());
             for resource in &resources {
                 self.check_names(resource, &keys)?;
-                let stored = self.store.get(&resource.key())?;
+                let key = resource.key();
+                let stored = self.store.get(&key)?;
+                let is_new = stored.is_none();
+                if is_new {
+                    self.check_alike(&key, &folded)?;
+                }
                 let action = self.put(resource.clone(), stored, who, &mut commit)?;
-                applied.push(Applied { key: resource.key(), action });
+                let locks = if is_new { self.locks_in_force_on(&key)? } else { Vec::new() };
+                applied.push(Applied { key, action, locks });
             }
             self.store.commit(commit)?;
             Ok(applied)
@@ -44,7 +51,7 @@ impl Operator {
         let mut commit = Commit::default();
         let action = self.put(resource, Some(stored), who, &mut commit)?;
         self.store.commit(commit)?;
-        Ok(Applied { key, action })
+        Ok(Applied { key, action, locks: Vec::new() })
     }
 
     /// Puts what makes `stored` into `resource` into `commit`.
@@ -77,6 +84,24 @@ impl Operator {
         Ok(action)
     }
 
+    /// A name that differs from another in the case of letters alone is refused: `{{token.name}}` stands in DNS names too, in which
+    /// the two would be one. `set` counts the folded names of the set that is applied.
+    fn check_alike(&self, key: &Key, set: &BTreeMap<Key, u32>) -> Result<(), Fault> {
+        let other = if set.get(&case_folded(key)).is_some_and(|count| *count > 1) {
+            Some("another in this file".to_owned())
+        } else {
+            self.store.alike(key)?.map(|other| other.to_string())
+        };
+        match other {
+            Some(other) => {
+                let why =
+                    format!("{key} differs from {other} in upper and lower case alone: DNS names and hosts know no difference");
+                refused(ProblemType::BadRequest, why)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// What `resource` names has to exist, in the store or in the same set.
     fn check_names(&self, resource: &Resource, set: &BTreeSet<Key>) -> Result<(), Fault> {
         for key in resource.named() {
@@ -86,6 +111,10 @@ impl Operator {
         }
         Ok(())
     }
+}
+
+fn case_folded(key: &Key) -> Key {
+    Key::new(key.kind, key.name.to_ascii_lowercase())
 }
 
 fn check(resource: &Resource) -> Result<(), Fault> {

@@ -30,7 +30,7 @@ macro_rules! calls {
 calls! {
     Apply at "/v1/apply" gives Vec<Applied>;
     Audit at "/v1/audit" gives Vec<(u64, Event)>;
-    Delete at "/v1/delete" gives Key;
+    Delete at "/v1/delete" gives Deleted;
     Exempt at "/v1/exempt" gives Exempted;
     CancelExemption at "/v1/exempt/cancel" gives Exemption;
     Get at "/v1/get" gives Vec<Entry>;
@@ -54,6 +54,9 @@ pub struct Applied {
     pub key: Key,
     /// What was done.
     pub action: Action,
+    /// Of what is new: the locks that were there before it, and stop it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<Key>,
 }
 
 /// What was done to a resource.
@@ -83,6 +86,16 @@ pub struct Audit {
 pub struct Delete {
     /// Which.
     pub key: Key,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// The resource.
+    pub key: Key,
+    /// Locks on it. They stay, and stop another of that name.
+    #[serde(default)]
+    pub locks: Vec<Key>,
 }
 
 /// Lets a device come back: lifts the token's automatic locks, allows recoveries beyond the limit, and one join without a

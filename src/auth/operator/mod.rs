@@ -33,7 +33,7 @@ use super::store::{Change, Commit, Store, Stored};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::time::{Clock, Random, Timestamp};
 use fault::{Fault, insist};
-use message::{Audit, Call, Delete, Entry, Get};
+use message::{Audit, Call, Delete, Deleted, Entry, Get};
 
 /// Longest request: some ten thousand tokens at once.
 const MAX_REQUEST: usize = 64 << 20;
@@ -174,15 +174,25 @@ impl Operator {
         Ok(found.into_iter().map(|Stored { resource, revision }| Entry { resource: shown(resource), revision }).collect())
     }
 
-    fn delete(&self, Delete { key }: Delete, who: Who) -> Result<Key, Fault> {
+    /// Locks stay, those that the server made too: a token that is made again out of a backup is the one that two held. They go by
+    /// `rm lock/ID` or `exempt`, which the audit log tells of.
+    fn delete(&self, Delete { key }: Delete, who: Who) -> Result<Deleted, Fault> {
         insist(|| {
             let Stored { resource, revision } = self.stored(&key)?;
             let kind = if key.kind == Kind::Lock { EventKind::LockRemoved } else { EventKind::ResourceDeleted };
             let events = vec![event(self.clock.now(), kind, &resource, who)];
             let changes = vec![Change { key: key.clone(), expected: Some(revision), to: None }];
             self.store.commit(Commit { changes, events, ..Commit::default() })?;
-            Ok(key.clone())
+            Ok(Deleted { locks: self.locks_in_force_on(&key)?, key: key.clone() })
         })
+    }
+
+    /// Locks that stop the resource of this name, whether it is there or not.
+    fn locks_in_force_on(&self, key: &Key) -> Result<Vec<Key>, Fault> {
+        let Some(target) = LockTarget::of(key) else { return Ok(Vec::new()) };
+        let now = self.clock.now();
+        let locks = self.store.locks_on(&target)?.into_iter().filter(|lock| lock.in_force(now));
+        Ok(locks.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect())
     }
 
     fn stored(&self, key: &Key) -> Result<Stored<Resource>, Fault> {

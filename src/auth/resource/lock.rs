@@ -93,6 +93,18 @@ impl LockTarget {
         }
     }
 
+    /// The target that is this resource; nothing else can be locked.
+    pub fn of(key: &Key) -> Option<Self> {
+        let name = key.name.clone();
+        match key.kind {
+            Kind::Bot => Some(Self::Bot(name)),
+            Kind::BotInstance => Some(Self::BotInstance(name)),
+            Kind::Host => Some(Self::Host(name)),
+            Kind::Token => Some(Self::Token(name)),
+            Kind::Lock | Kind::Role => None,
+        }
+    }
+
     /// The resource that it stops.
     pub fn key(&self) -> Key {
         let kind = match self {

@@ -9,7 +9,7 @@ mod sqlite;
 use std::time::Duration;
 
 use super::audit::{Event, EventFilter};
-use super::resource::{Bot, Instance, Key, Kind, Lock, Resource, Role, Token};
+use super::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::join::Id;
 use crate::time::Timestamp;
 
@@ -133,6 +133,12 @@ pub trait Store: Send + Sync {
 
     /// All resources of a kind, by name.
     fn list(&self, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError>;
+
+    /// A resource of the same kind whose name differs from that of `key` in the case of letters alone (A to Z).
+    fn alike(&self, key: &Key) -> Result<Option<Key>, StoreError>;
+
+    /// Locks on `target`, also those that have ended.
+    fn locks_on(&self, target: &LockTarget) -> Result<Vec<Lock>, StoreError>;
 
     /// What a join with `token` by a device that names `instance` is decided on; `None` without such a token.
     fn join_view(&self, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError>;

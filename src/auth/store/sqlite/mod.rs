@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Commit, Event, EventFilter, Form, JoinView, Key, Kind, Resource, Revoked, Store, StoreError, Stored, Token};
+use super::{
+    Commit, Event, EventFilter, Form, JoinView, Key, Kind, Lock, LockTarget, Resource, Revoked, Store, StoreError, Stored, Token,
+};
 use crate::join::Id;
 use crate::time::Timestamp;
 use read::Readers;
@@ -126,6 +128,14 @@ impl Store for SqliteStore {
 
     fn list(&self, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError> {
         self.readers.with(|snapshot| read::list(snapshot, kind))
+    }
+
+    fn alike(&self, key: &Key) -> Result<Option<Key>, StoreError> {
+        self.readers.with(|snapshot| read::alike(snapshot, key))
+    }
+
+    fn locks_on(&self, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {
+        self.readers.with(|snapshot| read::locks_on(snapshot, target))
     }
 
     fn join_view(&self, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError> {

@@ -86,6 +86,14 @@ pub(super) fn list(snapshot: &Transaction<'_>, kind: Kind) -> Result<Vec<Stored<
     Ok(all)
 }
 
+pub(super) fn alike(snapshot: &Transaction<'_>, key: &Key) -> Result<Option<Key>, StoreError> {
+    // SQLite's NOCASE folds A to Z and nothing else.
+    let mut query = snapshot
+        .prepare_cached("SELECT name FROM resource WHERE kind = ?1 AND name = ?2 COLLATE NOCASE AND name <> ?2 LIMIT 1")?;
+    let found = query.query_row([key.kind.name(), &key.name], |row| row.get::<_, String>(0)).optional()?;
+    Ok(found.map(|name| Key::new(key.kind, name)))
+}
+
 pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError> {
     let Some(token) = typed::<Token>(snapshot, Kind::Token, token)? else {
         return Ok(None);
@@ -157,7 +165,7 @@ pub(super) fn revoked(snapshot: &Transaction<'_>, form: Form, now: Timestamp, li
 
 pub(super) const LOCKS_ON: &str = "SELECT name, document FROM resource WHERE subject = ? AND kind = 'lock'";
 
-fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {
+pub(super) fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {
     let mut query = snapshot.prepare_cached(LOCKS_ON)?;
     let mut rows = query.query([target.key().to_string()])?;
     let mut locks = Vec::new();

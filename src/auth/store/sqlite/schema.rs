@@ -10,7 +10,7 @@ use crate::auth::store::StoreError;
 const APPLICATION: i64 = 0x626b_6579;
 
 /// Each brings the schema one version on. Released ones never change.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     -- The counters: both only rise, and a revision given once is never given again.
     CREATE TABLE meta (
@@ -82,6 +82,10 @@ const MIGRATIONS: [&str; 3] = [
         WHERE token NOT IN (SELECT name FROM resource WHERE kind = 'token') GROUP BY token;
     INSERT INTO gone SELECT 'bot/' || bot, max(not_after) FROM issued
         WHERE bot NOT IN (SELECT name FROM resource WHERE kind = 'bot') GROUP BY bot;
+    ",
+    "
+    -- A new name is compared with those there are whatever the case of their letters.
+    CREATE INDEX resource_alike ON resource (kind, name COLLATE NOCASE);
     ",
 ];
 

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use support::proxy::{Proxy, Way};
+use support::wall_clock::{WallClock, YEAR};
 use support::{Device, Server, agent, run, run_with_input, success, tool, wait_for};
 
 const ROLE: &str = "kind: role\nversion: v1\nmetadata: {name: mqtt}\nspec:\n  allow:\n    dns_names: [\"{{token.name}}.fleet.example\"]\n    \
@@ -331,6 +332,142 @@ fn a_role_says_what_its_bots_may_ask_for() {
     openssl(&["x509", "-noout", "-checkend", "1500", "-in", &path]);
     assert!(!run(Command::new("openssl").args(["x509", "-noout", "-checkend", "1801", "-in", &path])).status.success());
     verify(&ca, &crt, true);
+}
+
+/// `spiffe://fleet/{{bot.name}}` gave one bot the URI of another, and `*` stood for another host.
+#[test]
+fn names_are_compared_by_their_parts_and_bad_ones_are_told() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    server.create(
+        "kind: role\nversion: v1\nmetadata: {name: uris}\nspec: {allow: {uris: [\"spiffe://fleet/{{bot.name}}\", \
+         \"https://*.example.com/\"], dns_names: [\"*.example.com\"]}}\n---\n\
+         kind: bot\nversion: v1\nmetadata: {name: gw}\nspec: {roles: [uris]}\n",
+    );
+    let secret = format!("  bound_keypair: {{registration_secret: {}}}", secret_of(&server, "gw"));
+    let asks = |names: &str| {
+        device.configure(&server, &secret, &format!("outputs:\n{}", output(&device, "out", &format!("    {names}\n"))));
+        device.try_join()
+    };
+    for (names, said_of_it) in [
+        ("uris: [\"spiffe://fleet/GW\"]", "spiffe://fleet/GW is not allowed by role uris of bot gw"),
+        ("uris: [\"https://evil.org#.example.com/\"]", "https://evil.org#.example.com/ is not allowed"),
+        ("uris: [\"https://user@evil.org:1#.example.com/\"]", "has user information before its host"),
+        ("uris: [\"https://a.example.com/50%off\"]", "is not a URI"),
+        ("uris: [\"spiffe://fleet/gw\", \"https://a.example.com/\"]", "no other URI"),
+        ("dns_names: [a.b.example.com]", "a.b.example.com is not allowed"),
+        ("ip_addresses: [\"::ffff:10.0.0.1\"]", "write 10.0.0.1"),
+    ] {
+        let (code, said) = asks(names);
+        assert!(code != 0 && said.contains(said_of_it), "{names}: {said}");
+    }
+    for names in ["uris: [\"spiffe://fleet/gw\"]", "uris: [\"HTTPS://a.Example.com/\"]\n    dns_names: [A.example.com]"] {
+        let (code, said) = asks(names);
+        assert_eq!(code, 0, "{names}: {said}");
+    }
+}
+
+/// A cluster and its devices by a clock that the test sets.
+fn by_clock(clock: &WallClock) -> Server {
+    let mut server = Server::blank(clock.env().into_iter().map(|(name, value)| (name, value.into())).collect());
+    let made: Value = serde_json::from_slice(&success(&mut server.init_command(&[])).stdout).unwrap();
+    made["ca_pin"].as_str().unwrap().clone_into(&mut server.ca_pin);
+    server
+}
+
+/// A lost answer's output of five minutes was given again for as long as the identity, which may be 30 days.
+#[test]
+fn an_output_of_a_lost_answer_ends_when_it_would_have() {
+    let clock = WallClock::new();
+    let mut server = by_clock(&clock);
+    server.run();
+    let proxy = Proxy::to(&server.addr);
+    let mut device = server.device("gw", 1);
+    grant(&server, "gw");
+    device.env.clone_from(&server.env);
+    let secret = format!("  bound_keypair: {{registration_secret: {}}}", secret_of(&server, "gw"));
+    let short = output(&device, "out", "    credential_ttl: 5m\n    renewal_interval: 1m\n");
+    device.configure_with(&proxy.addr, &server.ca_pin, &secret, &format!("outputs:\n{short}"));
+    device.join();
+    proxy.mend();
+    device.join();
+    let whole = proxy.passed(Way::Down);
+    proxy.mend();
+    proxy.cut_after(Way::Down, whole - 100);
+    assert_eq!(device.try_join().0, 3);
+    proxy.mend();
+    clock.jump_to(600);
+    device.join();
+    assert_eq!(server.events("gw"), ["join.first", "join.renewal", "join.renewal", "join.replay"]);
+    // By this machine's own clock, by which the lost answer was made a moment ago.
+    let (crt, ca) = (device.dir.join("out/tls.crt"), device.dir.join("out/ca.crt"));
+    let path = crt.display().to_string();
+    openssl(&["x509", "-noout", "-checkend", "200", "-in", &path]);
+    assert!(!run(Command::new("openssl").args(["x509", "-noout", "-checkend", "301", "-in", &path])).status.success());
+    verify(&ca, &crt, true);
+}
+
+/// An output that ended while its answer was lost is not left to the daemon's usual interval.
+#[test]
+fn a_lost_answer_whose_output_has_ended_is_followed_by_a_renewal() {
+    let clock = WallClock::new();
+    let mut server = by_clock(&clock);
+    server.run();
+    let proxy = Proxy::to(&server.addr);
+    let mut device = server.device("gw", 1);
+    grant(&server, "gw");
+    device.env.clone_from(&server.env);
+    let secret = format!("  bound_keypair: {{registration_secret: {}}}", secret_of(&server, "gw"));
+    let short = output(&device, "out", "    credential_ttl: 5m\n    renewal_interval: 1m\n");
+    device.configure_with(&proxy.addr, &server.ca_pin, &secret, &format!("outputs:\n{short}"));
+    device.join();
+    proxy.mend();
+    device.join();
+    let whole = proxy.passed(Way::Down);
+    proxy.mend();
+    proxy.cut_after(Way::Down, whole - 100);
+    assert_eq!(device.try_join().0, 3);
+    clock.jump_to(600);
+    proxy.mend();
+    let started = std::time::Instant::now();
+    let _daemon = device.daemon();
+    wait_for("a renewal after the replay", || server.events("gw").ends_with(&["join.replay".into(), "join.renewal".into()]));
+    assert!(started.elapsed().as_secs() < 50, "not by the interval of a minute");
+}
+
+/// No certificate outlives the CA that signed it, and a shorter one is told of.
+#[test]
+fn lifetimes_end_with_the_ca_and_every_shortening_is_told() {
+    let clock = WallClock::new();
+    let mut server = by_clock(&clock);
+    clock.jump_to(20 * YEAR - 100 * 86_400);
+    server.run();
+    let mut device = server.device("gw", 1);
+    device.env.clone_from(&server.env);
+    server.create(&ROLE.replace("30m", "200d"));
+    server.create("kind: bot\nversion: v1\nmetadata: {name: gw}\nspec: {roles: [mqtt]}\n");
+    let secret = format!("  bound_keypair: {{registration_secret: {}}}", secret_of(&server, "gw"));
+    let outputs = output(&device, "out", "    credential_ttl: 201d\n    renewal_interval: 1d\n")
+        + &output(&device, "other", "    credential_ttl: 10d\n    renewal_interval: 1d\n");
+    device.configure(&server, &secret, &format!("credential_ttl: 150d\noutputs:\n{outputs}"));
+    device.join();
+    let status = device.status();
+    let warnings: Vec<_> = status["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+    assert!(warnings[0].starts_with("lifetime shortened: the cluster's CA ends at "), "{warnings:?}");
+    assert!(warnings[1].starts_with("output 1: lifetime shortened: the cluster's CA ends at "), "{warnings:?}");
+    assert_eq!(warnings.iter().filter(|warning| warning.contains("lifetime")).count(), 2, "{warnings:?}");
+    let end = |file: &Path| openssl(&["x509", "-noout", "-enddate", "-in", &file.display().to_string()]);
+    let ca = end(&server.dir.join("data/ca.pem"));
+    assert_eq!(end(&device.storage().join("identity.pem")), ca);
+    assert_eq!(end(&device.dir.join("out/tls.crt")), ca);
+    assert_ne!(end(&device.dir.join("other/tls.crt")), ca);
+
+    let long = output(&device, "out", "    credential_ttl: 2d\n    renewal_interval: 1h\n");
+    device.configure(&server, &secret, &format!("outputs:\n{long}"));
+    server.create(&ROLE.replace("30m", "1d"));
+    device.join();
+    let warned = device.status()["warnings"].to_string();
+    assert!(warned.contains("\"output 1: lifetime shortened from 2days to 1day, the longest allowed\""), "{warned}");
 }
 
 #[test]

@@ -18,7 +18,6 @@ pub mod keypair;
 pub mod outputs;
 pub mod program;
 mod proxy;
-mod recovery_code;
 mod report;
 pub mod rollback;
 pub mod run;

@@ -6,6 +6,7 @@ mod backup;
 pub mod ca;
 pub mod data_dir;
 pub mod joins;
+pub mod names;
 pub mod operator;
 pub mod program;
 pub mod resource;

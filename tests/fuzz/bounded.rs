@@ -169,11 +169,11 @@ macro_rules! bounded {
 bounded! {
     answer: 20_000,
     certificate: 20_000,
-    code: 20_000,
     config: 20_000,
     crl: 20_000,
     join: 20_000,
     jws: 20_000,
+    names: 20_000,
     pem: 20_000,
     resources: 20_000,
     state: 20_000,

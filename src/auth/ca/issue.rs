@@ -11,6 +11,7 @@ use rcgen::{
 };
 
 use super::{Authority, CaError, request};
+use crate::auth::names::{check_dns_name, check_uri};
 use crate::certify::{Signer, Subject};
 use crate::join::base64url;
 use crate::join::message::IssuedCertificate;
@@ -129,7 +130,10 @@ impl Authority {
         random: &dyn Random,
     ) -> Result<Issued, CaError> {
         let (sans, usages) = match profile {
-            Profile::Identity(holder) => (vec![uri(&holder.uri())?], vec![ExtendedKeyUsagePurpose::ClientAuth]),
+            Profile::Identity(holder) => {
+                let uri = Ia5String::try_from(holder.uri()).map(SanType::URI).map_err(names)?;
+                (vec![uri], vec![ExtendedKeyUsagePurpose::ClientAuth])
+            }
             Profile::Output { dns_names, uris, ip_addresses } => {
                 let mut sans = dns_names.iter().map(|name| dns(name)).collect::<Result<Vec<_>, _>>()?;
                 sans.extend(uris.iter().map(|name| uri(name)).collect::<Result<Vec<_>, _>>()?);
@@ -215,23 +219,12 @@ fn serial(random: &dyn Random) -> Result<(SerialNumber, String), CaError> {
 }
 
 fn dns(name: &str) -> Result<SanType, CaError> {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if name.len() > 253 || !name.split('.').all(label) {
-        return Err(CaError::Names(format!("{name:?} is not a DNS name")));
-    }
+    check_dns_name(name).map_err(CaError::Names)?;
     Ia5String::try_from(name).map(SanType::DnsName).map_err(names)
 }
 
 fn uri(name: &str) -> Result<SanType, CaError> {
-    let plain = name.bytes().all(|b| b.is_ascii_graphic()) && name.contains(':');
-    if !plain {
-        return Err(CaError::Names(format!("{name:?} is not a URI")));
-    }
+    check_uri(name).map_err(CaError::Names)?;
     Ia5String::try_from(name).map(SanType::URI).map_err(names)
 }
 

@@ -19,6 +19,7 @@ pub use request::subject_key;
 use crate::certify::Subject;
 use crate::join::server::request::{Holder, ShownCertificate};
 use crate::join::{Claims, Id};
+use crate::time::Timestamp;
 
 /// Names of the cluster's keys in the key store.
 const X509: &str = "ca-x509";
@@ -135,6 +136,11 @@ impl Authority {
         &self.certificate
     }
 
+    /// Last moment of the CA certificate: no certificate that it signed is valid after that.
+    pub fn ends(&self) -> Result<Timestamp, CaError> {
+        request::validity(&self.certificate).map(|(_, end)| end).map_err(CaError::Certificate)
+    }
+
     /// `sha256:` and the SHA-256 of the CA's SubjectPublicKeyInfo, in hexadecimal.
     pub fn pin(&self) -> String {
         let spki = rcgen::PublicKeyData::subject_public_key_info(&Subject(self.x509.1.clone()));
@@ -197,9 +203,4 @@ impl Holder {
         let (incarnation, host) = (incarnation.parse().ok()?, kind == "host");
         Some(Self { cluster: cluster.into(), token: token.into(), incarnation, host, step })
     }
-}
-
-/// Whether a URI is of the scheme that only identities carry.
-pub fn is_reserved(uri: &str) -> bool {
-    uri.get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME))
 }

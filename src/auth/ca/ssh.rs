@@ -4,6 +4,7 @@ use boundkey_hal::{Algorithm, PublicKey, Signature};
 
 use super::issue::BACKDATE;
 use super::{Authority, CaError, Issued};
+use crate::auth::names::check_principal;
 use crate::join::SshKey;
 use crate::ssh::{certificate_name, key_fields, name, put};
 use crate::time::{NoRandomness, Random, Timestamp};
@@ -65,12 +66,9 @@ fn packed(principals: &[String]) -> Result<Vec<u8>, CaError> {
     if principals.is_empty() || principals.len() > MAX_PRINCIPALS {
         return Err(CaError::Names(format!("an SSH host certificate has 1 to {MAX_PRINCIPALS} principals")));
     }
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
     let mut list = Vec::new();
     for principal in principals {
-        if principal.is_empty() || principal.len() > 253 || !principal.bytes().all(plain) {
-            return Err(CaError::Names(format!("{principal:?} is neither a host name nor an address")));
-        }
+        check_principal(principal).map_err(CaError::Names)?;
         put(&mut list, principal.to_ascii_lowercase().as_bytes());
     }
     Ok(list)

@@ -7,7 +7,8 @@ use boundkey_hal::PublicKey;
 use super::outstanding::Outstanding;
 use super::{Joins, failed, incarnation, no_key};
 use crate::auth::ca::{self, CaError, Issued, Profile};
-use crate::auth::resource::{NODE_ROLE, Subject, Token, first_forbidden};
+use crate::auth::names::{self, Subject, first_forbidden};
+use crate::auth::resource::{GREATEST_MAX_TTL, LEAST_MAX_TTL, NODE_ROLE, Token};
 use crate::auth::store::JoinView;
 use crate::join::message::{JoinRequest, MAX_OUTPUTS, OutputRequest, SshHostRequest};
 use crate::join::server::decision::Grant;
@@ -26,6 +27,8 @@ const MAX_HOST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 pub(super) struct Certified {
     pub(super) identity: Issued,
     pub(super) outputs: Vec<Issued>,
+    /// What a person should know of the outputs.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Joins {
@@ -48,6 +51,7 @@ impl Joins {
         if request.outputs.len() > MAX_OUTPUTS {
             return Err(Problem::new(ProblemType::BadRequest, format!("more than {MAX_OUTPUTS} outputs")));
         }
+        some_lifetime(request)?;
         let instance = grant.step.instance.to_string();
         let subject = Subject { bot, token: name, instance: &instance };
         let bad_csr = |why: String| Problem::new(ProblemType::BadRequest, why);
@@ -62,18 +66,26 @@ impl Joins {
         let key = ca::subject_key(&request.csr).map_err(bad_csr)?;
         let identity = self.issue(&key, common_name, &Profile::Identity(holder), (now, grant.not_after))?;
         let mut outputs = Vec::with_capacity(request.outputs.len());
-        for wanted in &request.outputs {
-            let forbidden = first_forbidden(&view.roles, wanted, subject);
-            if let Some(name) = forbidden.or_else(|| wanted.uris.iter().find(|uri| ca::is_reserved(uri)).cloned()) {
+        let mut warnings = Vec::new();
+        // A replay gives what the lost answer gave, with the same ends. A step that a clock ahead made counts from now.
+        let issued_at = match grant.kind {
+            JoinKind::Replay => Timestamp::from_millis(grant.issued_at_ms).min(now),
+            JoinKind::First | JoinKind::Recovery | JoinKind::Renewal => now,
+        };
+        for (index, wanted) in request.outputs.iter().enumerate() {
+            names::check(wanted).map_err(|why| Problem::new(ProblemType::BadRequest, why))?;
+            if let Some(name) = first_forbidden(&view.roles, wanted, subject) {
                 return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed(&name, view)));
             }
             if view.roles.is_empty() {
                 return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed("any output", view)));
             }
-            let own = wanted.ttl.map(|ttl| now.plus(allowed_ttl(Some(ttl), view).0));
-            // A replay ends when the answer that was lost would have ended.
-            let not_after = own.filter(|_| grant.kind != JoinKind::Replay).unwrap_or(grant.not_after);
-            let times = (now, outstanding.output_end(now, not_after));
+            let (not_after, shortened) = match wanted.ttl {
+                Some(ttl) => self.allowed_end(Some(ttl), view, issued_at)?,
+                None => (grant.not_after, None),
+            };
+            warnings.extend(shortened.map(|why| format!("output {}: {why}", index + 1)));
+            let times = (issued_at, outstanding.output_end(now, not_after));
             if let Some(ssh) = &wanted.ssh_host {
                 outputs.push(self.issue_ssh(ssh, wanted, token, grant.step.instance, times)?);
                 continue;
@@ -86,7 +98,26 @@ impl Joins {
             let key = ca::subject_key(&wanted.csr).map_err(bad_csr)?;
             outputs.push(self.issue(&key, common_name, &profile, times)?);
         }
-        Ok(Certified { identity, outputs })
+        Ok(Certified { identity, outputs, warnings })
+    }
+
+    /// Last moment of a certificate of which `wanted` seconds are asked for, counted from `start`; and a warning where that is sooner.
+    pub(super) fn allowed_end(
+        &self,
+        wanted: Option<u64>,
+        view: &JoinView,
+        start: Timestamp,
+    ) -> Result<(Timestamp, Option<String>), Problem> {
+        let (ttl, warning) = allowed_ttl(wanted, view);
+        let (end, last) = (start.plus(ttl), self.authority.ends().map_err(|e| failed(&e))?);
+        if end <= last {
+            return Ok((end, warning));
+        }
+        if last <= start {
+            // By a clock that is ahead, or truly. Devices judge by clocks of their own, so the certificate is made all the same.
+            return Ok((end, Some(format!("the cluster's CA ends at {last}, and the server's clock is past that"))));
+        }
+        Ok((last, Some(format!("lifetime shortened: the cluster's CA ends at {last}, and all that it signed with it"))))
     }
 
     fn issue(
@@ -128,10 +159,21 @@ fn unissued(e: CaError) -> Problem {
     }
 }
 
+/// A certificate for no time is a device's mistake, and would be reported as one that has expired.
+fn some_lifetime(request: &JoinRequest) -> Result<(), Problem> {
+    if request.outputs.iter().map(|wanted| wanted.ttl).chain([request.ttl]).any(|ttl| ttl == Some(0)) {
+        let why = "a certificate that holds for 0 seconds: ask for a second or more, or leave the lifetime out";
+        return Err(Problem::new(ProblemType::BadRequest, why));
+    }
+    Ok(())
+}
+
 /// What lifetime the bot or host gets of what it asks for, and a warning where that is less.
-pub(super) fn allowed_ttl(wanted: Option<u64>, view: &JoinView) -> (Duration, Option<String>) {
+fn allowed_ttl(wanted: Option<u64>, view: &JoinView) -> (Duration, Option<String>) {
     let (default, max) = if view.token.resource.is_for_bot() { (DEFAULT_TTL, MAX_TTL) } else { (Duration::MAX, MAX_HOST_TTL) };
     let longest = view.roles.iter().filter_map(|role| role.spec.max_ttl).max().unwrap_or(max);
+    // A role from before these bounds has another perhaps.
+    let longest = longest.clamp(LEAST_MAX_TTL, GREATEST_MAX_TTL);
     let wanted = wanted.map_or_else(|| default.min(longest), Duration::from_secs);
     if wanted <= longest {
         return (wanted, None);
@@ -151,4 +193,26 @@ fn not_allowed(name: &str, view: &JoinView) -> String {
         return format!("{name} is not allowed: {whose} has no role that says what it may have");
     }
     format!("{name} is not allowed by role {} of {whose}", roles.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifetime_of_nothing_is_refused_and_none_is_not() {
+        let request = |own: Option<u64>, output: Option<u64>| -> JoinRequest {
+            let outputs = serde_json::json!([{ "ttl": output }]);
+            let heartbeat = serde_json::json!({ "version": "", "hostname": "", "architecture": "", "keystore": "" });
+            let attempt = "00112233-4455-6677-8899-aabbccddeeff";
+            let request = serde_json::json!({
+                "token": "t", "attempt": attempt, "csr": "", "ttl": own, "outputs": outputs, "heartbeat": heartbeat
+            });
+            serde_json::from_value(request).unwrap()
+        };
+        for (own, output) in [(Some(0), None), (None, Some(0)), (Some(1), Some(0))] {
+            assert_eq!(some_lifetime(&request(own, output)).unwrap_err().kind, ProblemType::BadRequest);
+        }
+        assert!(some_lifetime(&request(None, None)).is_ok() && some_lifetime(&request(Some(1), Some(u64::MAX))).is_ok());
+    }
 }

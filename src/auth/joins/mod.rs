@@ -24,7 +24,7 @@ use crate::join::server::record::{LastStep, rotation_due};
 use crate::join::server::request::{self, Context, Verified};
 use crate::join::{Claims, Id, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
-use certify::{Certified, allowed_ttl};
+use certify::Certified;
 use commit::Occasion;
 use outstanding::Outstanding;
 
@@ -123,9 +123,9 @@ impl Joins {
         let (request, verified) = request::verify(jws, &context)?;
         let instance = instance_shown(&verified, view);
         let locks = locks_in_force(view, instance.map(|(id, _)| id), now);
-        let (ttl, ttl_warning) = allowed_ttl(request.ttl, view);
+        let (not_after, ttl_warning) = self.allowed_end(request.ttl, view, now)?;
         let outstanding = Outstanding::new(self.store.outstanding(name, now)?, spec.recovery.mode);
-        let not_after = outstanding.identity_end(now, now.plus(ttl));
+        let not_after = outstanding.identity_end(now, not_after);
         let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after };
         let about = decision::Token { for_bot: token.is_for_bot(), spec, status, instance };
         let grant = decision::decide(about, &locks, &verified, fresh)
@@ -153,7 +153,7 @@ impl Joins {
         };
         let join_state = self.authority.sign_join_state(&claims).map_err(|e| no_key(&e))?;
         let recoveries = grant.status.recoveries(&view.token.resource.spec.bound_keypair);
-        let mut warnings: Vec<_> = accepted.ttl_warning.iter().cloned().collect();
+        let mut warnings: Vec<_> = accepted.ttl_warning.iter().chain(&accepted.certified.warnings).cloned().collect();
         warnings.extend(accepted.outstanding.warning());
         if let Some(left @ 0..=1) = recoveries.remaining() {
             warnings.push(format!(

@@ -1,6 +1,7 @@
 //! Resources: what operators write and read, as YAML or JSON documents of `kind`, `version`, `metadata`, `spec`, `status`.
 //!
-//! Parsed into types at the door; unknown fields are errors. Names are `a-z A-Z 0-9 . _ -`, 1 to 128 characters.
+//! Parsed into types at the door; unknown fields are errors. Names are `a-z A-Z 0-9 . _ -`, 1 to 128 characters, and
+//! neither `.` nor `..`.
 
 mod bot;
 mod instance;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use bot::{Bot, BotSpec};
 pub use instance::{Authentication, Instance, InstanceSpec, InstanceStatus, MAX_KEPT, SeenHeartbeat};
 pub use lock::{Lock, LockSpec, LockTarget};
-pub use role::{Allow, Role, RoleSpec, Subject, first_forbidden};
+pub use role::{Allow, GREATEST_MAX_TTL, LEAST_MAX_TTL, Role, RoleSpec};
 pub use token::{HIDDEN_SECRET, HostSpec, JoinMethod, NODE_ROLE, Token, TokenSpec, TokenStatus};
 
 use crate::time::Timestamp;
@@ -271,12 +272,12 @@ fn take<T: serde::de::DeserializeOwned, E: serde::de::Error>(
     serde_json::from_value(found).map_err(E::custom)
 }
 
-/// Whether `name` may name a resource: it is put into URIs, file names and patterns as it stands.
+/// Whether `name` may name a resource: it is put into URIs, file names and patterns as it stands. In a path `.` and `..` name others.
 pub fn check_name(name: &str) -> Result<(), String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if (1..=128).contains(&name.len()) && name.bytes().all(plain) {
+    if (1..=128).contains(&name.len()) && name.bytes().all(plain) && !matches!(name, "." | "..") {
         Ok(())
     } else {
-        Err(format!("{name:?} is not a name: 1 to 128 characters of a-z A-Z 0-9 . _ -"))
+        Err(format!("{name:?} is not a name: neither . nor .., but 1 to 128 characters of a-z A-Z 0-9 . _ -"))
     }
 }

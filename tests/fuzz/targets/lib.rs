@@ -8,11 +8,11 @@
 //! | --- | --- | --- |
 //! | [`answer`] | challenge, answer and problem, on the device | a server |
 //! | [`certificate`] | identity certificates (`x5c`), certificate requests | a device |
-//! | [`code`] | recovery codes | an operator |
 //! | [`config`] | the agent's configuration, and the unit made of it | a person |
 //! | [`crl`] | revocation lists, on the device | a server |
 //! | [`join`] | join requests up to the decision, and the token they are decided on | a device; an operator |
 //! | [`jws`] | JWS in both forms, challenges | anyone |
+//! | [`names`] | patterns of names, and names against them | an operator; a device |
 //! | [`pem`] | key files, the identity file | the disk |
 //! | [`resources`] | operators' documents in YAML, resources in JSON | an operator |
 //! | [`state`] | the state file | the disk |
@@ -26,13 +26,13 @@
 
 pub mod answer;
 pub mod certificate;
-pub mod code;
 pub mod config;
 pub mod crl;
 pub mod form;
 pub mod join;
 pub mod jws;
 pub mod keys;
+pub mod names;
 pub mod pem;
 pub mod resources;
 pub mod state;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use support::proxy::{Proxy, Way};
 use support::strace::{count_calls, killed_aside_at, killed_at, was_killed};
 use support::walk::{Kind, Tried, Walk, make_tokens};
-use support::{Device, Server, run, wait_for};
+use support::{Device, Server, run, success, wait_for};
 
 /// The system calls by which the agent changes the world, or learns that it has changed: the power fails before each of them.
 const CALLS: [&str; 11] =
@@ -116,6 +116,48 @@ fn a_recovery_survives_the_death_of_the_agent() {
 #[test]
 fn a_rotation_survives_the_death_of_the_agent() {
     kill_the_agent(Kind::Rotation);
+}
+
+/// Kills what `command` makes of a device before each of its calls of this kind. The device joins on, and its next recovery code is that
+/// of the key that it rotates to.
+fn kill_the_maker_of_a_code(calls: &[&str], prepare: impl Fn(&Device), command: &[&str]) {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    device.join();
+    prepare(&device);
+    let counts = count_calls(&device.command(command), calls);
+    assert!(counts["fsync"] >= 4, "request, key and state: {counts:?}");
+    for (call, count) in counts {
+        for nth in 1..=count {
+            prepare(&device);
+            let output = run(&mut killed_at(&device.command(command), &call, nth));
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(was_killed(&output) || output.status.success(), "{call} {nth}: {}: {text}", output.status);
+            device.join();
+            let printed = success(&mut device.command(&["recovery-code", "--format", "json"])).stdout;
+            let told: serde_json::Value = serde_json::from_slice(&printed).expect("JSON");
+            assert_eq!(device.status()["recovery_code"], told["code"], "{call} {nth}");
+            server.ctl(&["rotate", "token/gw"]);
+            device.join();
+            assert_eq!(device.status()["keystore"]["thumbprint"], told["thumbprint"], "{call} {nth}");
+        }
+    }
+    assert_eq!(server.ctl(&["get", "lock", "--format", "json"]).trim(), "[]");
+    assert_eq!(server.status("gw")["recovery_count"], 1);
+}
+
+#[test]
+fn a_recovery_code_survives_the_death_of_its_command() {
+    kill_the_maker_of_a_code(&CALLS, |_| {}, &["recovery-code"]);
+}
+
+#[test]
+fn a_recovery_code_survives_the_death_of_the_agent_that_makes_its_key() {
+    let asked = |device: &Device| {
+        std::fs::write(device.storage().join("recovery-code.request"), "00112233-4455-6677-8899-aabbccddeeff")
+            .expect("a request");
+    };
+    kill_the_maker_of_a_code(&["fsync", "pwrite64", "rename", "unlink"], asked, &["start", "--oneshot"]);
 }
 
 /// Kills the server before each of its system calls that make a join durable or tell of it.

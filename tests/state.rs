@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use boundkey::join::device::{KnownKey, Memory};
+use boundkey::join::device::{KnownKey, MAX_KEYS_WITH_CODES, Memory, RecoveryKey};
 use boundkey::join::{Id, Step, Thumbprint};
 use boundkey::state::{LoadError, SLOT_SIZE, STATE_FILE, SlotError, StateFile, Storage};
 use boundkey_hal::{Algorithm, PublicKey};
@@ -250,12 +250,12 @@ fn a_slot_of_a_newer_version_stops_this_one() {
     file.store(&memory(1)).expect("first slot");
     file.store(&memory(2)).expect("second slot");
     let mut bytes = medium.file();
-    bytes[SLOT_SIZE + 8] = 2;
+    bytes[SLOT_SIZE + 8] = 3;
     let body = usize::from(u16::from_le_bytes([bytes[SLOT_SIZE + 10], bytes[SLOT_SIZE + 11]]));
     let end = SLOT_SIZE + 20 + body;
     let checksum = ring::digest::digest(&ring::digest::SHA256, &bytes[SLOT_SIZE..end]);
     bytes[end..end + 32].copy_from_slice(checksum.as_ref());
-    assert!(matches!(StateFile::open(Medium::holding(bytes)), Err(LoadError::Newer(2))));
+    assert!(matches!(StateFile::open(Medium::holding(bytes)), Err(LoadError::Newer(3))));
 }
 
 /// Memory that does not fit is refused, and the old one stays.
@@ -267,4 +267,45 @@ fn too_large_a_memory_is_refused() {
     let large = Memory { join_state: Some("x".repeat(SLOT_SIZE)), ..memory(2) };
     assert!(file.store(&large).is_err());
     assert_eq!(*StateFile::open(medium.power_up(0, false)).expect("a slot").memory(), memory(1));
+}
+
+/// A slot of format 1, which has no list of keys made for recovery codes: byte for byte as it was written.
+#[test]
+fn a_slot_of_the_format_before_is_read_and_written_anew() {
+    // Token "gw", cluster "c", nothing else: see docs/state-format.md.
+    let body = [&b"\x02gw\x01c"[..], &[0; 10]].concat();
+    let length = u16::try_from(body.len()).expect("short");
+    let mut slot = [&b"bkstate\0"[..], &1_u16.to_le_bytes(), &length.to_le_bytes(), &7_u64.to_le_bytes(), &body].concat();
+    slot.extend(ring::digest::digest(&ring::digest::SHA256, &slot).as_ref());
+    slot.resize(2 * SLOT_SIZE, 0);
+    let medium = Medium::holding(slot);
+    let mut file = StateFile::open(medium.clone()).expect("a slot");
+    let expected = Memory { token: "gw".into(), cluster: "c".into(), ..Memory::default() };
+    assert_eq!((file.memory(), file.damaged()), (&expected, None));
+    let next = Memory { attempt: Some(Id([2; 16])), ..expected };
+    file.store(&next).expect("stored");
+    assert_eq!(u16::from_le_bytes([medium.file()[SLOT_SIZE + 8], medium.file()[SLOT_SIZE + 9]]), 2);
+    assert_eq!(*StateFile::open(medium.power_up(0, false)).expect("a slot").memory(), next);
+}
+
+/// The most that a device ever remembers fits into a slot.
+#[test]
+fn the_largest_memory_fits() {
+    let mut largest = Memory { join_state: Some("s".repeat(1024)), keystore_pin: Some(vec![1; 34]), ..memory(2) };
+    largest.token = "t".repeat(253);
+    largest.cluster = "c".repeat(253);
+    largest.keys = (0..MAX_KEYS_WITH_CODES)
+        .map(|n| KnownKey {
+            id: format!("bound-{}", u32::MAX),
+            thumbprint: Thumbprint::of(&PublicKey::new(Algorithm::Ed25519, &[u8::try_from(n).expect("few"); 32]).expect("a key")),
+            algorithm: Algorithm::Ed25519.into(),
+            bound: false,
+        })
+        .collect();
+    largest.recovery_keys =
+        largest.keys.iter().map(|key| RecoveryKey { thumbprint: key.thumbprint, request: Id([1; 16]) }).collect();
+    let medium = Medium::default();
+    let mut file = StateFile::open(medium.clone()).expect("an empty medium");
+    file.store(&largest).expect("it fits");
+    assert_eq!(*StateFile::open(medium).expect("a slot").memory(), largest);
 }

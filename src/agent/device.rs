@@ -1,16 +1,16 @@
 //! The device as its parts stand on disk: storage directory, memory, key store. One agent at a time.
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use boundkey_hal::{Algorithm, ErrorKind, KeyId, KeyStore, PublicKey, durable};
 
 use super::config::Keystore;
-use super::error::AgentError;
+use super::error::{AgentError, RecoveryCodeFault};
 use super::rollback::{self, Guard};
-use crate::join::Thumbprint;
-use crate::join::device::{KnownKey, Memory};
+use crate::join::device::{KnownKey, Memory, TooManyKeys};
+use crate::join::{Id, Thumbprint};
 use crate::keystore;
 use crate::state::{DirStorage, StateFile, Storage};
 
@@ -131,35 +131,81 @@ impl Device {
         self.state.store(memory).map_err(|e| AgentError::Storage(crate::state::STATE_FILE.into(), e))
     }
 
-    /// Makes the next key, durable in its store, and names it in `memory`, which the caller writes down. A key of that name whose
-    /// making was interrupted before it was written down never left the device: it is taken up, or, where only a part of it is
-    /// there (FAT, some tokens), left alone, and the next name is taken.
+    /// Makes the next key, durable in its store, and names it in `memory`, which the caller writes down.
     pub fn make_key(&mut self, memory: &mut Memory, algorithm: Algorithm) -> Result<PublicKey, AgentError> {
-        let mut name = memory.next_key_id();
-        let mut passed_over = 0;
-        let (id, public) = loop {
-            let id: KeyId = name.parse().map_err(|e| AgentError::Other(format!("key name {name}: {e}")))?;
-            let unfinished = match self.keys.generate(&id, algorithm) {
-                Err(e) if e.kind() == ErrorKind::Exists => match self.keys.public_key(&id) {
-                    Err(e) if e.kind() == ErrorKind::Corrupt && passed_over < MAX_PASSED_OVER => e,
-                    found => break (id, found?),
-                },
-                made => break (id, made?),
-            };
-            log::warn!("key {id} was not made whole, and is passed over: {unfinished}");
-            name = number(&name).map_or(name, |n| format!("bound-{}", n.saturating_add(1)));
-            passed_over += 1;
-        };
+        let (id, public) = self.generate(memory, algorithm, Interrupted::TakeUp)?;
         for old in memory.add_key(known(&id, &public)) {
-            log::info!("forgetting key {}: more than {} keys", old.id, crate::join::device::MAX_KEYS);
-            if let Err(e) =
-                old.id.parse().map_err(|e| format!("{e}")).and_then(|id| self.keys.delete(&id).map_err(|e| e.to_string()))
-            {
-                log::warn!("key {} could not be deleted: {e}", old.id);
-            }
+            self.forget(&old);
         }
         Ok(public)
     }
+
+    /// Makes a key for a recovery code that `request` asks for, durable in its store, and writes it down in front of all others. It is made now, whatever else is
+    /// there: an older one may have been copied.
+    pub fn make_recovery_key(&mut self, algorithm: Algorithm, request: Id) -> Result<KnownKey, AgentError> {
+        let mut memory = self.state.memory().clone();
+        let (id, public) = self.generate(&memory, algorithm, Interrupted::PassOver)?;
+        let key = known(&id, &public);
+        let replaced = match memory.add_recovery_key(key.clone(), request) {
+            Ok(replaced) => replaced,
+            Err(TooManyKeys) => {
+                self.forget(&key);
+                return Err(AgentError::RecoveryCode(RecoveryCodeFault::TooManyKeys));
+            }
+        };
+        self.remember(&memory)?;
+        if let Some(old) = replaced {
+            self.forget(&old);
+        }
+        Ok(key)
+    }
+
+    /// Makes a key of the next name that is free. A key of that name whose making was interrupted before it was written down never left
+    /// the device. Where only a part of it is there (FAT, some tokens), it is left alone, and the next name is taken.
+    fn generate(
+        &mut self,
+        memory: &Memory,
+        algorithm: Algorithm,
+        interrupted: Interrupted,
+    ) -> Result<(KeyId, PublicKey), AgentError> {
+        let mut name = memory.next_key_id();
+        let mut passed_over = 0;
+        loop {
+            let id: KeyId = name.parse().map_err(|e| AgentError::Other(format!("key name {name}: {e}")))?;
+            let exists = match self.keys.generate(&id, algorithm) {
+                Err(e) if e.kind() == ErrorKind::Exists => e,
+                made => return Ok((id, made?)),
+            };
+            let why = match (interrupted, self.keys.public_key(&id)) {
+                (Interrupted::PassOver, _) => exists,
+                (Interrupted::TakeUp, Err(e)) if e.kind() == ErrorKind::Corrupt => e,
+                (Interrupted::TakeUp, found) => return Ok((id, found?)),
+            };
+            if passed_over == MAX_PASSED_OVER {
+                return Err(why.into());
+            }
+            log::warn!("key {id} was left by a power cut, and is passed over: {why}");
+            name = number(&name).map_or(name, |n| format!("bound-{}", n.saturating_add(1)));
+            passed_over += 1;
+        }
+    }
+
+    fn forget(&mut self, key: &KnownKey) {
+        log::info!("forgetting key {}: more than {} keys", key.id, crate::join::device::MAX_KEYS);
+        let id = key.id.parse::<KeyId>().map_err(|e| e.to_string());
+        if let Err(e) = id.and_then(|id| self.keys.delete(&id).map_err(|e| e.to_string())) {
+            log::warn!("key {} could not be deleted: {e}", key.id);
+        }
+    }
+}
+
+/// What to do with a key that the store has under the next name, although it was never written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interrupted {
+    /// Make another one: this one may be older than it must be.
+    PassOver,
+    /// Use it.
+    TakeUp,
 }
 
 /// Deletes the keys of outputs: they were of a TPM that is gone, and are made anew.
@@ -173,6 +219,37 @@ fn forget_outputs(keys: &mut dyn KeyStore) -> Result<(), AgentError> {
 #[expect(clippy::unnecessary_wraps, reason = "as the one with hardware")]
 fn forget_outputs(_: &mut dyn KeyStore) -> Result<(), AgentError> {
     Ok(())
+}
+
+/// Whether an agent holds the storage directory `dir`. To look does not keep one from starting but for an instant.
+pub(super) fn is_in_use(dir: &Path) -> Result<bool, AgentError> {
+    let failed = |e| AgentError::Storage(dir.display().to_string(), e);
+    let lock = match File::open(dir.join(LOCK_FILE)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        lock => lock.map_err(failed)?,
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(false),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+        Err(std::fs::TryLockError::Error(e)) => Err(failed(e)),
+    }
+}
+
+/// Which agent holds the storage directory `dir`, from the kernel's list: to try the lock would keep an agent from starting in that
+/// moment.
+pub(super) fn holder(dir: &Path) -> Option<u32> {
+    let inode = std::fs::metadata(dir.join(LOCK_FILE)).ok()?.ino();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    // `1: FLOCK  ADVISORY  WRITE 1234 fe:01:56789 0 EOF` (proc_locks(5)); the device is not always that of stat(2).
+    let pids = locks.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let flock = fields.next()? == "FLOCK";
+        let pid: u32 = fields.nth(2)?.parse().ok()?;
+        let same = fields.next()?.rsplit(':').next()?.parse() == Ok(inode);
+        (flock && same).then_some(pid)
+    });
+    pids.into_iter()
+        .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("boundkey")))
 }
 
 /// The name of a key and what is remembered of it.

@@ -68,7 +68,7 @@ impl Joiner<'_> {
         let challenge = self.ask_challenge(&memory, token)?;
         let asked = Start::new(&memory, token).challenged(challenge.clone())?;
         // Hardware is asked what it can do only where that matters.
-        let needed = if asked.lacks_key() { asked.new_key(&self.algorithms(device)?)? } else { None };
+        let needed = if asked.lacks_key() { asked.new_key(&algorithms(self.config, device)?)? } else { None };
         if let Some(algorithm) = needed {
             device.make_key(&mut memory, algorithm)?;
         }
@@ -121,16 +121,6 @@ impl Joiner<'_> {
         Ok(Joined { answer, requested, left_out, bundle })
     }
 
-    /// What the bound key can be made of.
-    fn algorithms(&self, device: &mut Device) -> Result<Vec<Algorithm>, AgentError> {
-        let mut offered = device.keys.capabilities()?.algorithms.to_vec();
-        // libp11 0.4.12, OpenSSL's engine, finds no key at all in a token that has an Ed25519 key, not even those of outputs.
-        if self.config.outputs.iter().any(|output| output.key == KeyPlace::Keystore) {
-            offered.retain(|algorithm| *algorithm == Algorithm::EcdsaP256);
-        }
-        Ok(offered)
-    }
-
     fn prepare_outputs(&self, device: &mut Device) -> Result<Prepared, AgentError> {
         let (keystore, storage) = (&self.config.keystore, &*self.config.storage);
         Ok(outputs::prepare(&self.config.outputs, &mut outputs::Store { keys: &mut *device.keys, keystore, storage })?)
@@ -180,6 +170,16 @@ impl Joiner<'_> {
             keystore: self.config.keystore.kind().into(),
         }
     }
+}
+
+/// What the bound key can be made of.
+pub(super) fn algorithms(config: &Config, device: &mut Device) -> Result<Vec<Algorithm>, AgentError> {
+    let mut offered = device.keys.capabilities()?.algorithms.to_vec();
+    // libp11 0.4.12, OpenSSL's engine, finds no key at all in a token that has an Ed25519 key, not even those of outputs.
+    if config.outputs.iter().any(|output| output.key == KeyPlace::Keystore) {
+        offered.retain(|algorithm| *algorithm == Algorithm::EcdsaP256);
+    }
+    Ok(offered)
 }
 
 /// What an answer of the server says.

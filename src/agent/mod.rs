@@ -18,6 +18,7 @@ pub mod keypair;
 pub mod outputs;
 pub mod program;
 mod proxy;
+mod recovery_code;
 mod report;
 pub mod rollback;
 pub mod run;

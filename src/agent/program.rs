@@ -13,7 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::config::{Config, ConfigError, Keystore, KeystoreOptions};
 use super::error::AgentError;
 use super::keypair::{self, Place};
-use super::{doctor, hsm, run, status, systemd};
+use super::{doctor, hsm, recovery_code, run, status, systemd};
 use crate::keystore;
 use crate::logging::{self, Format, Level};
 use crate::time::{Clock, Random, System};
@@ -54,6 +54,15 @@ pub fn command() -> Command {
         .arg(config.clone())
         .arg(format.clone())
         .after_help("Exit code 0 if nothing failed, else 1");
+    let recovery_code = Command::new("recovery-code")
+        .about("Make a new key, and print the code by which an operator lets in this device and no copy of it")
+        .arg(config.clone())
+        .arg(format.clone())
+        .after_help(
+            "For a device whose key or storage was copied. Read the code to an operator, who types:\n  \
+             boundkeyctl exempt token/NAME --key CODE\n\n\
+             The device goes on trying, and is let in with its new key. The code names a key and is no secret.",
+        );
     let create = Command::new("create")
         .about("Make the device's key, or show the one it has, with a token document to register it")
         .arg(config.clone())
@@ -100,6 +109,7 @@ pub fn command() -> Command {
         .subcommand(status)
         .subcommand(doctor)
         .subcommand(keypair)
+        .subcommand(recovery_code)
         .subcommand(hsm::command())
         .subcommand(install)
 }
@@ -143,6 +153,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(String, u8), AgentError> {
             Some((_, matches)) => create_keypair(matches),
             None => Err(usage("no subcommand", "see `boundkey keypair --help`")),
         },
+        Some(("recovery-code", matches)) => recovery_code::create(&load(matches, None)?, &System, is_json(matches)),
         Some((hsm::NAME, matches)) => {
             keystore::quieten();
             log_plainly()?;

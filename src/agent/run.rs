@@ -19,6 +19,7 @@ use super::device::{Device, Pinning};
 use super::error::{AgentError, KEYSTORE, RELOAD};
 use super::join::{Joined, Joiner};
 use super::outputs::{self, Fresh, Reloads};
+use super::recovery_code;
 use super::report::Reporter;
 use super::static_key;
 use super::systemd::Notifier;
@@ -100,6 +101,7 @@ impl Agent {
 
     /// Joins once and installs the outputs. Returns how long to wait before the next renewal.
     fn join(&mut self) -> Result<(Joined, Duration), AgentError> {
+        recovery_code::serve(&mut self.device, &self.config);
         let url = self.https.url(JOIN_PATH);
         let (config, clock, random) = (&self.config, &self.clock, &*self.random);
         let joined = Joiner { config, transport: &mut self.https, clock, random, url }.join(&mut self.device)?;
@@ -243,7 +245,7 @@ fn open_device(config: &Config) -> Result<Device, AgentError> {
 }
 
 #[cfg(feature = "tpm")]
-fn open_stored(config: &Config) -> Result<Device, AgentError> {
+pub(super) fn open_stored(config: &Config) -> Result<Device, AgentError> {
     let mut device = Device::open(&config.storage, &config.keystore, Pinning::Keep)?;
     if config.rollback_protection {
         device.guard = super::rollback::Guard::new(&config.keystore, &config.storage, device.state.memory())?;
@@ -252,7 +254,7 @@ fn open_stored(config: &Config) -> Result<Device, AgentError> {
 }
 
 #[cfg(not(feature = "tpm"))]
-fn open_stored(config: &Config) -> Result<Device, AgentError> {
+pub(super) fn open_stored(config: &Config) -> Result<Device, AgentError> {
     Device::open(&config.storage, &config.keystore, Pinning::Keep)
 }
 

@@ -67,6 +67,7 @@ fn describe(config: &Config, memory: &Memory, reporter: &Reporter) -> Value {
         "last_error": report.last_error,
         "warnings": report.warnings,
         "attempt_in_flight": memory.attempt.is_some(),
+        "recovery_code": memory.recovery_code(),
         "keystore": keystore,
     })
 }
@@ -113,6 +114,9 @@ fn text(status: &Value, now: Timestamp) -> String {
         if let Some(value) = keystore[field].as_str() {
             line(name, value);
         }
+    }
+    if let Some(code) = status["recovery_code"].as_str() {
+        line("recovery code", &format!("{code}, not used yet"));
     }
     if let Some(damage) = status["state_file"].as_str() {
         line("state file", damage);

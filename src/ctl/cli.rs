@@ -168,6 +168,7 @@ fn exempt() -> Command {
                 .long("key")
                 .value_name("CODE")
                 .value_parser(|text: &str| text.parse::<RecoveryCode>())
+                .conflicts_with("recoveries")
                 .help("Only for the device with this key: the code that `boundkey recovery-code` prints there"),
         )
         .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Why, for the audit log"))
@@ -181,7 +182,10 @@ fn exempt() -> Command {
         .after_help(
             "Lifts the token's automatic locks (not those of operators) and ends when used or out of time. The device needs nothing:\n\
              it is back at its next try. Be sure that it is the right device: a copy of it would be let in as well.\n\n\
+             Where there is a copy, have `boundkey recovery-code` run on the device, and give its code by --key: only the device with\n\
+             that key, which is no older than the code, is let in. Blanks, hyphens and lower case do not matter.\n\n\
              Examples:\n  \
+             boundkeyctl exempt token/gateway-0042 --key J3XC-NZN9-P5AP-D629\n  \
              boundkeyctl exempt token/gateway-0042 --reason 'board swapped by service'\n  \
              boundkeyctl exempt token/gateway-0042 --cancel",
         )

@@ -153,11 +153,13 @@ fn exempt(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     for lock in &done.lifted {
         say(format_args!("{lock} deleted"))?;
     }
-    let recoveries = print::counted(done.exemption.recoveries, "recovery", "recoveries");
-    say(format_args!(
-        "token/{token} exempt until {}: {recoveries}, one join without matching join state",
-        done.exemption.expires
-    ))?;
+    let expires = done.exemption.expires;
+    if let Some(code) = &done.exemption.key {
+        say(format_args!("token/{token} exempt until {expires}: only the device with key {code} can come back"))?;
+    } else {
+        let recoveries = print::counted(done.exemption.recoveries, "recovery", "recoveries");
+        say(format_args!("token/{token} exempt until {expires}: {recoveries}, one join without matching join state"))?;
+    }
     warn_of_locks(&token, &done.remaining);
     Ok(())
 }

@@ -183,7 +183,11 @@ fn token_in_full(token: &Token, locks: &[Lock], now: Timestamp) -> String {
         let reason = exemption.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
         let waiver = if exemption.waive_join_state { ", one join without matching join state" } else { "" };
         let recoveries = print::counted(exemption.recoveries, "recovery", "recoveries");
-        lines.push(("exemption", format!("{recoveries}{waiver}, until {}{reason}", exemption.expires)));
+        let what = match &exemption.key {
+            Some(code) => format!("only for the device with key {code}"),
+            None => format!("{recoveries}{waiver}"),
+        };
+        lines.push(("exemption", format!("{what}, until {}{reason}", exemption.expires)));
     }
     for lock in locks_on(token, locks) {
         lines.push(("locked by", format!("lock/{} on {}: {}", lock.metadata.name, lock.spec.target.key(), lock.spec.message)));

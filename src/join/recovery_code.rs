@@ -169,9 +169,8 @@ mod tests {
         let code = RecoveryCode::of(&print).to_string();
         let bits: String = print.as_bytes().iter().map(|byte| format!("{byte:08b}")).collect();
         let symbols: Vec<u8> = (0..15).map(|at| u8::from_str_radix(&bits[at * 5..at * 5 + 5], 2).unwrap()).collect();
-        assert_eq!(code.len(), 19);
+        assert_eq!(code, "J3XC-NZN9-P5AP-D629");
         assert_eq!(code.replace('-', "")[..15], written(&symbols));
-        assert!(code.split('-').all(|group| group.len() == 4), "{code}");
     }
 
     #[test]

@@ -18,7 +18,11 @@ use crate::join::device::Memory;
 /// Size of a slot in bytes.
 pub const SLOT_SIZE: usize = 4096;
 /// The format that this version writes.
-pub(super) const FORMAT: u16 = 1;
+pub(super) const FORMAT: u16 = 2;
+/// The format without the last field of the memory, the list of keys made for recovery codes.
+const WITHOUT_RECOVERY_KEYS: u16 = 1;
+/// An empty list, as postcard writes it.
+const EMPTY_LIST: u8 = 0;
 
 const MAGIC: &[u8; 8] = b"bkstate\0";
 const HEADER: usize = 20;
@@ -87,12 +91,18 @@ pub(super) fn decode(slot: &[u8]) -> Result<(u64, Memory), SlotError> {
     }
     // Only now: a flipped bit must not pass for a newer version.
     let version = u16::from_le_bytes([header[8], header[9]]);
-    if version != FORMAT {
-        return Err(SlotError::FutureVersion(version));
+    let mut body = slot[HEADER..end].to_vec();
+    match version {
+        FORMAT => {}
+        WITHOUT_RECOVERY_KEYS => body.push(EMPTY_LIST),
+        other => return Err(SlotError::FutureVersion(other)),
     }
     let sequence = u64::from_le_bytes(std::array::from_fn(|i| header[12 + i]));
-    let memory = postcard::from_bytes(&slot[HEADER..end]).map_err(|_| SlotError::Content)?;
+    let memory = postcard::from_bytes(&body).map_err(|_| SlotError::Content)?;
     // Postcard reads past what it does not need. A field that is passed over here would be gone with the next write.
-    let written = encode(sequence, &memory).ok().is_some_and(|written| written[..checksum_end] == slot[..checksum_end]);
-    if written { Ok((sequence, memory)) } else { Err(SlotError::Content) }
+    if postcard::to_allocvec(&memory).is_ok_and(|written| written == body) {
+        Ok((sequence, memory))
+    } else {
+        Err(SlotError::Content)
+    }
 }

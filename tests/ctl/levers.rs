@@ -188,6 +188,31 @@ fn an_exemption_lifts_automatic_locks_in_one_audited_step() {
     fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--cancel", "--for", "1h"])), 2);
 }
 
+/// A code is checked at the desk, and names the one device that can come back.
+#[test]
+fn an_exemption_by_code_is_for_one_key() {
+    const CODE: &str = "J3XC-NZN9-P5AP-D629";
+    let server = Server::start();
+    server.create(&(BOT.to_owned() + &token("t", "", &bound())));
+    for (typed, why) in [
+        ("J3XC-NZN9-P5AP-D62", "it has 15 symbols"),
+        ("J3XC-NZN9-P5AP-D62U", "no recovery code has 'U'"),
+        ("3JXC-NZN9-P5AP-D629", "its check symbol does not fit"),
+    ] {
+        let output = run(&mut server.ctl_command(&["exempt", "token/t", "--key", typed]));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+    fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--key", CODE, "--recoveries", "2"])), 2);
+    fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--key", CODE, "--cancel"])), 2);
+    assert_eq!(server.status("t")["exemption"], Value::Null, "nothing was changed");
+    let said = server.ctl(&["exempt", "token/t", "--for", "1h", "--key", &CODE.to_lowercase().replace('-', " ")]);
+    assert!(said.ends_with(&format!(": only the device with key {CODE} can come back\n")), "{said}");
+    assert_eq!(server.status("t")["exemption"]["key"], CODE);
+    assert!(server.ctl(&["get", "token/t"]).contains(&format!("only for the device with key {CODE}, until ")));
+}
+
 #[test]
 fn an_unused_exemption_ends_by_itself() {
     let dir = TempDir::new("ctl");

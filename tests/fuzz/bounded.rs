@@ -169,6 +169,7 @@ macro_rules! bounded {
 bounded! {
     answer: 20_000,
     certificate: 20_000,
+    code: 20_000,
     config: 20_000,
     crl: 20_000,
     join: 20_000,

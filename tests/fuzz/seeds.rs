@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use boundkey::auth::ca::Profile;
-use boundkey::join::device::{CertificateInfo, KnownKey, Memory};
+use boundkey::join::device::{CertificateInfo, KnownKey, Memory, RecoveryKey};
 use boundkey::join::server::request::Holder;
 use boundkey::join::{Id, Recoveries, RecoveryMode, Step, Thumbprint};
 use boundkey::pem;
@@ -109,6 +109,7 @@ fn state() {
         recoveries: Some(Recoveries { count: 1, limit: 3, mode: RecoveryMode::Standard }),
         last_known_time: NOW,
         rollback_counter: Some(4),
+        recovery_keys: vec![RecoveryKey { thumbprint: Thumbprint::of(&BOUND.public), request: Id([2; 16]) }],
     };
     for (name, memory) in [("new", Memory { token: "t".into(), ..Memory::default() }), ("joined", whole)] {
         let mut state = StateFile::open(Files::default()).expect("no file");

@@ -1,6 +1,6 @@
 //! The storage directory, and what the device remembers in it.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use nix::unistd::{AccessFlags, access};
 use super::Report;
 use crate::agent::clock::DeviceClock;
 use crate::agent::config::Config;
-use crate::agent::device::LOCK_FILE;
+use crate::agent::device::holder;
 use crate::agent::error::AgentError;
 use crate::agent::identity::StoredIdentity;
 use crate::agent::report::Reporter;
@@ -29,7 +29,7 @@ pub fn check(report: &mut Report, config: &Config, system: &Arc<dyn Clock>) -> O
     let dir = &config.storage;
     directory(report, dir);
     space(report, dir);
-    if let Some(pid) = holder(&dir.join(LOCK_FILE)) {
+    if let Some(pid) = holder(dir) {
         report.ok(CHECK, format!("an agent runs on it, process {pid}: what follows is as of its last write"));
     }
     let state = match StateFile::open(DirStorage::open(dir)) {
@@ -103,22 +103,6 @@ fn space(report: &mut Report, dir: &Path) {
     } else if free < COMFORTABLE {
         report.warn(CHECK, format!("only {} KiB are free", free / 1024), advice);
     }
-}
-
-/// Who holds the lock, from the kernel's list: to try it would keep an agent from starting in that moment.
-fn holder(lock: &Path) -> Option<u32> {
-    let inode = std::fs::metadata(lock).ok()?.ino();
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    // `1: FLOCK  ADVISORY  WRITE 1234 fe:01:56789 0 EOF` (proc_locks(5)); the device is not always that of stat(2).
-    let pids = locks.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let flock = fields.next()? == "FLOCK";
-        let pid: u32 = fields.nth(2)?.parse().ok()?;
-        let same = fields.next()?.rsplit(':').next()?.parse() == Ok(inode);
-        (flock && same).then_some(pid)
-    });
-    pids.into_iter()
-        .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("boundkey")))
 }
 
 fn identity(report: &mut Report, dir: &Path, memory: &Memory, now: crate::time::Timestamp) {

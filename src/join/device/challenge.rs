@@ -100,3 +100,68 @@ impl Challenged<'_> {
         self.memory.unbound_key().filter(|key| Some(*key) != self.signer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use boundkey_hal::PublicKey;
+
+    use super::*;
+    use crate::join::Id;
+    use crate::time::Timestamp;
+
+    const LIFE: Id = Id([9; 16]);
+
+    fn key(number: u8, bound: bool) -> KnownKey {
+        let public = PublicKey::new(Algorithm::Ed25519, &[number; 32]).unwrap();
+        let thumbprint = Thumbprint::of(&public);
+        KnownKey { id: format!("bound-{number}"), thumbprint, algorithm: Algorithm::Ed25519.into(), bound }
+    }
+
+    /// A device with the keys of `numbers`, the newest first, and a pending recovery code of another one in front.
+    fn with_code(keys: Vec<KnownKey>) -> Memory {
+        let mut memory = Memory { token: "t".into(), incarnation: Some(LIFE), keys, ..Memory::default() };
+        memory.add_recovery_key(key(100, false), Id([1; 16])).unwrap();
+        memory
+    }
+
+    /// The key that signs, and the one that may replace it, where the server names `named`.
+    fn chosen(memory: &Memory, named: &KnownKey, rotate: bool) -> (String, Option<String>) {
+        let answer = ChallengeAnswer {
+            challenge: "c".into(),
+            key: Some(named.thumbprint),
+            incarnation: LIFE,
+            rotate,
+            algorithms: vec!["EdDSA".into()],
+            expires: Timestamp::default(),
+            time: Timestamp::default(),
+        };
+        let challenged = Start::new(memory, "t").challenged(answer).unwrap();
+        assert!(!challenged.lacks_key(), "no other key is made");
+        (challenged.signer.unwrap().id.clone(), challenged.successor().map(|key| key.id.clone()))
+    }
+
+    #[test]
+    fn a_rotation_takes_the_key_of_the_pending_code() {
+        let code = Some("bound-100".to_owned());
+        // In step.
+        let memory = with_code(vec![key(2, true), key(1, true)]);
+        assert_eq!(chosen(&memory, &key(2, true), true), ("bound-2".into(), code.clone()));
+        // The copy has rotated: the server names a key that the device never had.
+        assert_eq!(chosen(&memory, &key(66, true), true), ("bound-2".into(), code.clone()));
+        // A rotation was in flight when the storage was copied, and the server has carried it out or not.
+        let memory = with_code(vec![key(3, false), key(2, true), key(1, true)]);
+        assert_eq!(chosen(&memory, &key(3, false), true), ("bound-3".into(), code.clone()));
+        assert_eq!(chosen(&memory, &key(2, true), true), ("bound-2".into(), code));
+        // Another code, whose key was never used, is older.
+        let mut memory = with_code(vec![key(1, true)]);
+        memory.add_recovery_key(key(101, false), Id([2; 16])).unwrap();
+        assert_eq!(chosen(&memory, &key(1, true), true), ("bound-1".into(), Some("bound-101".into())));
+    }
+
+    #[test]
+    fn the_key_of_a_code_signs_once_the_server_names_it() {
+        let memory = with_code(vec![key(2, true)]);
+        let answer_lost = chosen(&memory, &key(100, false), false);
+        assert_eq!(answer_lost, ("bound-100".into(), None));
+    }
+}

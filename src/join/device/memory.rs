@@ -3,11 +3,13 @@
 use boundkey_hal::Algorithm;
 use serde::{Deserialize, Serialize};
 
-use crate::join::{Id, Recoveries, Step, Thumbprint};
+use crate::join::{Id, Recoveries, RecoveryCode, Step, Thumbprint};
 use crate::time::Timestamp;
 
 /// Most keys remembered, the newest included.
 pub const MAX_KEYS: usize = 10;
+/// Most keys remembered where recovery codes were asked for: a key that was ever bound is not forgotten for one of theirs.
+pub const MAX_KEYS_WITH_CODES: usize = 20;
 
 /// What a device remembers. A default one is a device that never joined.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +38,22 @@ pub struct Memory {
     pub last_known_time: Timestamp,
     /// Where the counter stands that tells an old copy of this memory; 0 while it is being made.
     pub rollback_counter: Option<u64>,
+    /// Those of [`Self::keys`] that were made for recovery codes, and that no answer has named yet.
+    pub recovery_keys: Vec<RecoveryKey>,
 }
+
+/// A key that was made for a recovery code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryKey {
+    /// Its thumbprint.
+    pub thumbprint: Thumbprint,
+    /// The request that it was made for: it answers no other one, which may be younger than the key.
+    pub request: Id,
+}
+
+/// So many keys were bound or made for recovery codes that there is no room for another one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyKeys;
 
 /// A key of this device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +127,41 @@ impl Memory {
     /// Puts a new key in front; returns those that fell off the end.
     pub fn add_key(&mut self, key: KnownKey) -> Vec<KnownKey> {
         self.keys.insert(0, key);
-        self.keys.split_off(self.keys.len().min(MAX_KEYS))
+        let forgotten = self.keys.split_off(self.keys.len().min(MAX_KEYS));
+        self.tidy_recovery_keys();
+        forgotten
+    }
+
+    /// Puts a new key in front, which a recovery code is to name. Where there are [`MAX_KEYS`] already, the oldest key of an earlier code
+    /// that was never used makes room, and is returned. No other key is forgotten.
+    pub fn add_recovery_key(&mut self, key: KnownKey, request: Id) -> Result<Option<KnownKey>, TooManyKeys> {
+        let is_unused = |known: &KnownKey| self.recovery_keys.iter().any(|unused| unused.thumbprint == known.thumbprint);
+        let oldest_unused = self.keys.iter().rposition(is_unused);
+        let replaced = oldest_unused.filter(|_| self.keys.len() >= MAX_KEYS).map(|place| self.keys.remove(place));
+        if self.keys.len() >= MAX_KEYS_WITH_CODES {
+            return Err(TooManyKeys);
+        }
+        self.recovery_keys.insert(0, RecoveryKey { thumbprint: key.thumbprint, request });
+        self.keys.insert(0, key);
+        self.tidy_recovery_keys();
+        Ok(replaced)
+    }
+
+    /// Drops what is no longer a key of a code that was never used.
+    pub(super) fn tidy_recovery_keys(&mut self) {
+        let keys = &self.keys;
+        self.recovery_keys.retain(|unused| keys.iter().any(|key| key.thumbprint == unused.thumbprint && !key.bound));
+    }
+
+    /// The newest key, where it was made for a recovery code and no answer has named it yet.
+    pub fn pending_recovery_key(&self) -> Option<RecoveryKey> {
+        let newest = self.unbound_key()?.thumbprint;
+        self.recovery_keys.iter().find(|unused| unused.thumbprint == newest).copied()
+    }
+
+    /// The code by which this device waits to be let in.
+    pub fn recovery_code(&self) -> Option<RecoveryCode> {
+        self.pending_recovery_key().map(|key| RecoveryCode::of(&key.thumbprint))
     }
 
     /// Name for the next key: one higher than any so far.
@@ -134,6 +185,7 @@ impl Memory {
             keys: self.keys.clone(),
             last_known_time: self.last_known_time,
             rollback_counter: self.rollback_counter,
+            recovery_keys: self.recovery_keys.clone(),
             ..Self::default()
         }
     }
@@ -145,6 +197,77 @@ impl Memory {
         if known.step.is_none() || known.token == self.token {
             return self.clone();
         }
-        Self { attempt: self.attempt, keys: self.keys.clone(), ..known.clone() }
+        Self { attempt: self.attempt, keys: self.keys.clone(), recovery_keys: self.recovery_keys.clone(), ..known.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: usize, bound: bool) -> KnownKey {
+        let public = boundkey_hal::PublicKey::new(Algorithm::Ed25519, &[u8::try_from(number).unwrap(); 32]).unwrap();
+        KnownKey { id: format!("bound-{number}"), thumbprint: Thumbprint::of(&public), algorithm: KeyAlgorithm::Ed25519, bound }
+    }
+
+    /// A device that has so many keys, all of which were bound.
+    fn device(keys: usize) -> Memory {
+        Memory { token: "t".into(), keys: (1..=keys).rev().map(|number| key(number, true)).collect(), ..Memory::default() }
+    }
+
+    fn ids(memory: &Memory) -> Vec<&str> {
+        memory.keys.iter().map(|key| key.id.as_str()).collect()
+    }
+
+    #[test]
+    fn a_code_is_pending_until_its_key_is_bound_or_is_not_the_newest() {
+        let mut memory = device(1);
+        assert_eq!(memory.recovery_code(), None);
+        memory.add_key(key(2, false));
+        assert_eq!(memory.recovery_code(), None, "not every new key was made for a code");
+        memory.add_recovery_key(key(3, false), Id([3; 16])).unwrap();
+        let code = memory.recovery_code().unwrap();
+        assert!(code.matches(key(3, false).thumbprint));
+        assert_eq!(memory.for_token("other").recovery_code(), Some(code.clone()));
+        assert_eq!(memory.for_token("other").to_keep(&memory).recovery_code(), Some(code));
+
+        let mut overtaken = memory.clone();
+        overtaken.add_key(key(4, false));
+        assert_eq!(overtaken.recovery_code(), None);
+
+        memory.keys[0].bound = true;
+        memory.tidy_recovery_keys();
+        assert_eq!((memory.recovery_code(), memory.recovery_keys.len()), (None, 0));
+    }
+
+    /// A technician calls again and again: no key that was ever bound goes, nor one that is in flight, and there is an end to it.
+    #[test]
+    fn only_unused_keys_of_earlier_codes_make_room() {
+        let mut memory = device(3);
+        memory.add_key(key(4, false));
+        let kept: Vec<_> = memory.keys.clone();
+        for number in 5..100 {
+            let replaced = memory.add_recovery_key(key(number, false), Id([1; 16])).unwrap();
+            assert_eq!(replaced.map(|key| key.id), (number > 10).then(|| format!("bound-{}", number - 6)));
+            assert_eq!(memory.keys[0].id, format!("bound-{number}"));
+            assert!(kept.iter().all(|key| memory.keys.contains(key)), "{:?}", ids(&memory));
+            assert!(memory.keys.len() <= MAX_KEYS && memory.recovery_keys.len() <= MAX_KEYS);
+        }
+    }
+
+    #[test]
+    fn a_full_list_of_bound_keys_grows_by_codes_to_its_bound() {
+        let mut memory = device(MAX_KEYS);
+        for number in MAX_KEYS + 1..=MAX_KEYS_WITH_CODES {
+            assert_eq!(memory.add_recovery_key(key(number, false), Id([1; 16])), Ok(None));
+            memory.keys[0].bound = true;
+            memory.tidy_recovery_keys();
+        }
+        let full = memory.clone();
+        assert_eq!(memory.add_recovery_key(key(50, false), Id([1; 16])), Err(TooManyKeys));
+        assert_eq!(memory, full, "nothing has changed");
+        // A usual rotation makes room again.
+        let forgotten = memory.add_key(key(51, false));
+        assert_eq!((memory.keys.len(), forgotten.len()), (MAX_KEYS, MAX_KEYS_WITH_CODES + 1 - MAX_KEYS));
     }
 }

@@ -8,6 +8,7 @@
 //! | --- | --- | --- |
 //! | [`answer`] | challenge, answer and problem, on the device | a server |
 //! | [`certificate`] | identity certificates (`x5c`), certificate requests | a device |
+//! | [`code`] | recovery codes | an operator |
 //! | [`config`] | the agent's configuration, and the unit made of it | a person |
 //! | [`crl`] | revocation lists, on the device | a server |
 //! | [`join`] | join requests up to the decision, and the token they are decided on | a device; an operator |
@@ -26,6 +27,7 @@
 
 pub mod answer;
 pub mod certificate;
+pub mod code;
 pub mod config;
 pub mod crl;
 pub mod form;

@@ -18,7 +18,7 @@ use hal_support::swtpm::Swtpm;
 use hal_support::tpm2_pkcs11::{self as tpm2_token, Tpm2Pkcs11};
 use serde_json::{Value, json};
 use support::proxy::{Proxy, Way};
-use support::{Device, Server, TempDir, agent, success};
+use support::{Device, Server, TempDir, agent, success, wait_for};
 
 /// A key store with nothing in it.
 enum Backend {
@@ -137,6 +137,7 @@ suite!(
     a_registered_key,
     a_secret_renewals_and_a_recovery,
     rotation_and_key_history,
+    a_recovery_code,
     a_lost_answer_costs_nothing,
     a_lost_state_file,
 );
@@ -224,6 +225,27 @@ fn rotation_and_key_history(backend: &Backend) {
         names.filter(|name| name.to_string_lossy().starts_with("key-")).count()
     };
     assert!(found >= 3, "{found}");
+}
+
+/// The key of a recovery code is made while a daemon has the key store open, and without one; the device rotates to the newest.
+fn a_recovery_code(backend: &Backend) {
+    let server = Server::start();
+    let device = backend.device(&server, "gw", 1);
+    let daemon = device.daemon();
+    wait_for("a join", || device.status()["generation"].is_u64());
+    let codes = [true, false].map(|beside_the_daemon| {
+        if !beside_the_daemon {
+            daemon.signal(nix::sys::signal::Signal::SIGTERM);
+            wait_for("the daemon's end", || device.log().ends_with("INFO stopped\n"));
+        }
+        let printed = success(&mut device.command(&["recovery-code", "--format", "json"])).stdout;
+        serde_json::from_slice::<Value>(&printed).expect("JSON")
+    });
+    assert_eq!(codes.each_ref().map(|code| code["key"].clone()), ["bound-2", "bound-3"].map(Value::from));
+    server.ctl(&["rotate", "token/gw"]);
+    device.join();
+    let status = device.status();
+    assert_eq!((&status["keystore"]["thumbprint"], &status["recovery_code"]), (&codes[1]["thumbprint"], &Value::Null));
 }
 
 /// The link breaks in the middle of the answer: to a first join, a renewal, a rotation and a recovery.

@@ -7,9 +7,10 @@ use std::path::Path;
 use boundkey_hal::{Algorithm, ErrorKind, KeyId, KeyStore, PublicKey, durable};
 
 use super::config::Keystore;
-use super::error::{AgentError, RecoveryCodeFault};
+use super::error::AgentError;
+use super::recovery_code::RecoveryCodeFault;
 use super::rollback::{self, Guard};
-use crate::join::device::{KnownKey, Memory, TooManyKeys};
+use crate::join::device::{KnownKey, Memory};
 use crate::join::{Id, Thumbprint};
 use crate::keystore;
 use crate::state::{DirStorage, StateFile, Storage};
@@ -146,12 +147,9 @@ impl Device {
         let mut memory = self.state.memory().clone();
         let (id, public) = self.generate(&memory, algorithm, Interrupted::PassOver)?;
         let key = known(&id, &public);
-        let replaced = match memory.add_recovery_key(key.clone(), request) {
-            Ok(replaced) => replaced,
-            Err(TooManyKeys) => {
-                self.forget(&key);
-                return Err(AgentError::RecoveryCode(RecoveryCodeFault::TooManyKeys));
-            }
+        let Ok(replaced) = memory.add_recovery_key(key.clone(), request) else {
+            self.forget(&key);
+            return Err(AgentError::RecoveryCode(RecoveryCodeFault::TooManyKeys));
         };
         self.remember(&memory)?;
         if let Some(old) = replaced {

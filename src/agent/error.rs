@@ -6,6 +6,7 @@ use boundkey_hal::{Error as KeyError, ErrorKind};
 
 use super::config::ConfigError;
 use super::outputs::reload::ReloadError;
+use super::recovery_code::RecoveryCodeFault;
 use super::transport::TransportError;
 use crate::join::device::answer::AnswerError;
 use crate::join::device::challenge::GiveUp;
@@ -64,67 +65,6 @@ pub enum StaticKeyFault {
     OtherKey(Thumbprint),
     /// Replace its key.
     Rotation,
-}
-
-/// Why there is no recovery code.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RecoveryCodeFault {
-    /// The agent that runs failed to make a key.
-    Failed {
-        /// What failed.
-        message: String,
-        /// What to do next.
-        advice: String,
-        /// [`AgentError::exit_code`] of it.
-        exit_code: u8,
-    },
-    /// There is no key that another one could replace: no join with this token is remembered.
-    NeverJoined(String),
-    /// The agent that runs on this storage directory made no key in time.
-    NoAnswer(PathBuf),
-    /// No agent runs, and the storage directory belongs to this other user.
-    OtherOwner {
-        /// The storage directory.
-        dir: PathBuf,
-        /// Its owner's name, or number.
-        owner: String,
-    },
-    /// The device remembers as many keys as it can.
-    TooManyKeys,
-}
-
-impl std::fmt::Display for RecoveryCodeFault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Failed { message, .. } => f.write_str(message),
-            Self::NeverJoined(token) => {
-                write!(f, "this device remembers no join with token {token}: it has no key that a recovery code could replace")
-            }
-            Self::NoAnswer(dir) => write!(f, "the agent that runs on {} made no key in time", dir.display()),
-            Self::OtherOwner { dir, owner } => {
-                write!(f, "{} belongs to user {owner}, who could not read the files of another user there", dir.display())
-            }
-            Self::TooManyKeys => f.write_str("there is no room for the key of another recovery code"),
-        }
-    }
-}
-
-impl RecoveryCodeFault {
-    fn advice(&self) -> String {
-        match self {
-            Self::Failed { advice, .. } => advice.clone(),
-            Self::NeverJoined(_) => {
-                "start the agent; a device that lost its state is let back in by `boundkeyctl exempt token/NAME`".into()
-            }
-            Self::NoAnswer(_) => "look at its log, restart it, and try again".into(),
-            Self::OtherOwner { owner, .. } => {
-                format!("start the agent and try again, or run it as that user: `runuser -u {owner} -- boundkey recovery-code`")
-            }
-            Self::TooManyKeys => {
-                "have the device rotate its key by a usual join (`boundkeyctl rotate token/NAME`), which makes room".into()
-            }
-        }
-    }
 }
 
 impl std::fmt::Display for StaticKeyFault {
@@ -209,9 +149,8 @@ impl AgentError {
             Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) => 7,
             Self::RolledBack(_) | Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => 8,
             Self::GaveUp(GiveUp::UnknownKey(_)) | Self::StaticKey(_) => 6,
-            Self::RecoveryCode(RecoveryCodeFault::Failed { exit_code, .. }) => *exit_code,
-            Self::RecoveryCode(RecoveryCodeFault::OtherOwner { .. }) => 8,
-            Self::Answer(_) | Self::Other(_) | Self::Output(..) | Self::RecoveryCode(_) | Self::Reload(_) => 1,
+            Self::RecoveryCode(fault) => fault.exit_code(),
+            Self::Answer(_) | Self::Other(_) | Self::Output(..) | Self::Reload(_) => 1,
         }
     }
 

@@ -9,10 +9,11 @@
 //! A power cut loses the request or leaves a key that nobody was told of: the command is then run once more. It prints a code only when
 //! its key is durable and in front of all others.
 
+use std::fmt;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use boundkey_hal::{Algorithm, durable};
@@ -24,7 +25,7 @@ use serde_json::json;
 
 use super::config::{Config, ConfigError};
 use super::device::{self, Device};
-use super::error::{AgentError, RecoveryCodeFault};
+use super::error::AgentError;
 use super::join::algorithms;
 use super::run;
 use crate::join::device::{KnownKey, Memory};
@@ -253,4 +254,75 @@ fn told(token: &str, key: &KnownKey, as_json: bool) -> String {
 /// What an operator types to let in the device with this key.
 pub(super) fn command(token: &str, code: &RecoveryCode) -> String {
     format!("boundkeyctl exempt token/{token} --key {code}")
+}
+
+/// Why there is no recovery code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecoveryCodeFault {
+    /// The agent that runs failed to make a key.
+    Failed {
+        /// What failed.
+        message: String,
+        /// What to do next.
+        advice: String,
+        /// [`AgentError::exit_code`] of it.
+        exit_code: u8,
+    },
+    /// There is no key that another one could replace: no join with this token is remembered.
+    NeverJoined(String),
+    /// The agent that runs on this storage directory made no key in time.
+    NoAnswer(PathBuf),
+    /// No agent runs, and the storage directory belongs to this other user.
+    OtherOwner {
+        /// The storage directory.
+        dir: PathBuf,
+        /// Its owner's name, or number.
+        owner: String,
+    },
+    /// The device remembers as many keys as it can.
+    TooManyKeys,
+}
+
+impl fmt::Display for RecoveryCodeFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed { message, .. } => f.write_str(message),
+            Self::NeverJoined(token) => {
+                write!(f, "this device remembers no join with token {token}: it has no key that a recovery code could replace")
+            }
+            Self::NoAnswer(dir) => write!(f, "the agent that runs on {} made no key in time", dir.display()),
+            Self::OtherOwner { dir, owner } => {
+                write!(f, "{} belongs to user {owner}, who could not read the files of another user there", dir.display())
+            }
+            Self::TooManyKeys => f.write_str("there is no room for the key of another recovery code"),
+        }
+    }
+}
+
+impl RecoveryCodeFault {
+    /// [`AgentError::exit_code`] of it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed { exit_code, .. } => *exit_code,
+            Self::OtherOwner { .. } => 8,
+            Self::NeverJoined(_) | Self::NoAnswer(_) | Self::TooManyKeys => 1,
+        }
+    }
+
+    /// What to do next.
+    pub fn advice(&self) -> String {
+        match self {
+            Self::Failed { advice, .. } => advice.clone(),
+            Self::NeverJoined(_) => {
+                "start the agent; a device that lost its state is let back in by `boundkeyctl exempt token/NAME`".into()
+            }
+            Self::NoAnswer(_) => "look at its log, restart it, and try again".into(),
+            Self::OtherOwner { owner, .. } => {
+                format!("start the agent and try again, or run it as that user: `runuser -u {owner} -- boundkey recovery-code`")
+            }
+            Self::TooManyKeys => {
+                "have the device rotate its key by a usual join (`boundkeyctl rotate token/NAME`), which makes room".into()
+            }
+        }
+    }
 }

@@ -174,13 +174,15 @@ fn a_device_without_a_key_to_replace_is_refused_in_words() {
     expect(2, "a host with a static key makes no other key");
 }
 
+/// A user with no rights at all, on Debian `nobody`.
+const USER: u32 = 65_534;
+
 /// The daemon of a package runs as its own user, and the technician is root.
 #[test]
 fn roots_command_leaves_the_daemons_user_its_files() {
     if !is_root("a daemon of another user") {
         return;
     }
-    const USER: u32 = 65_534;
     let server = Server::start();
     let device = server.device("gw", 1);
     let own = |path: &std::path::Path| std::os::unix::fs::chown(path, Some(USER), Some(USER)).expect("chown");

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use boundkey::agent::crl::RevocationList;
-use boundkey::agent::tls::Presented;
+use boundkey::agent::tls::{Presented, Roots};
 use boundkey::agent::transport::{Transport, TransportError};
 use boundkey::join::message::CRL_LIFETIME;
 use boundkey::time::Timestamp;
@@ -30,6 +30,9 @@ impl Transport for Gives {
 
     fn presented(&self) -> Option<Presented> {
         None
+    }
+    fn holds_under(&self, _: &Roots) -> bool {
+        false
     }
 }
 

@@ -10,7 +10,7 @@ use super::recovery_code::RecoveryCodeFault;
 use super::transport::TransportError;
 use crate::join::device::answer::AnswerError;
 use crate::join::device::challenge::GiveUp;
-use crate::join::{Problem, ProblemType, Thumbprint};
+use crate::join::{Problem, ProblemType, Thumbprint, TrustError};
 use crate::state::LoadError;
 use crate::time::{NoRandomness, Timestamp};
 
@@ -54,6 +54,8 @@ pub enum AgentError {
     StorageInUse(String),
     /// No usable answer from the server.
     Transport(TransportError),
+    /// A trust bundle that is not to be taken.
+    Trust(TrustError),
 }
 
 /// What a host with a static key cannot do.
@@ -109,6 +111,7 @@ impl std::fmt::Display for AgentError {
                 _ => write!(f, "the server refused: {problem}"),
             },
             Self::Transport(e) => e.fmt(f),
+            Self::Trust(e) => e.fmt(f),
         }
     }
 }
@@ -125,7 +128,7 @@ macro_rules! from {
     };
 }
 
-from!(Answer(AnswerError), Config(ConfigError), GaveUp(GiveUp), Key(KeyError), Transport(TransportError));
+from!(Answer(AnswerError), Config(ConfigError), GaveUp(GiveUp), Key(KeyError), Transport(TransportError), Trust(TrustError));
 
 impl From<NoRandomness> for AgentError {
     fn from(e: NoRandomness) -> Self {
@@ -144,7 +147,7 @@ impl AgentError {
                 ProblemType::RegistrationRefused | ProblemType::KeyNotProven => 6,
                 _ => 1,
             },
-            Self::ServerExpired(_) | Self::Transport(_) => 3,
+            Self::ServerExpired(_) | Self::Transport(_) | Self::Trust(_) => 3,
             Self::Key(e) if is_medium(e) => 8,
             Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) => 7,
             Self::RolledBack(_) | Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => 8,
@@ -169,6 +172,7 @@ impl AgentError {
             Self::RolledBack(_) => "rolled-back",
             Self::StaticKey(_) => "static-key",
             Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => STORAGE,
+            Self::Trust(_) => "trust-bundle",
             Self::Transport(e) => match e {
                 TransportError::Refused(problem) => problem.kind.name(),
                 TransportError::AnswerTooLong(_) | TransportError::NotBoundkey(_) => "not-boundkey",
@@ -187,6 +191,9 @@ impl AgentError {
     pub fn advice(&self) -> String {
         match self {
             Self::Answer(_) => "nothing was stored; upgrade the agent or the server, so that both are of the same version".into(),
+            Self::Trust(_) => {
+                "nothing was stored; see that auth_server is the one of this device's cluster: `boundkeyctl ca status` shows its pins and the sequence of its trust bundle".into()
+            }
             Self::Config(e) => e.advice().into(),
             Self::GaveUp(GiveUp::UnknownKey(_)) => {
                 "check that onboarding.token is this device's own token; if its key was lost, run `boundkeyctl reset token/NAME` and register it again".into()

@@ -1,5 +1,4 @@
-//! The identity on disk: the key of the last join's certificate, the certificate, and the trust bundle, in one PEM file that is
-//! replaced whole. It renews; nothing else of the device depends on it.
+//! The identity on disk: the key of the last join's certificate and the certificate, in one PEM file that is replaced whole. It renews; nothing else of the device depends on it.
 
 use boundkey_hal::file::PrivateKey;
 use boundkey_hal::{Error as KeyError, Signature};
@@ -21,8 +20,6 @@ pub struct StoredIdentity {
     key: PrivateKey,
     /// The certificate, DER.
     pub certificate: Vec<u8>,
-    /// The trust bundle that came with it, DER each.
-    pub bundle: Vec<Vec<u8>>,
 }
 
 impl StoredIdentity {
@@ -43,11 +40,9 @@ impl StoredIdentity {
     }
 
     /// Replaces the file.
-    pub fn store(storage: &mut dyn Storage, key: &[u8], certificate: &[u8], bundle: &[Vec<u8>]) -> Result<(), AgentError> {
+    pub fn store(storage: &mut dyn Storage, key: &[u8], certificate: &[u8]) -> Result<(), AgentError> {
         let mut text = Zeroizing::new(pem::private_key(key));
-        for der in std::iter::once(certificate).chain(bundle.iter().map(Vec::as_slice)) {
-            text.push_str(&pem::certificate(der));
-        }
+        text.push_str(&pem::certificate(certificate));
         storage.replace(IDENTITY_FILE, text.as_bytes()).map_err(|e| AgentError::Storage(IDENTITY_FILE.into(), e))
     }
 
@@ -66,9 +61,8 @@ impl StoredIdentity {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let key = PrivateKeyDer::from_pem_slice(bytes).ok()?;
         let key_pem = Zeroizing::new(pem::private_key(key.secret_der()));
-        let mut certificates = CertificateDer::pem_slice_iter(bytes).map(|der| der.ok().map(|der| der.to_vec()));
-        let certificate = certificates.next()??;
-        let bundle = certificates.collect::<Option<_>>()?;
-        Some(Self { key: PrivateKey::from_pem(&key_pem).ok()?, certificate, bundle })
+        // Behind it earlier versions kept the certificate of the CA: trust is in a file of its own now.
+        let certificate = CertificateDer::from_pem_slice(bytes).ok()?.to_vec();
+        Some(Self { key: PrivateKey::from_pem(&key_pem).ok()?, certificate })
     }
 }

@@ -1,7 +1,7 @@
 //! One join from end to end: the states of [`crate::join::device`] with what must be durable between them.
 //!
 //! ```text
-//!  challenge ─▶ new key, attempt ──▶ request ─▶ identity ──▶ memory ──▶ outputs
+//!  challenge ─▶ new key, attempt ──▶ request ─▶ trust ──▶ identity ──▶ memory ──▶ outputs
 //!               durable before it leaves        durable, in this order
 //! ```
 //! A power cut before the request leaves nothing to undo; one after it, or a lost answer, is made good by the next join, which
@@ -10,7 +10,6 @@
 use std::sync::Arc;
 
 use boundkey_hal::{Algorithm, ErrorKind};
-use ring::digest::{SHA256, digest};
 
 use super::clock::DeviceClock;
 use super::config::{Config, KeyPlace, Secret, SecretSource};
@@ -19,13 +18,14 @@ use super::error::AgentError;
 use super::identity::StoredIdentity;
 use super::outputs::{self, FreshKey, OutputError, Prepared};
 use super::static_key;
-use super::tls::Presented;
+use super::tls::{Presented, Roots};
 use super::transport::{Transport, TransportError};
+use super::trust::DeviceTrust;
 use crate::join::device::Start;
 use crate::join::device::answer::Issued;
 use crate::join::device::request::{Identity, Parts};
 use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
-use crate::join::{Id, base64url};
+use crate::join::{Id, TrustError, Trusted, base64url};
 use crate::time::{Random, Timestamp};
 
 /// What a join needs beside the device.
@@ -34,6 +34,8 @@ pub struct Joiner<'a> {
     pub config: &'a Config,
     /// The way to the server.
     pub transport: &'a mut dyn Transport,
+    /// Whom the device trusts.
+    pub trust: &'a mut DeviceTrust,
     /// Device time.
     pub clock: &'a Arc<DeviceClock>,
     /// Randomness.
@@ -50,7 +52,7 @@ pub struct Joined {
     pub requested: Vec<outputs::Requested>,
     /// The first output that was not asked for.
     pub left_out: Result<(), OutputError>,
-    /// The trust bundle, DER each.
+    /// The certificates of the trust bundle, DER each.
     pub bundle: Vec<Vec<u8>>,
 }
 
@@ -81,7 +83,6 @@ impl Joiner<'_> {
         device.remember(&kept)?;
 
         let identity = StoredIdentity::load(device.state.storage())?;
-        let bundle = identity.as_ref().map(|identity| identity.bundle.clone()).unwrap_or_default();
         let identity = identity.filter(|identity| identity.belongs_to(&memory));
         let secret = self.config.onboarding.registration_secret.as_ref();
         let challenged = Start::new(&memory, token).challenged(challenge)?;
@@ -98,7 +99,7 @@ impl Joiner<'_> {
             csr: base64url::encode(&key.csr),
             ttl: self.config.credential_ttl.map(|ttl| ttl.as_secs()),
             outputs: requested.iter().map(|output| output.request.clone()).collect(),
-            bundle: bundle.first().filter(|_| bundle.len() == 1).map(|der| base64url::encode(digest(&SHA256, der))),
+            bundle: self.trust.sequence(),
             heartbeat: self.heartbeat(),
             secret: secret.as_ref().map(Secret::expose),
             identity: identity.as_ref().map(|identity| Identity { certificate: &identity.certificate, sign: &sign }),
@@ -108,17 +109,35 @@ impl Joiner<'_> {
         let answer = self.transport.post(JOIN_PATH, &body)?;
         let answer: JoinAnswer = parse(&answer)?;
         let Issued { mut memory, certificate, answer } = prepared.answered(answer)?;
+        let trusted = self.judge(&answer)?;
         memory.last_known_time = memory.last_known_time.max(self.believe(answer.time));
 
-        let bundle = match &answer.bundle {
-            Some(bundle) => decode_all(bundle)?,
-            None => bundle,
-        };
-        StoredIdentity::store(device.state.storage(), &key.pkcs8, &certificate, &bundle)?;
+        // Before all else: it holds whatever becomes of this join.
+        let bundle = trusted.bundle.certificates();
+        if self.trust.take(device.state.storage(), trusted)? {
+            log::info!("took trust bundle {}", self.trust.sequence().unwrap_or_default());
+        }
+        StoredIdentity::store(device.state.storage(), &key.pkcs8, &certificate)?;
         device.guard.mark(&mut memory);
         device.remember(&memory)?;
         device.guard.follow();
         Ok(Joined { answer, requested, left_out, bundle })
+    }
+
+    /// Whom the device trusts from this answer on. An answer whose trust bundle is not to be taken is not taken either.
+    fn judge(&self, answer: &JoinAnswer) -> Result<Trusted, AgentError> {
+        let trusted = match (&answer.bundle, &self.trust.trusted) {
+            (Some(texts), _) => self.trust.next(texts)?,
+            (None, Some(trusted)) => return Ok(trusted.clone()),
+            (None, None) => return Err(TrustError::Missing.into()),
+        };
+        if trusted.bundle.cluster() != answer.cluster {
+            return Err(TrustError::Cluster(trusted.bundle.cluster().into()).into());
+        }
+        if !self.transport.holds_under(&Roots::of(&trusted.bundle)) {
+            return Err(TrustError::Connection.into());
+        }
+        Ok(trusted)
     }
 
     fn prepare_outputs(&self, device: &mut Device) -> Result<Prepared, AgentError> {
@@ -185,9 +204,4 @@ pub(super) fn algorithms(config: &Config, device: &mut Device) -> Result<Vec<Alg
 /// What an answer of the server says.
 pub(super) fn parse<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T, AgentError> {
     serde_json::from_slice(answer).map_err(|e| TransportError::NotBoundkey(format!("an answer that cannot be read: {e}")).into())
-}
-
-fn decode_all(bundle: &[String]) -> Result<Vec<Vec<u8>>, AgentError> {
-    let decoded = bundle.iter().map(|der| base64url::decode(der)).collect::<Result<_, _>>();
-    decoded.map_err(|_| TransportError::NotBoundkey("a trust bundle that is not base64url".into()).into())
 }

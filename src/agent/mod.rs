@@ -27,4 +27,5 @@ pub mod status;
 pub mod systemd;
 pub mod tls;
 pub mod transport;
+pub mod trust;
 mod wait;

@@ -25,6 +25,7 @@ use super::static_key;
 use super::systemd::Notifier;
 use super::tls::{Roots, Trust};
 use super::transport::Https;
+use super::trust::DeviceTrust;
 use super::wait::{self, Waiter, Wake};
 use crate::join::JoinKind;
 use crate::join::message::{IssuedCertificate, JOIN_PATH};
@@ -47,6 +48,7 @@ pub struct Agent {
     clock: Arc<DeviceClock>,
     random: Arc<dyn Random>,
     https: Https,
+    trust: DeviceTrust,
     device: Device,
     reporter: Reporter,
     reloads: Reloads,
@@ -75,8 +77,8 @@ impl Agent {
     pub fn open(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<Self, AgentError> {
         let device = open_device(config)?;
         let clock = Arc::new(DeviceClock::new(system.clone(), device.state.memory().last_known_time));
-        let trust = Trust::new(roots(config)?, clock.clone());
-        let https = Https::new(&config.auth_server.to_string(), trust)?;
+        let trust = DeviceTrust::load(config, Some(device.state.stored()))?;
+        let https = Https::new(&config.auth_server.to_string(), Trust::new(trust.roots(), clock.clone()))?;
         let reporter = reporter(config);
         let reloads = Reloads::default();
         let (config, random) = (config.clone(), random.clone());
@@ -87,6 +89,7 @@ impl Agent {
             clock,
             random,
             https,
+            trust,
             device,
             reporter,
             reloads,
@@ -104,7 +107,14 @@ impl Agent {
         recovery_code::serve(&mut self.device, &self.config);
         let url = self.https.url(JOIN_PATH);
         let (config, clock, random) = (&self.config, &self.clock, &*self.random);
-        let joined = Joiner { config, transport: &mut self.https, clock, random, url }.join(&mut self.device)?;
+        let before = self.trust.sequence();
+        let (transport, trust) = (&mut self.https, &mut self.trust);
+        let joined = Joiner { config, transport, trust, clock, random, url }.join(&mut self.device);
+        if self.trust.sequence() != before {
+            // Connections and sessions of the old trust end with it.
+            self.https = Https::new(&self.config.auth_server.to_string(), Trust::new(self.trust.roots(), self.clock.clone()))?;
+        }
+        let joined = joined?;
         let answer = &joined.answer;
         let what = match answer.kind {
             JoinKind::First => "joined for the first time",

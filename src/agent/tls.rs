@@ -36,8 +36,19 @@ pub struct Trust {
     roots: Roots,
     clock: Arc<DeviceClock>,
     provider: Arc<CryptoProvider>,
-    presented: Mutex<Option<Presented>>,
+    presented: Mutex<Option<(Presented, Shown)>>,
 }
+
+/// What a server showed in a handshake.
+#[derive(Clone, Debug)]
+struct Shown {
+    leaf: CertificateDer<'static>,
+    others: Vec<CertificateDer<'static>>,
+    name: ServerName<'static>,
+}
+
+/// Most certificates behind the server's own that may begin later than the clock says: longer chains do not verify anyway.
+const MAX_LATE: usize = 8;
 
 /// The server's certificate, as a handshake judged it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,24 +94,30 @@ impl Trust {
 
     /// The certificate of the last handshake, if it was accepted.
     pub fn presented(&self) -> Option<Presented> {
-        *self.presented.lock().unwrap_or_else(PoisonError::into_inner)
+        self.presented.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(presented, _)| *presented)
     }
 
-    fn set_presented(&self, presented: Option<Presented>) {
+    /// Whether what the server showed in the last handshake holds under `roots` too.
+    pub fn holds_under(&self, roots: &Roots) -> bool {
+        let shown = self.presented.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, shown)| shown.clone());
+        shown.is_some_and(|shown| self.judge(roots, &shown).is_ok())
+    }
+
+    fn set_presented(&self, presented: Option<(Presented, Shown)>) {
         *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = presented;
     }
 
-    /// The trusted certificates among the given ones and the configured ones.
-    fn trusted(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Result<RootCertStore, Error> {
+    /// The trusted certificates among those shown and those of `roots`.
+    fn trusted(roots: &Roots, Shown { leaf, others, .. }: &Shown) -> Result<RootCertStore, Error> {
         let mut store = RootCertStore::empty();
-        match &self.roots {
+        match roots {
             Roots::Certificates(certificates) => {
                 store.add_parsable_certificates(certificates.iter().cloned());
             }
             Roots::Pins(pins) => {
                 for certificate in others.iter().chain([leaf]) {
                     let mut one = RootCertStore::empty();
-                    one.add(certificate.clone().into_owned())?;
+                    one.add(certificate.clone())?;
                     if one.roots.iter().any(|root| pins.contains(&pin(&root.subject_public_key_info))) {
                         store.extend(one.roots);
                     }
@@ -111,6 +128,42 @@ impl Trust {
             }
         }
         Ok(store)
+    }
+
+    /// Judges what a server showed by `roots` and device time.
+    fn judge(&self, roots: &Roots, shown: &Shown) -> Result<(ServerCertVerified, Presented), Error> {
+        let store = Arc::new(Self::trusted(roots, shown)?);
+        let verifier = WebPkiServerVerifier::builder_with_provider(store, self.provider.clone())
+            .build()
+            .map_err(|e| Error::General(e.to_string()))?;
+        let verify = |time| verifier.verify_server_cert(&shown.leaf, &shown.others, &shown.name, &[], time);
+        let at = |time: Timestamp| verify(UnixTime::since_unix_epoch(Duration::from_secs(time.secs())));
+        // Any certificate of the chain may begin later than the clock says.
+        let from = |mut time: Timestamp| {
+            for _ in 0..MAX_LATE {
+                match at(time) {
+                    Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
+                        time = time.max(Timestamp::from_secs(not_before.as_secs()));
+                    }
+                    judged => return judged,
+                }
+            }
+            at(time)
+        };
+        let (verified, is_doubtful) = match from(self.clock.now()) {
+            Err(Error::InvalidCertificate(expired @ CertificateError::ExpiredContext { .. })) => {
+                // A certificate made since the last time known for sure is no less good for that.
+                (from(self.clock.floor()).map_err(|_| expired)?, true)
+            }
+            judged => (judged?, false),
+        };
+        // webpki reports a certificate's last moment only when it refuses it as expired.
+        match verify(AFTER_ALL) {
+            Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+                Ok((verified, Presented { not_after: Timestamp::from_secs(not_after.as_secs()), is_doubtful }))
+            }
+            judged => Err(judged.err().unwrap_or(Error::General("a certificate without an end".into()))),
+        }
     }
 }
 
@@ -175,41 +228,14 @@ impl ServerCertVerifier for Trust {
         leaf: &CertificateDer<'_>,
         others: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        ocsp: &[u8],
+        _ocsp: &[u8],
         _system: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let roots = Arc::new(self.trusted(leaf, others)?);
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
-            .build()
-            .map_err(|e| Error::General(e.to_string()))?;
-        let verify = |time| verifier.verify_server_cert(leaf, others, name, ocsp, time);
-        let at = |time: Timestamp| verify(UnixTime::since_unix_epoch(Duration::from_secs(time.secs())));
-        // The chain is two certificates long, and either may begin later than the clock says.
-        let from = |mut time: Timestamp| {
-            for _ in 0..2 {
-                match at(time) {
-                    Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
-                        time = time.max(Timestamp::from_secs(not_before.as_secs()));
-                    }
-                    judged => return judged,
-                }
-            }
-            at(time)
-        };
         self.set_presented(None);
-        let (verified, is_doubtful) = match from(self.clock.now()) {
-            Err(Error::InvalidCertificate(expired @ CertificateError::ExpiredContext { .. })) => {
-                // A certificate made since the last time known for sure is no less good for that.
-                (from(self.clock.floor()).map_err(|_| expired)?, true)
-            }
-            judged => (judged?, false),
-        };
-        // Its end is told with a refusal alone.
-        let not_after = match verify(AFTER_ALL) {
-            Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => not_after,
-            judged => return judged,
-        };
-        self.set_presented(Some(Presented { not_after: Timestamp::from_secs(not_after.as_secs()), is_doubtful }));
+        let owned = |der: &CertificateDer<'_>| der.clone().into_owned();
+        let shown = Shown { leaf: owned(leaf), others: others.iter().map(owned).collect(), name: name.to_owned() };
+        let (verified, presented) = self.judge(&self.roots, &shown)?;
+        self.set_presented(Some((presented, shown)));
         Ok(verified)
     }
 

@@ -14,7 +14,7 @@ use ureq::unversioned::transport::{
 
 use super::error::AgentError;
 use super::proxy;
-use super::tls::{PinMismatch, Presented, Trust};
+use super::tls::{PinMismatch, Presented, Roots, Trust};
 use crate::join::message::MAX_ANSWER;
 use crate::join::{PROBLEM_JSON, Problem};
 use crate::time::Timestamp;
@@ -41,6 +41,9 @@ pub trait Transport {
 
     /// The certificate that the server showed, see [`Trust::presented`].
     fn presented(&self) -> Option<Presented>;
+
+    /// Whether what the server showed holds under these roots too, see [`Trust::holds_under`].
+    fn holds_under(&self, roots: &Roots) -> bool;
 }
 
 /// Why there is no answer, or not the one wanted.
@@ -235,6 +238,10 @@ impl Transport for Https {
 
     fn presented(&self) -> Option<Presented> {
         self.trust.presented()
+    }
+
+    fn holds_under(&self, roots: &Roots) -> bool {
+        self.trust.holds_under(roots)
     }
 }
 

@@ -19,7 +19,6 @@ use crate::join::message::{
     CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH, SSH_HOST_CRL_PATH,
 };
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
-use crate::pem;
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -48,14 +47,18 @@ async fn ping(State(joins): State<Arc<Joins>>) -> Json<Ping> {
     Json(Ping { cluster, version, algorithms: algorithms(), time: joins.clock.now() })
 }
 
-async fn ca(State(joins): State<Arc<Joins>>) -> impl IntoResponse {
-    let pem = pem::certificate(joins.authority.certificate());
-    ([(header::CONTENT_TYPE, "application/pem-certificate-chain")], pem)
+async fn ca(State(joins): State<Arc<Joins>>) -> Response {
+    match joins.ca_certificates() {
+        Ok(pem) => ([(header::CONTENT_TYPE, "application/pem-certificate-chain")], pem).into_response(),
+        Err(problem) => problem.into_response(),
+    }
 }
 
 /// What stands behind `@cert-authority` and its patterns in `known_hosts` (sshd(8)).
 async fn ssh_host_ca(State(joins): State<Arc<Joins>>) -> String {
-    format!("{} {}\n", joins.authority.ssh_host_key(), joins.cluster)
+    let authority = joins.authority.now();
+    let lines: Vec<_> = authority.ssh_host_keys().map(|key| format!("{key} {}\n", joins.cluster)).collect();
+    lines.concat()
 }
 
 async fn crl(State(joins): State<Arc<Joins>>) -> Response {

@@ -7,8 +7,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use boundkey_hal::durable;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
-use super::data_dir::{CA, CHALLENGE_KEY, CLUSTER, DATABASE, DataDir, DataDirError, KEYS, TLS};
+use super::ca::CaSet;
+use super::data_dir::{CA, CA_PEM, CHALLENGE_KEY, CLUSTER, DATABASE, DataDir, DataDirError, KEYS, TLS};
 use super::store::SqliteStore;
 use crate::time::Random;
 
@@ -23,8 +26,12 @@ impl DataDir {
             return Err(DataDirError::NotEmpty(to.into()));
         }
         let backup = Self::new(to);
+        // A cluster made before there was one has none until its server starts. Before the keys: all that it names are there by then.
+        if self.path(CA).exists() {
+            copy(&self.path(CA), &backup.path(CA))?;
+        }
         self.copy_keys(&backup)?;
-        for name in [CHALLENGE_KEY, CA, TLS] {
+        for name in [CHALLENGE_KEY, CA_PEM, TLS] {
             copy(&self.path(name), &backup.path(name))?;
         }
         SqliteStore::copy(&self.path(DATABASE), &backup.path(DATABASE))?;
@@ -43,8 +50,8 @@ impl DataDir {
             DataDirError::Missing(dir) => DataDirError::NoBackup(dir),
             e => e,
         })?;
-        let read = |path: PathBuf| std::fs::read(&path).map_err(|e| DataDirError::Io(path, e));
-        if read(backup.path(CA))? != read(self.path(CA))? {
+        let (theirs, ours) = (backup.ca_certificates()?, self.ca_certificates()?);
+        if !theirs.iter().any(|certificate| ours.contains(certificate)) {
             return Err(DataDirError::Foreign(from.into()));
         }
         let (database, staged) = (self.path(DATABASE), self.path("boundkey.db.new"));
@@ -70,6 +77,24 @@ impl DataDir {
         std::fs::rename(&staged, &database).map_err(|e| DataDirError::Io(staged, e))?;
         durable::sync_parent(&database).map_err(|e| DataDirError::Io(database, e))?;
         Ok(replaced.then_some(kept))
+    }
+
+    /// Certificates of the CAs that this cluster has or had, DER.
+    fn ca_certificates(&self) -> Result<Vec<Vec<u8>>, DataDirError> {
+        let path = self.path(CA);
+        match std::fs::read(&path) {
+            Ok(json) => {
+                let set = CaSet::read(&json).map_err(|e| DataDirError::Malformed(path, e.to_string()))?;
+                Ok(set.cas.iter().map(|ca| ca.certificate().to_vec()).collect())
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let path = self.path(CA_PEM);
+                let certificate =
+                    CertificateDer::from_pem_file(&path).map_err(|e| DataDirError::Malformed(path, e.to_string()))?;
+                Ok(vec![certificate.to_vec()])
+            }
+            Err(e) => Err(DataDirError::Io(path, e)),
+        }
     }
 
     fn copy_keys(&self, backup: &Self) -> Result<(), DataDirError> {

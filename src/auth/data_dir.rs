@@ -5,7 +5,8 @@
 //! | `cluster.json` | cluster name and server names; written last, so that its presence means a whole `init` |
 //! | `keys/` | the authority's keys: in files, or wrapped by a TPM; empty where they are in a PKCS#11 token |
 //! | `challenge.key` | 32 bytes that seal challenges |
-//! | `ca.pem` | CA certificate |
+//! | `ca.json` | the CAs: certificates, phases, trust bundles |
+//! | `ca.pem` | certificates of the CAs that count, for people; made anew from `ca.json` |
 //! | `tls.pem` | TLS server's key and certificate |
 //! | `boundkey.db` | the store |
 //! | `init.json` | while `init` makes keys in a token: which one |
@@ -22,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::ca::{self, Authority, CaError, Place, ServerIdentity, make_keys};
+use super::ca::{self, Authority, CaError, CaSet, Place, ServerIdentity, make_keys};
 use super::store::{SqliteStore, StoreError};
 use crate::pem;
 use crate::time::{NoRandomness, Random, Timestamp};
@@ -32,7 +33,8 @@ pub const SOCKET: &str = "operator.sock";
 pub(super) const CLUSTER: &str = "cluster.json";
 pub(super) const KEYS: &str = "keys";
 pub(super) const CHALLENGE_KEY: &str = "challenge.key";
-pub(super) const CA: &str = "ca.pem";
+pub(super) const CA: &str = "ca.json";
+pub(super) const CA_PEM: &str = "ca.pem";
 pub(super) const TLS: &str = "tls.pem";
 pub(super) const DATABASE: &str = "boundkey.db";
 const LOCK: &str = "lock";
@@ -196,10 +198,10 @@ impl DataDir {
         if place.is_shared() {
             self.claim(&place, &mut *keys)?;
         }
-        make_keys(&mut *keys).map_err(CaError::Key)?;
+        make_keys(&mut *keys, 1).map_err(CaError::Key)?;
         let authority = Authority::certify_itself(cluster, keys, random, now)?;
         authority.probe().map_err(CaError::Key)?;
-        self.write(CA, pem::certificate(authority.certificate()).as_bytes())?;
+        self.write_authority(&authority)?;
         self.make_challenge_key(random)?;
         self.write_server(&authority.issue_server(server_names, None, now, random)?)?;
         match std::fs::remove_file(&database) {
@@ -251,12 +253,34 @@ impl DataDir {
         Ok(cluster)
     }
 
-    /// The authority of `cluster`.
-    pub fn authority(&self, cluster: &Cluster) -> Result<Authority, DataDirError> {
-        let path = self.path(CA);
-        let certificate = CertificateDer::from_pem_file(&path).map_err(|e| DataDirError::Malformed(path, e.to_string()))?;
+    /// The authority of `cluster`. That of a cluster made before there was a `ca.json` has the one CA of `ca.pem`, and is to be written
+    /// by [`Self::write_authority`].
+    pub fn authority(&self, cluster: &Cluster, now: Timestamp) -> Result<Authority, DataDirError> {
         let keys = cluster.keystore.open(&self.path(KEYS)).map_err(CaError::Key)?;
-        Ok(Authority::new(&cluster.name, keys, certificate.to_vec())?)
+        let path = self.path(CA);
+        match std::fs::read(&path) {
+            Ok(json) => {
+                let set = CaSet::read(&json).map_err(|e| DataDirError::Malformed(path, e.to_string()))?;
+                Ok(Authority::new(&cluster.name, keys, set)?)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let path = self.path(CA_PEM);
+                let certificate =
+                    CertificateDer::from_pem_file(&path).map_err(|e| DataDirError::Malformed(path, e.to_string()))?;
+                Ok(Authority::first(&cluster.name, keys, vec![certificate.to_vec()], now)?)
+            }
+            Err(e) => Err(DataDirError::Io(path, e)),
+        }
+    }
+
+    /// Writes down the CAs, where they are others than those on disk.
+    pub fn write_authority(&self, authority: &Authority) -> Result<(), DataDirError> {
+        self.write_changed(CA, &authority.set().to_json()?)?;
+        self.write_changed(CA_PEM, authority.certificates()?.as_bytes())
+    }
+
+    fn write_changed(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
+        if std::fs::read(self.path(name)).is_ok_and(|present| present == content) { Ok(()) } else { self.write(name, content) }
     }
 
     /// The secret that seals challenges.

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::ca::{CaError, Place};
+use super::ca::{CaError, CurrentAuthority, Place};
 use super::data_dir::{Cluster, DataDir, DataDirError};
 use super::joins::Joins;
 use super::operator::{self, Operator};
@@ -172,20 +172,19 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
     place.quieten();
     let now = System.now();
     if now < build_time() {
-        let advice =
-            "set the clock, then run init again: it dates the CA certificate, which lasts for 20 years and cannot be replaced";
+        let advice = "set the clock, then run init again: it dates the CA certificate, which lasts for 20 years";
         return Err(failure(format!("the system clock says {now}, which is before this program was built"), advice));
     }
     let authority = match dir.init(&cluster, &names, &place, &System, now) {
         // An `init` that was interrupted right before it told the pin: this is where to learn it.
         Err(e @ DataDirError::Exists(_)) => {
-            let pin = dir.authority(&dir.cluster()?)?.pin();
+            let pin = dir.authority(&dir.cluster()?, now)?.pin().map_err(DataDirError::from)?;
             return Err(failure(format!("{e}; its CA pin is {pin}"), e.advice()));
         }
         Err(e @ DataDirError::Ca(CaError::Names(_))) => return Err(Failure { code: 2, ..e.into() }),
         made => made?,
     };
-    let pin = authority.pin();
+    let pin = authority.pin().map_err(DataDirError::from)?;
     let text = if given("format") == ["json"] {
         serde_json::json!({ "cluster": cluster, "server_names": names, "ca_pin": pin }).to_string()
     } else {
@@ -237,13 +236,14 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Option<&Path>) -> Result<(), Failure> {
-    let authority = dir.authority(&cluster)?;
+    let authority = dir.authority(&cluster, System.now())?;
     authority.probe().map_err(|e| DataDirError::from(CaError::Key(e)))?;
+    dir.write_authority(&authority)?;
     let store: Arc<dyn Store> = Arc::new(dir.store()?);
     let joins = Arc::new(Joins {
         cluster: cluster.name,
         server_names: cluster.server_names,
-        authority,
+        authority: CurrentAuthority::new(authority),
         store: store.clone(),
         sealing: SealingKey::new(&*dir.challenge_key()?),
         clock: Arc::new(System),
@@ -253,7 +253,7 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
         throttle: Throttle::default(),
     });
     let tls_failed = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
-    let certificate = tls::CurrentCertificate::new(&dir.server()?, joins.authority.certificate()).map_err(tls_failed)?;
+    let certificate = tls::CurrentCertificate::new(&dir.server()?, &joins.authority.now().tls_chain()).map_err(tls_failed)?;
     let certificate = Arc::new(certificate);
     let tls_config = tls::config(certificate.clone()).map_err(tls_failed)?;
     let operator = Arc::new(Operator::new(store, Arc::new(System), Arc::new(System)));

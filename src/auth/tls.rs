@@ -15,14 +15,14 @@ use super::ca::ServerIdentity;
 pub struct CurrentCertificate(RwLock<Arc<CertifiedKey>>);
 
 impl CurrentCertificate {
-    /// Presents `server`, followed by the CA certificate, in which devices look for their pin.
-    pub fn new(server: &ServerIdentity, ca: &[u8]) -> Result<Self, rustls::Error> {
-        Ok(Self(RwLock::new(certified(server, ca)?)))
+    /// Presents `server`, followed by the certificates of `chain`, in which devices look for their pin.
+    pub fn new(server: &ServerIdentity, chain: &[Vec<u8>]) -> Result<Self, rustls::Error> {
+        Ok(Self(RwLock::new(certified(server, chain)?)))
     }
 
     /// Presents another from the next connection on.
-    pub fn replace(&self, server: &ServerIdentity, ca: &[u8]) -> Result<(), rustls::Error> {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = certified(server, ca)?;
+    pub fn replace(&self, server: &ServerIdentity, chain: &[Vec<u8>]) -> Result<(), rustls::Error> {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = certified(server, chain)?;
         Ok(())
     }
 }
@@ -45,11 +45,11 @@ pub fn config(certificate: Arc<CurrentCertificate>) -> Result<Arc<ServerConfig>,
     Ok(Arc::new(config))
 }
 
-fn certified(server: &ServerIdentity, ca: &[u8]) -> Result<Arc<CertifiedKey>, rustls::Error> {
+fn certified(server: &ServerIdentity, chain: &[Vec<u8>]) -> Result<Arc<CertifiedKey>, rustls::Error> {
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(server.key.as_slice()));
     let key = any_supported_type(&key)?;
-    let chain = [server.certificate.as_slice(), ca].map(|der| CertificateDer::from(der.to_vec()));
-    let certified = CertifiedKey::new(chain.into(), key);
+    let chain = std::iter::once(&server.certificate).chain(chain).map(|der| CertificateDer::from(der.clone())).collect();
+    let certified = CertifiedKey::new(chain, key);
     certified.keys_match()?;
     Ok(Arc::new(certified))
 }

@@ -89,12 +89,13 @@ impl Upkeep {
     fn renew(&self, now: Timestamp) -> Result<(), UpkeepError> {
         let present = self.dir.server()?;
         let joins = &self.joins;
-        if !present.is_outdated(&joins.server_names, now) {
+        let authority = joins.authority.now();
+        if !present.is_outdated(&joins.server_names, &authority, now) {
             return Ok(());
         }
-        let server = joins.authority.issue_server(&joins.server_names, Some(&present), now, &*joins.random)?;
+        let server = authority.issue_server(&joins.server_names, Some(&present), now, &*joins.random)?;
         self.dir.write_server(&server)?;
-        self.certificate.replace(&server, joins.authority.certificate()).map_err(UpkeepError::Tls)?;
+        self.certificate.replace(&server, &authority.tls_chain()).map_err(UpkeepError::Tls)?;
         log::info!("renewed the TLS server's certificate");
         Ok(())
     }

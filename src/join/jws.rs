@@ -1,5 +1,5 @@
 //! JSON Web Signatures (RFC 7515) as ACME uses them (RFC 8555 section 6.2): flattened JSON with everything in the protected header.
-//! Join states are the one compact JWS.
+//! Join states and trust bundles are compact.
 
 use boundkey_hal::verify::{BadSignature, verify};
 use boundkey_hal::{Algorithm, Error as KeyError, PublicKey, Signature};
@@ -26,7 +26,7 @@ pub struct Jws {
 pub struct Header {
     /// `ES256`, `EdDSA` or, for an external account binding, `HS256`.
     pub alg: String,
-    /// `JWT` on a join state.
+    /// `JWT` on a join state, `trust-bundle+jwt` on a trust bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub typ: Option<String>,
     /// Thumbprint of the key, or the token's name on an external account binding.
@@ -122,6 +122,11 @@ impl Jws {
     /// The protected header, not yet verified.
     pub fn header(&self) -> Result<Header, JwsError> {
         decode_json(&self.protected)
+    }
+
+    /// The payload, which anyone may have written: for what says how it is to be verified.
+    pub fn unverified_payload<T: DeserializeOwned>(&self) -> Result<T, JwsError> {
+        decode_json(&self.payload)
     }
 
     /// The payload, once the signature by `key` is verified.

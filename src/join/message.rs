@@ -94,9 +94,9 @@ pub struct JoinRequest {
     /// Certificates wanted beside the identity.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputRequest>,
-    /// Thumbprint of the trust bundle that the device has; the answer leaves out a bundle that is the same.
+    /// Sequence number of the trust bundle that the device has; the answer brings those that followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bundle: Option<String>,
+    pub bundle: Option<u64>,
     /// What the device tells of itself.
     pub heartbeat: Heartbeat,
     /// First join by secret: an HMAC over the new public key (RFC 8555 section 7.3.4), payload [`super::Jwk`].
@@ -239,7 +239,7 @@ pub struct JoinAnswer {
     /// The other certificates, in the order asked for.
     #[serde(default)]
     pub outputs: Vec<IssuedCertificate>,
-    /// Trust bundle: CA certificates, base64url of DER; absent where the device has it.
+    /// Trust bundles ([`super::TrustBundle`]) that the device lacks, compact JWSs, oldest first; absent where it has the newest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<Vec<String>>,
     /// What a person should know, one sentence each.

@@ -25,6 +25,7 @@ mod recovery_code;
 #[cfg(feature = "auth")]
 pub mod server;
 mod step;
+pub mod trust;
 
 pub use id::Id;
 pub use jws::Jws;
@@ -33,3 +34,4 @@ pub use message::{JoinKind, Recoveries, RecoveryMode};
 pub use problem::{PROBLEM_JSON, Problem, ProblemType};
 pub use recovery_code::{InvalidRecoveryCode, RecoveryCode};
 pub use step::{Claims, MAX_JOIN_STATE, Step};
+pub use trust::{TrustBundle, TrustError, Trusted};

@@ -126,6 +126,11 @@ impl<S: Storage> StateFile<S> {
         Ok(())
     }
 
+    /// The storage, to read files beside the state.
+    pub fn stored(&self) -> &S {
+        &self.storage
+    }
+
     /// The storage, for files beside the state.
     pub fn storage(&mut self) -> &mut S {
         &mut self.storage

@@ -95,7 +95,7 @@ fn join_until_stopped(
                 csr: base64url::encode(&key.csr),
                 ttl: None,
                 outputs: vec![],
-                bundle: bundle.clone(),
+                bundle,
                 heartbeat: Heartbeat::default(),
                 secret: Some(secret),
                 identity: identity.as_ref().map(|(certificate, _)| Identity { certificate, sign: &sign }),
@@ -103,8 +103,8 @@ fn join_until_stopped(
             let prepared = challenged.prepare(&mut keys, parts)?;
             let answer = https.post(JOIN_PATH, &serde_json::to_vec(prepared.request())?)?;
             let issued = prepared.answered(serde_json::from_slice(&answer)?)?;
-            if let Some(der) = issued.answer.bundle.as_ref().and_then(|bundle| bundle.first()) {
-                bundle = Some(base64url::encode(ring::digest::digest(&ring::digest::SHA256, &base64url::decode(der)?)));
+            if let Some(text) = issued.answer.bundle.as_ref().and_then(|bundles| bundles.last()) {
+                bundle = Some(boundkey::join::TrustBundle::open(text)?.sequence());
             }
             memory = issued.memory;
             identity = Some((issued.certificate, PrivateKey::from_pem(&boundkey::pem::private_key(&key.pkcs8))?));

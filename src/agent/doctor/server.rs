@@ -8,11 +8,12 @@ use super::Report;
 use crate::agent::clock::DeviceClock;
 use crate::agent::config::Config;
 use crate::agent::error::AgentError;
-use crate::agent::run::roots;
 use crate::agent::tls::{Presented, Trust};
 use crate::agent::transport::{Https, JSON, Transport as _, TransportError};
+use crate::agent::trust::DeviceTrust;
 use crate::join::device::Memory;
 use crate::join::message::{MAX_ANSWER, PING_PATH, Ping};
+use crate::state::{DirStorage, Storage};
 use crate::time::Clock as _;
 
 const CHECK: &str = "server";
@@ -55,7 +56,9 @@ pub fn check(
 }
 
 fn ask(config: &Config, clock: &Arc<DeviceClock>) -> Result<(Ping, Https), AgentError> {
-    let trust = Trust::new(roots(config)?, clock.clone());
+    let storage = config.onboarding.static_key.is_none().then(|| DirStorage::open(&config.storage));
+    let roots = DeviceTrust::load(config, storage.as_ref().map(|storage| storage as &dyn Storage))?.roots();
+    let trust = Trust::new(roots, clock.clone());
     let mut https = Https::new(&config.auth_server.to_string(), trust)?;
     let answer = https.get(PING_PATH, JSON, MAX_ANSWER)?;
     let ping = serde_json::from_slice(&answer).map_err(|e| TransportError::NotBoundkey(e.to_string()))?;

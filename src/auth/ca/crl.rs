@@ -2,8 +2,8 @@
 
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber};
 
-use super::issue::{BACKDATE, unsigned};
-use super::{Authority, CaError};
+use super::issue::BACKDATE;
+use super::{Authority, CaError, request};
 use crate::join::message::CRL_LIFETIME;
 use crate::time::Timestamp;
 
@@ -29,11 +29,11 @@ impl Authority {
             crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect::<Result<_, CaError>>()?,
-            key_identifier_method: KeyIdMethod::Sha256,
+            key_identifier_method: KeyIdMethod::PreSpecified(
+                request::key_identifier(self.certificate()).map_err(CaError::Certificate)?,
+            ),
         };
-        let key = self.issuer_key();
-        let issuer = rcgen::Issuer::new(self.ca_params(), &key);
-        Ok(params.signed_by(&issuer).map_err(|e| unsigned(&key, e))?.der().to_vec())
+        self.sign_with(|issuer| params.signed_by(issuer).map(|list| list.der().to_vec()))
     }
 }
 

@@ -3,14 +3,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use boundkey_hal::{Error as KeyError, PublicKey, Signature};
+use boundkey_hal::{Error as KeyError, KeyId, PublicKey, Signature};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 
-use super::{Authority, CaError, request};
+use super::set::KeyNames;
+use super::{Authority, CaError, CaSet, SharedKeys, Signing, request};
 use crate::auth::names::{check_dns_name, check_uri};
 use crate::certify::{Signer, Subject};
 use crate::join::base64url;
@@ -20,7 +21,7 @@ use crate::time::{NoRandomness, Random, Timestamp};
 
 /// How long before its issue a certificate starts: clocks of peers may be behind.
 pub(super) const BACKDATE: Duration = Duration::from_secs(60);
-/// Lifetime of the CA certificate. Devices pin its key, so its end is the cluster's.
+/// Lifetime of a CA certificate.
 const CA_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
 /// Lifetime of the TLS server's certificate.
 const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
@@ -76,48 +77,29 @@ pub struct ServerIdentity {
 }
 
 impl ServerIdentity {
-    /// Whether it should be replaced at `now`: it ends soon, has not begun (the clock was ahead when it was made), or is for others than
-    /// `server_names`.
-    pub fn is_outdated(&self, server_names: &[String], now: Timestamp) -> bool {
+    /// Whether it should be replaced at `now`: it ends soon, has not begun (the clock was ahead when it was made), is for others than
+    /// `server_names`, or is by another CA than `authority` signs with.
+    pub fn is_outdated(&self, server_names: &[String], authority: &Authority, now: Timestamp) -> bool {
         let plain = |name: &String| name.parse::<IpAddr>().map_or_else(|_| name.clone(), |ip| ip.to_string());
         let wanted: Vec<_> = server_names.iter().map(plain).collect();
         request::validity(&self.certificate).is_ok_and(|(begin, end)| end < now.plus(SERVER_LEFT) || begin > now)
             || request::host_names(&self.certificate).is_ok_and(|names| names != wanted)
+            || !request::is_signed_by(&self.certificate, authority.certificate())
     }
 }
 
 impl Authority {
-    /// Makes the CA certificate of a new cluster and puts it in place of the one given so far.
+    /// The authority of a new cluster, with a CA certificate that it makes for itself.
     pub fn certify_itself(
         cluster: &str,
-        mut keys: Box<dyn boundkey_hal::KeyStore + Send>,
+        keys: Box<dyn boundkey_hal::KeyStore + Send>,
         random: &dyn Random,
         now: Timestamp,
     ) -> Result<Self, CaError> {
-        let id = super::key_id(super::X509)?;
-        let key = keys.public_key(&id)?;
-        let join_id = super::key_id(super::JOIN_STATE)?;
-        let join_key = keys.public_key(&join_id)?;
-        let ssh_id = super::key_id(super::SSH_HOST)?;
-        let ssh_key = keys.public_key(&ssh_id)?;
-        let mut authority = Self {
-            cluster: cluster.into(),
-            keys: keys.into(),
-            x509: (id, key),
-            join_state: (join_id, join_key),
-            ssh_host: (ssh_id, ssh_key),
-            certificate: Vec::new(),
-        };
-        let mut params = authority.ca_params();
-        params.serial_number = Some(serial(random)?.0);
-        // A day early, for peers whose clocks are behind.
-        params.not_before = now.minus(Duration::from_secs(86_400)).to_system().into();
-        params.not_after = now.plus(CA_LIFETIME).to_system().into();
-        let key = authority.issuer_key();
-        let certificate = params.self_signed(&key).map_err(|e| unsigned(&key, e))?.der().to_vec();
-        drop(key);
-        authority.certificate = certificate;
-        Ok(authority)
+        let keys = SharedKeys::new(keys);
+        let certificate = self_signed(cluster, 1, &keys, random, now)?;
+        let set = CaSet::first(cluster, &keys, vec![certificate], now)?;
+        Self::of(cluster, keys, set)
     }
 
     /// Issues a certificate for `key`.
@@ -188,26 +170,64 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.not_before = not_before.to_system().into();
         params.not_after = not_after.to_system().into();
-        let ca = self.issuer_key();
-        let issuer = rcgen::Issuer::new(self.ca_params(), &ca);
-        let certificate = params.signed_by(key, &issuer).map_err(|e| unsigned(&ca, e))?;
-        Ok(Issued { bytes: certificate.der().to_vec(), serial, not_before, not_after })
+        self.sign_with(|issuer| params.signed_by(key, issuer).map(|certificate| certificate.der().to_vec())).map(|bytes| Issued {
+            bytes,
+            serial,
+            not_before,
+            not_after,
+        })
     }
 
-    /// Name, key identifier and usages of the CA: the same at every call, for `AuthorityKeyIdentifier` and issuer to match.
-    pub(super) fn ca_params(&self) -> CertificateParams {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, self.cluster.as_str());
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params
+    /// Has `work` sign as the CA that is active.
+    pub(super) fn sign_with<T>(&self, work: impl FnOnce(&CaIssuer<'_>) -> Result<T, rcgen::Error>) -> Result<T, CaError> {
+        let Signing { certificate, x509: (id, key), .. } = &self.active;
+        sign_as((certificate, key, id), &self.keys, work)
     }
+}
 
-    pub(super) fn issuer_key(&self) -> Signer<impl Fn(&[u8]) -> Result<Signature, KeyError>> {
-        let (id, key) = &self.x509;
-        Signer::new(key.clone(), move |message: &[u8]| self.sign(id, message))
-    }
+/// A CA as rcgen takes it.
+pub(super) type CaIssuer<'a> = Issuer<'static, Signer<Box<dyn Fn(&[u8]) -> Result<Signature, KeyError> + 'a>>>;
+
+/// Has `work` sign as the CA of this certificate, whose key is `id` in the key store. Its name is the one in the certificate.
+pub(super) fn sign_as<T>(
+    (certificate, key, id): (&[u8], &PublicKey, &KeyId),
+    keys: &SharedKeys,
+    work: impl FnOnce(&CaIssuer<'_>) -> Result<T, rcgen::Error>,
+) -> Result<T, CaError> {
+    let sign = Box::new(|message: &[u8]| keys.sign(id, message)) as Box<dyn Fn(&[u8]) -> _>;
+    let signer = Signer::new(key.clone(), sign);
+    let issuer = Issuer::from_ca_cert_der(&certificate.into(), signer).map_err(|e| CaError::Certificate(e.to_string()))?;
+    work(&issuer).map_err(|e| unsigned(issuer.key(), e))
+}
+
+/// Makes a certificate for CA `number` of a cluster, signed by itself.
+pub(super) fn self_signed(
+    cluster: &str,
+    number: u32,
+    keys: &SharedKeys,
+    random: &dyn Random,
+    now: Timestamp,
+) -> Result<Vec<u8>, CaError> {
+    let id = KeyNames::of(number)?.x509;
+    let mut params = ca_params(cluster, number);
+    params.serial_number = Some(serial(random)?.0);
+    // A day early, for peers whose clocks are behind.
+    params.not_before = now.minus(Duration::from_secs(86_400)).to_system().into();
+    params.not_after = now.plus(CA_LIFETIME).to_system().into();
+    let key = Signer::new(keys.public_key(&id)?, |message: &[u8]| keys.sign(&id, message));
+    Ok(params.self_signed(&key).map_err(|e| unsigned(&key, e))?.der().to_vec())
+}
+
+/// Name and usages of CA `number`. Without a limit to the length of paths: the CA that follows is certified by it
+/// (RFC 4210 section 4.4).
+pub(super) fn ca_params(cluster: &str, number: u32) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let name = if number == 1 { cluster.to_owned() } else { format!("{cluster} CA {number}") };
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 /// 16 random bytes, positive (RFC 5280 section 4.1.2.2 allows 20), and their hexadecimal form.

@@ -5,21 +5,25 @@ mod issue;
 mod krl;
 mod place;
 mod request;
+mod set;
 mod ssh;
 
 use std::fmt::Write as _;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore, PublicKey, Signature};
 
 pub use issue::{Issued, Profile, ServerIdentity};
 pub use place::{Place, advice};
 pub use request::subject_key;
+pub use set::{Ca, CaSet, Phase};
 
-use crate::certify::Subject;
 use crate::join::server::request::{Holder, ShownCertificate};
+use crate::join::trust::pin_text;
 use crate::join::{Claims, Id};
+use crate::pem;
 use crate::time::Timestamp;
+use set::KeyNames;
 
 /// Names of the cluster's keys in the key store.
 const X509: &str = "ca-x509";
@@ -30,21 +34,35 @@ const ALL: [&str; 4] = [X509, SSH_USER, SSH_HOST, JOIN_STATE];
 /// What each key signs before anybody relies on it.
 const PROBE: &[u8] = b"boundkey-auth: does this key sign?";
 
-/// The cluster's authority.
+/// The cluster's authority: its CAs as they stand at one moment, and the keys that sign for them.
 pub struct Authority {
     cluster: String,
-    keys: Mutex<Box<dyn KeyStore + Send>>,
+    keys: SharedKeys,
+    set: CaSet,
+    active: Signing,
+    join_state_keys: Vec<PublicKey>,
+}
+
+/// The authority as it is now: another one from the moment on in which a CA changes its phase.
+pub struct CurrentAuthority(RwLock<Arc<Authority>>);
+
+/// The keys of the CA that signs.
+struct Signing {
+    certificate: Vec<u8>,
     x509: (KeyId, PublicKey),
     join_state: (KeyId, PublicKey),
     ssh_host: (KeyId, PublicKey),
-    certificate: Vec<u8>,
 }
+
+/// The key store, which one authority leaves to the next.
+#[derive(Clone)]
+struct SharedKeys(Arc<Mutex<Box<dyn KeyStore + Send>>>);
 
 /// Why the authority did not sign.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CaError {
-    /// The stored CA certificate cannot be used.
+    /// The stored CA certificates cannot be used.
     Certificate(String),
     /// The key store failed.
     Key(KeyError),
@@ -70,31 +88,42 @@ impl From<KeyError> for CaError {
     }
 }
 
-/// Names of the cluster's keys that the store has.
+/// Names of clusters' keys that the store has.
 pub fn present(keys: &mut dyn KeyStore) -> Result<Vec<KeyId>, KeyError> {
+    let of_cluster = |id: &str| ALL.iter().any(|name| id.strip_prefix(name).is_some_and(is_number));
     let mut found = Vec::new();
     keys.list(&mut |id| {
-        if ALL.contains(&id.as_str()) {
+        if of_cluster(id.as_str()) {
             found.push(id.clone());
         }
     })?;
     Ok(found)
 }
 
-/// Makes the keys that are missing: an `init` that was interrupted goes on where it stopped.
-pub fn make_keys(keys: &mut dyn KeyStore) -> Result<(), KeyError> {
+/// Makes the keys of CA `number` that are missing: what was interrupted goes on where it stopped.
+pub fn make_keys(keys: &mut dyn KeyStore, number: u32) -> Result<(), KeyError> {
     let offered = keys.capabilities()?.algorithms;
     let preferred = *offered.first().ok_or_else(|| KeyError::new(ErrorKind::Unsupported, "a key store without algorithms"))?;
     // X.509 and join states are verified by many others: P-256 everywhere. SSH as the store prefers.
     let wanted = [(X509, Algorithm::EcdsaP256), (JOIN_STATE, Algorithm::EcdsaP256), (SSH_USER, preferred), (SSH_HOST, preferred)];
     for (name, algorithm) in wanted {
-        let id = key_id(name)?;
+        let id = key_id(&numbered(name, number))?;
         match keys.public_key(&id) {
             Err(e) if e.kind() == ErrorKind::NotFound => keys.generate(&id, algorithm)?,
             found => found?,
         };
     }
     Ok(())
+}
+
+/// The name of a key of CA `number`. The first CA's have none behind theirs.
+fn numbered(name: &str, number: u32) -> String {
+    if number == 1 { name.into() } else { format!("{name}-{number}") }
+}
+
+/// What [`numbered`] puts behind a name.
+fn is_number(suffix: &str) -> bool {
+    suffix.is_empty() || suffix.strip_prefix('-').is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -108,60 +137,128 @@ fn key_id(name: &str) -> Result<KeyId, KeyError> {
     name.parse().map_err(|e| KeyError::new(ErrorKind::Other, e))
 }
 
+impl SharedKeys {
+    fn new(keys: Box<dyn KeyStore + Send>) -> Self {
+        Self(Arc::new(Mutex::new(keys)))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut dyn KeyStore) -> T) -> T {
+        // A thread that panicked while it held the store left nothing half done: every call opens and closes for itself.
+        work(&mut **self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, KeyError> {
+        self.with(|keys| keys.public_key(id))
+    }
+
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, KeyError> {
+        self.with(|keys| keys.sign(id, message))
+    }
+}
+
+impl CurrentAuthority {
+    /// Begins with `authority`.
+    pub fn new(authority: Authority) -> Self {
+        Self(RwLock::new(Arc::new(authority)))
+    }
+
+    /// The authority now.
+    pub fn now(&self) -> Arc<Authority> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another in its place.
+    pub fn replace(&self, authority: Authority) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(authority);
+    }
+}
+
 impl Authority {
-    /// The authority of `cluster` with its keys and CA certificate (DER).
-    pub fn new(cluster: &str, mut keys: Box<dyn KeyStore + Send>, certificate: Vec<u8>) -> Result<Self, CaError> {
-        let mut open = |name| -> Result<_, KeyError> {
-            let id = key_id(name)?;
-            let key = keys.public_key(&id)?;
-            Ok((id, key))
+    /// The authority of `cluster` with its keys and the CAs of `set`. The key store must have the keys of each CA that is not retired.
+    pub fn new(cluster: &str, keys: Box<dyn KeyStore + Send>, set: CaSet) -> Result<Self, CaError> {
+        Self::of(cluster, SharedKeys::new(keys), set)
+    }
+
+    /// The authority of a new cluster whose one CA has the certificate that `chain` begins with; above it those that issued it.
+    pub fn first(cluster: &str, keys: Box<dyn KeyStore + Send>, chain: Vec<Vec<u8>>, now: Timestamp) -> Result<Self, CaError> {
+        let keys = SharedKeys::new(keys);
+        let set = CaSet::first(cluster, &keys, chain, now)?;
+        Self::of(cluster, keys, set)
+    }
+
+    fn of(cluster: &str, keys: SharedKeys, set: CaSet) -> Result<Self, CaError> {
+        set.trusted().try_for_each(|ca| ca.check(&keys))?;
+        let ca = set.active()?;
+        let names = KeyNames::of(ca.number)?;
+        let active = Signing {
+            certificate: ca.certificate().to_vec(),
+            x509: (names.x509, ca.key()?),
+            join_state: (names.join_state, ca.join_state_key()?),
+            ssh_host: (names.ssh_host, ca.ssh_host.0.clone()),
         };
-        let (x509, join_state, ssh_host) = (open(X509)?, open(JOIN_STATE)?, open(SSH_HOST)?);
-        let authority = Self { cluster: cluster.into(), keys: Mutex::new(keys), x509, join_state, ssh_host, certificate };
-        request::check_ca(&authority.certificate, &authority.x509.1).map_err(CaError::Certificate)?;
-        Ok(authority)
+        let believed = set.cas.iter().filter(|ca| !ca.compromised);
+        let join_state_keys = believed.map(Ca::join_state_key).collect::<Result<_, _>>()?;
+        Ok(Self { cluster: cluster.into(), keys, set, active, join_state_keys })
     }
 
     /// That the keys sign, and are those of the certificate: a TPM that was cleared still has its key files.
     pub fn probe(&self) -> Result<(), KeyError> {
-        for (id, key) in [&self.x509, &self.join_state, &self.ssh_host] {
+        let Signing { x509, join_state, ssh_host, .. } = &self.active;
+        for (id, key) in [x509, join_state, ssh_host] {
             let signature = self.sign(id, PROBE)?;
             boundkey_hal::verify::checked(key, PROBE, signature)?;
         }
         Ok(())
     }
 
-    /// The CA certificate, DER.
+    /// The CAs.
+    pub fn set(&self) -> &CaSet {
+        &self.set
+    }
+
+    /// The certificate of the CA that signs, DER.
     pub fn certificate(&self) -> &[u8] {
-        &self.certificate
+        &self.active.certificate
     }
 
     /// Last moment of the CA certificate: no certificate that it signed is valid after that.
     pub fn ends(&self) -> Result<Timestamp, CaError> {
-        request::validity(&self.certificate).map(|(_, end)| end).map_err(CaError::Certificate)
+        request::validity(self.certificate()).map(|(_, end)| end).map_err(CaError::Certificate)
     }
 
-    /// `sha256:` and the SHA-256 of the CA's SubjectPublicKeyInfo, in hexadecimal.
-    pub fn pin(&self) -> String {
-        let spki = rcgen::PublicKeyData::subject_public_key_info(&Subject(self.x509.1.clone()));
-        let digest = ring::digest::digest(&ring::digest::SHA256, &spki);
-        format!("sha256:{}", hex(digest.as_ref()))
+    /// Certificates of every CA that counts, and those above them, PEM.
+    pub fn certificates(&self) -> Result<String, CaError> {
+        Ok(self.set.newest_bundle()?.certificates().iter().map(|der| pem::certificate(der)).collect())
     }
 
-    /// Keys whose join states are believed.
+    /// What the TLS server sends behind its own certificate: what devices need to get from a CA that they know to the one that signs.
+    pub fn tls_chain(&self) -> Vec<Vec<u8>> {
+        self.set.tls_chain()
+    }
+
+    /// For `ca_pins`: `sha256:` and the SHA-256 of the SubjectPublicKeyInfo, in hexadecimal, of the CA that signs; of the topmost one
+    /// where that stands under another's root.
+    pub fn pin(&self) -> Result<String, CaError> {
+        let pins = self.set.active()?.root()?.pins();
+        let pin = pins.last().ok_or_else(|| CaError::Certificate("a CA without a certificate".into()))?;
+        Ok(pin_text(pin))
+    }
+
+    /// Keys whose join states are believed: of old CAs too, for a join state has no end, and a device may have been off for years.
     pub fn join_state_keys(&self) -> &[PublicKey] {
-        std::slice::from_ref(&self.join_state.1)
+        &self.join_state_keys
     }
 
     /// Signs a join state.
     pub fn sign_join_state(&self, claims: &Claims) -> Result<String, KeyError> {
-        let (id, key) = &self.join_state;
+        let (id, key) = &self.active.join_state;
         claims.sign(key, |message| self.sign(id, message))
     }
 
     /// The step that an identity certificate of ours was issued for.
     pub fn identity(&self, der: &[u8]) -> Result<ShownCertificate, String> {
-        let shown = request::open_identity(der, &self.certificate)?;
+        let believed = self.set.cas.iter().filter(|ca| !ca.compromised);
+        let shown = request::open_identity(der, believed.map(Ca::certificate))?;
         let holder = Holder::from_uri(&shown.uri).ok_or("it is not an identity certificate")?;
         Ok(ShownCertificate { holder, not_after: shown.not_after, key: shown.key })
     }
@@ -172,8 +269,7 @@ impl Authority {
     }
 
     fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, KeyError> {
-        // A thread that panicked while it held the store left nothing half done: every call opens and closes for itself.
-        self.keys.lock().unwrap_or_else(std::sync::PoisonError::into_inner).sign(id, message)
+        self.keys.sign(id, message)
     }
 }
 

@@ -27,17 +27,29 @@ pub(super) struct Identity {
     pub(super) key: PublicKey,
 }
 
-/// Opens a certificate that the holder of `ca` (DER) signed; its time is not judged here.
-pub(super) fn open_identity(der: &[u8], ca: &[u8]) -> Result<Identity, String> {
+/// Opens a certificate that the holder of one of the certificates `cas` (DER) signed; its time is not judged here.
+pub(super) fn open_identity<'a>(der: &[u8], cas: impl Iterator<Item = &'a [u8]>) -> Result<Identity, String> {
     let certificate = parse(der)?;
-    let ca = parse(ca)?;
-    certificate.verify_signature(Some(ca.public_key())).map_err(|_| "the certificate is not signed by this cluster's CA")?;
+    let signed_by = |ca: &[u8]| Ok::<_, String>(certificate.verify_signature(Some(parse(ca)?.public_key())).is_ok());
+    let mut signed = false;
+    for ca in cas {
+        signed = signed || signed_by(ca)?;
+    }
+    if !signed {
+        return Err("the certificate is not signed by this cluster's CA".into());
+    }
     let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
     Ok(Identity {
         uri: first_uri(&certificate).ok_or("the certificate has no URI")?,
         not_after: Timestamp::from_secs(end),
         key: public_key(certificate.public_key())?,
     })
+}
+
+/// Whether the holder of the certificate `ca` signed the certificate `der`.
+pub(super) fn is_signed_by(der: &[u8], ca: &[u8]) -> bool {
+    let (Ok(certificate), Ok(ca)) = (parse(der), parse(ca)) else { return false };
+    certificate.verify_signature(Some(ca.public_key())).is_ok()
 }
 
 /// The first URI of a certificate that anyone may have made.
@@ -53,10 +65,15 @@ fn first_uri(certificate: &X509Certificate<'_>) -> Option<String> {
     })
 }
 
-/// Whether `der` is the CA certificate of `key`.
-pub(super) fn check_ca(der: &[u8], key: &PublicKey) -> Result<(), String> {
+/// The subject key identifier (RFC 5280 section 4.2.1.2) of a certificate.
+pub(super) fn key_identifier(der: &[u8]) -> Result<Vec<u8>, String> {
     let certificate = parse(der)?;
-    if public_key(certificate.public_key())? == *key { Ok(()) } else { Err("it is not of the key in the key store".into()) }
+    let extensions = certificate.extensions().iter();
+    let mut found = extensions.filter_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+        _ => None,
+    });
+    found.next().ok_or_else(|| "a CA certificate without a subject key identifier".into())
 }
 
 /// DNS names and IP addresses of a certificate, in its order.

@@ -17,11 +17,16 @@ const HOST: u32 = 2;
 impl Authority {
     /// The key that signs SSH host certificates.
     pub fn ssh_host_key(&self) -> SshKey {
-        SshKey(self.ssh_host.1.clone())
+        SshKey(self.active.ssh_host.1.clone())
+    }
+
+    /// The keys that clients trust for SSH host certificates: of every CA that counts.
+    pub fn ssh_host_keys(&self) -> impl Iterator<Item = &SshKey> {
+        self.set.trusted().map(|ca| &ca.ssh_host)
     }
 
     pub(super) fn ssh_host_blob(&self) -> Vec<u8> {
-        key_blob(&self.ssh_host.1)
+        key_blob(&self.active.ssh_host.1)
     }
 
     /// Issues a host certificate for `key`; `key_id` is what logs of SSH programs say of it.
@@ -52,7 +57,7 @@ impl Authority {
         for _ in ["critical options", "extensions", "reserved"] {
             put(&mut signed, b"");
         }
-        let (id, authority) = &self.ssh_host;
+        let (id, authority) = &self.active.ssh_host;
         put(&mut signed, &key_blob(authority));
         let signature = self.sign(id, &signed)?;
         put(&mut signed, &signature_blob(authority.algorithm(), &signature));
@@ -120,7 +125,7 @@ mod tests {
     fn authority(dir: &std::path::Path, algorithm: Algorithm) -> Authority {
         let mut keys = FileStore::new(dir);
         keys.generate(&super::super::key_id(super::super::SSH_HOST).unwrap(), algorithm).unwrap();
-        super::super::make_keys(&mut keys).unwrap();
+        super::super::make_keys(&mut keys, 1).unwrap();
         Authority::certify_itself("test.example", Box::new(keys), &System, NOW).unwrap()
     }
 

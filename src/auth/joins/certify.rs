@@ -109,7 +109,7 @@ impl Joins {
         start: Timestamp,
     ) -> Result<(Timestamp, Option<String>), Problem> {
         let (ttl, warning) = allowed_ttl(wanted, view);
-        let (end, last) = (start.plus(ttl), self.authority.ends().map_err(|e| failed(&e))?);
+        let (end, last) = (start.plus(ttl), self.authority.now().ends().map_err(|e| failed(&e))?);
         if end <= last {
             return Ok((end, warning));
         }
@@ -127,7 +127,7 @@ impl Joins {
         profile: &Profile,
         times: (Timestamp, Timestamp),
     ) -> Result<Issued, Problem> {
-        self.authority.issue(key, common_name, profile, times, &*self.random).map_err(unissued)
+        self.authority.now().issue(key, common_name, profile, times, &*self.random).map_err(unissued)
     }
 
     fn issue_ssh(
@@ -146,7 +146,7 @@ impl Joins {
             return Err(Problem::new(ProblemType::BadRequest, "one output cannot be a certificate of SSH and one of X.509"));
         }
         let key_id = format!("token/{} host/{host}", token.metadata.name);
-        self.authority.issue_ssh_host(&ssh.key.0, &key_id, &ssh.principals, times, &*self.random).map_err(unissued)
+        self.authority.now().issue_ssh_host(&ssh.key.0, &key_id, &ssh.principals, times, &*self.random).map_err(unissued)
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 
-use super::ca::Authority;
+use super::ca::{Authority, CurrentAuthority};
 use super::resource::{Key, Kind, Lock, LockTarget, Resource};
 use super::revocation::RevocationList;
 use super::store::{Change, Commit, JoinView, Store, StoreError};
@@ -22,7 +22,7 @@ use crate::join::server::challenge::{self, Challenge, SealingKey};
 use crate::join::server::decision::{self, Fresh, Grant, Refusal};
 use crate::join::server::record::{LastStep, rotation_due};
 use crate::join::server::request::{self, Context, Verified};
-use crate::join::{Claims, Id, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
+use crate::join::{Claims, Id, Jws, Problem, ProblemType, RecoveryMode, Thumbprint};
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
 use certify::Certified;
 use commit::Occasion;
@@ -35,7 +35,7 @@ pub struct Joins {
     /// Names and addresses of this server.
     pub server_names: Vec<String>,
     /// The authority.
-    pub authority: Authority,
+    pub authority: CurrentAuthority,
     /// The store.
     pub store: Arc<dyn Store>,
     /// Seals challenges.
@@ -86,14 +86,19 @@ impl Joins {
         }
     }
 
+    /// The certificates of the CAs that count, PEM.
+    pub fn ca_certificates(&self) -> Result<String, Problem> {
+        self.authority.now().certificates().map_err(|e| failed(&e))
+    }
+
     /// The revocation list, DER.
     pub fn revocation_list(&self) -> Result<Bytes, Problem> {
-        self.revocation.at(self.clock.now(), &*self.store, &self.authority).map_err(|e| failed(&e))
+        self.revocation.at(self.clock.now(), &*self.store, &self.authority.now()).map_err(|e| failed(&e))
     }
 
     /// The revocation list of SSH host certificates, in OpenSSH's format.
     pub fn ssh_revocation_list(&self) -> Result<Bytes, Problem> {
-        self.ssh_revocation.at(self.clock.now(), &*self.store, &self.authority).map_err(|e| failed(&e))
+        self.ssh_revocation.at(self.clock.now(), &*self.store, &self.authority.now()).map_err(|e| failed(&e))
     }
 
     fn view(&self, token: &str, instance: Option<Id>, now: Timestamp) -> Result<JoinView, Problem> {
@@ -109,6 +114,7 @@ impl Joins {
         if challenge.revision != view.token.revision {
             return Err(Problem::from(ProblemType::ChallengeStale).into());
         }
+        let authority = self.authority.now();
         let context = Context {
             cluster: &self.cluster,
             token: name,
@@ -116,9 +122,9 @@ impl Joins {
             spec,
             status,
             challenge,
-            join_state_keys: self.authority.join_state_keys(),
+            join_state_keys: authority.join_state_keys(),
             server_names: &self.server_names,
-            certificate: &|der| self.authority.identity(der),
+            certificate: &|der| authority.identity(der),
         };
         let (request, verified) = request::verify(jws, &context)?;
         let instance = instance_shown(&verified, view);
@@ -151,7 +157,7 @@ impl Joins {
             jti: grant.attempt,
             iat_ms: grant.issued_at_ms,
         };
-        let join_state = self.authority.sign_join_state(&claims).map_err(|e| no_key(&e))?;
+        let join_state = self.authority.now().sign_join_state(&claims).map_err(|e| no_key(&e))?;
         let recoveries = grant.status.recoveries(&view.token.resource.spec.bound_keypair);
         let mut warnings: Vec<_> = accepted.ttl_warning.iter().chain(&accepted.certified.warnings).cloned().collect();
         warnings.extend(accepted.outstanding.warning());
@@ -163,8 +169,7 @@ impl Joins {
         }
         self.store.commit(occasion.accepted(&accepted))?;
         let Accepted { request, grant, certified, .. } = accepted;
-        let bundle = self.authority.certificate();
-        let known = request.bundle.is_some_and(|print| print == sha256(bundle));
+        let lacking = self.authority.now().set().bundles_after(request.bundle);
         Ok(JoinAnswer {
             kind: grant.kind,
             cluster: self.cluster.clone(),
@@ -175,7 +180,7 @@ impl Joins {
             recoveries,
             identity: certified.identity.into(),
             outputs: certified.outputs.into_iter().map(Into::into).collect(),
-            bundle: (!known).then(|| vec![base64url::encode(bundle)]),
+            bundle: Some(lacking).filter(|lacking| !lacking.is_empty()),
             warnings,
             time: now,
         })
@@ -305,8 +310,4 @@ fn incarnation(view: &JoinView) -> Result<Id, Problem> {
 pub fn algorithms() -> Vec<String> {
     use boundkey_hal::Algorithm::{EcdsaP256, Ed25519};
     [Ed25519, EcdsaP256].map(|algorithm| algorithm.jws_name().to_owned()).into()
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    base64url::encode(ring::digest::digest(&ring::digest::SHA256, bytes))
 }

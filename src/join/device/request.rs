@@ -20,8 +20,8 @@ pub struct Parts<'a> {
     pub ttl: Option<u64>,
     /// Certificates wanted beside the identity.
     pub outputs: Vec<OutputRequest>,
-    /// Thumbprint of the trust bundle at hand.
-    pub bundle: Option<String>,
+    /// Sequence number of the trust bundle at hand.
+    pub bundle: Option<u64>,
     /// What the device tells of itself.
     pub heartbeat: Heartbeat,
     /// The registration secret, where one is configured; sent only as an HMAC, and only for a registration.

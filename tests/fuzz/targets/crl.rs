@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use boundkey::agent::crl::RevocationList;
-use boundkey::agent::tls::Presented;
+use boundkey::agent::tls::{Presented, Roots};
 use boundkey::agent::transport::{Transport, TransportError};
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
@@ -24,6 +24,9 @@ impl Transport for Serves {
     }
     fn presented(&self) -> Option<Presented> {
         None
+    }
+    fn holds_under(&self, _: &Roots) -> bool {
+        false
     }
 }
 

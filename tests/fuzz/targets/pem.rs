@@ -32,5 +32,5 @@ fn identity(bytes: &[u8]) -> Told {
     let load = |files: &Files| StoredIdentity::load(files).expect("the medium is well");
     let Some(identity) = load(&Files::with(IDENTITY_FILE, bytes.to_vec())) else { return "no identity".into() };
     identity.sign(b"m").expect("the identity's key signs");
-    format!("identity with {} CAs", identity.bundle.len().min(3))
+    "identity".into()
 }

@@ -26,4 +26,5 @@ pub mod refusal;
 pub mod ssh;
 #[cfg(feature = "agent")]
 pub mod state;
+pub mod text;
 pub mod time;

@@ -6,7 +6,8 @@
 //! | JSON | `{"time":"2026-01-31T12:00:00Z","level":"info","target":"boundkey::agent","message":"joined"}` |
 //! | journal | `<6>joined` (sd-daemon(3)): the journal has a time and a level of its own |
 //!
-//! Messages may hold text that came from the network: control characters are escaped, so that nobody else writes lines here.
+//! Messages may hold text that came from the network: what is not graphic is escaped, so that nobody else writes lines here, nor steers
+//! the terminal that shows them.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -18,6 +19,7 @@ use std::str::FromStr;
 use log::{LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 
+use crate::text;
 use crate::time::{Clock, Timestamp};
 
 /// Variable with the level; a command line goes before it, and it before the configuration.
@@ -180,7 +182,7 @@ impl Form {
                 let level = record.level().as_str().to_ascii_lowercase();
                 let entry = Entry { time: now, level: &level, target: record.target(), message: &message };
                 // Strings and a time always serialize.
-                line = serde_json::to_string(&entry).unwrap_or_default();
+                line = text::output(&serde_json::to_string(&entry).unwrap_or_default()).into_owned();
                 line.push('\n');
             }
             Self::Text => {
@@ -227,9 +229,9 @@ pub fn failure(what: &impl std::fmt::Display, advice: &str) -> String {
     text
 }
 
-fn escape_into(line: &mut String, text: &str) {
-    for c in text.chars() {
-        if c.is_control() && c != '\t' { line.extend(c.escape_default()) } else { line.push(c) }
+fn escape_into(line: &mut String, part: &str) {
+    for c in part.chars() {
+        if text::is_graphic(c) || c == '\t' { line.push(c) } else { line.extend(c.escape_unicode()) }
     }
 }
 
@@ -258,12 +260,14 @@ mod tests {
             "{\"time\":\"2026-01-31T12:00:00.250Z\",\"level\":\"info\",\"target\":\"boundkey::agent\",\
              \"message\":\"say \\\"hi\\\"\\nnow\"}\n"
         );
+        assert!(render(Form::Json, log::Level::Info, "\u{9b}2J\u{2028}").contains("\"\\u009b2J\\u2028\""));
     }
 
     #[test]
     fn a_failure_writes_its_own_lines_only() {
         assert_eq!(failure(&"no \u{1b}[2J", "mend it"), "error: no \\u{1b}[2J\n  mend it");
-        assert_eq!(failure(&"a:\nb\rc", "mend it"), "error: a:\n  b\\rc\n  mend it");
+        assert_eq!(failure(&"a:\nb\rc", "mend it"), "error: a:\n  b\\u{d}c\n  mend it");
+        assert_eq!(failure(&"b\u{9b}2J \u{202e}c", "mend it"), "error: b\\u{9b}2J \\u{202e}c\n  mend it");
     }
 
     #[test]

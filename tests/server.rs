@@ -1,6 +1,8 @@
 //! The server program as an operator runs it: made once, started once, ended cleanly or not, and unmoved by what strangers send.
 #![cfg(feature = "auth")]
 
+#[path = "server/strangers.rs"]
+mod strangers;
 mod support;
 
 use std::collections::BTreeMap;

@@ -16,6 +16,7 @@ use super::keypair::{self, Place};
 use super::{doctor, hsm, recovery_code, run, status, systemd};
 use crate::keystore;
 use crate::logging::{self, Format, Level};
+use crate::text;
 use crate::time::{Clock, Random, System};
 
 /// Where the configuration is, if nothing else is said.
@@ -125,7 +126,7 @@ pub fn main() -> ExitCode {
         }
     };
     match dispatch(&matches) {
-        Ok((text, code)) => match std::io::stdout().write_all(text.as_bytes()) {
+        Ok((text, code)) => match std::io::stdout().write_all(text::output(&text).as_bytes()) {
             Ok(()) => ExitCode::from(code),
             Err(_) => ExitCode::from(1),
         },

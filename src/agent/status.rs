@@ -12,6 +12,7 @@ use super::report::Reporter;
 use crate::join::device::Memory;
 use crate::keystore;
 use crate::state::{DirStorage, StateFile};
+use crate::text;
 use crate::time::{Clock, Timestamp};
 
 /// What `boundkey status` prints, with a line feed at its end.
@@ -81,7 +82,7 @@ fn text(status: &Value, now: Timestamp) -> String {
     };
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(out, "{name:<14}{value}"); // writing to a String cannot fail
+        let _ = writeln!(out, "{name:<14}{}", text::line(value)); // writing to a String cannot fail
     };
     if status["instance_id"].is_null() {
         line("joined", "never");

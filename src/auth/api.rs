@@ -16,9 +16,11 @@ use serde::de::DeserializeOwned;
 
 use super::joins::{Joins, algorithms};
 use crate::join::message::{
-    CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH, SSH_HOST_CRL_PATH,
+    CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, ChallengeRequest, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH,
+    SSH_HOST_CRL_PATH,
 };
-use crate::join::{PROBLEM_JSON, Problem, ProblemType};
+use crate::join::server::request;
+use crate::join::{Jws, PROBLEM_JSON, Problem, ProblemType};
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -77,8 +79,15 @@ async fn list(kind: &'static str, made: impl FnOnce() -> Result<Bytes, Problem> 
     }
 }
 
-async fn challenge(State(joins): State<Arc<Joins>>, body: Result<Bytes, BytesRejection>) -> Response {
-    respond(body, move |request| joins.challenge(&request)).await
+async fn challenge(
+    State(joins): State<Arc<Joins>>,
+    Extension(from): Extension<SocketAddr>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    respond(body, move |request: ChallengeRequest| {
+        joins.challenge(&request).inspect_err(|problem| note_unknown(&joins, problem, from, || Some(request.token)))
+    })
+    .await
 }
 
 async fn join(
@@ -86,7 +95,18 @@ async fn join(
     Extension(from): Extension<SocketAddr>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    respond(body, move |jws| joins.join(&jws, from)).await
+    respond(body, move |jws: Jws| {
+        let token = || Some(request::peek(&jws).ok()?.token);
+        joins.join(&jws, from).inspect_err(|problem| note_unknown(&joins, problem, from, token))
+    })
+    .await
+}
+
+/// Counts a request that names no token of ours.
+fn note_unknown(joins: &Joins, problem: &Problem, from: SocketAddr, token: impl FnOnce() -> Option<String>) {
+    if let Some(token) = (problem.kind == ProblemType::NotFound).then(token).flatten() {
+        joins.throttle.note_unknown(&token, &from.ip().to_string());
+    }
 }
 
 /// Reads the request, answers it on a thread that may block, and writes the answer or the problem.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::resource::LockTarget;
+use crate::text;
 use crate::time::Timestamp;
 
 /// What an event tells of. The wire names are those that scripts rely on.
@@ -48,6 +49,9 @@ pub enum EventKind {
     /// An exemption ended unused.
     #[serde(rename = "exemption.expired")]
     ExemptionExpired,
+    /// Tokens were named that do not exist.
+    #[serde(rename = "token.unknown")]
+    TokenUnknown,
     /// An exemption was withdrawn.
     #[serde(rename = "exemption.cancelled")]
     ExemptionCancelled,
@@ -71,6 +75,9 @@ impl EventKind {
         }
     }
 }
+
+/// Longest text in an event that is kept, in bytes.
+pub const MAX_TEXT: usize = 1024;
 
 /// One audit event. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +137,21 @@ impl Event {
             LockTarget::Bot(_) | LockTarget::Token(_) => {}
         }
         self
+    }
+
+    /// The event as it is kept: JSON, each text cut to [`MAX_TEXT`]. What peers wrote is in it.
+    pub fn document(&self) -> serde_json::Result<String> {
+        let mut event = self.clone();
+        let Self { token, bot, instance_id, host_id, reason, remote_addr, more, time: _, event: _, success: _ } = &mut event;
+        for text in [token, bot, instance_id, host_id, reason, remote_addr].into_iter().flatten() {
+            *text = text::cut(std::mem::take(text), MAX_TEXT);
+        }
+        for value in more.values_mut() {
+            if let Value::String(text) = value {
+                *text = text::cut(std::mem::take(text), MAX_TEXT);
+            }
+        }
+        serde_json::to_string(&event)
     }
 
     /// The same event, telling `value` as `name` too.

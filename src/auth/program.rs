@@ -308,6 +308,9 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
             Err(e) => log::error!("{e}"),
         }
     }
+    if let Err(e) = upkeep.finish().await {
+        log::error!("{e}");
+    }
     std::fs::remove_file(&socket).map_err(|e| failure(format!("{}: {e}", socket.display()), "remove it by hand"))
 }
 

@@ -1,4 +1,5 @@
-//! What the server does for itself while it runs: renews its certificate, ends exemptions, forgets what has ended.
+//! What the server does for itself while it runs: renews its certificate, ends exemptions, tells of tokens that were named and do not
+//! exist, forgets what has ended.
 //!
 //! What is forgotten is gone, so it takes more than a clock that says so: one that is years ahead for a minute must not cost the audit
 //! log, nor the list of certificates that a lock takes away.
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::data_dir::{DataDir, DataDirError};
 use super::joins::Joins;
 use super::operator::Operator;
+use super::store::Commit;
 use super::tls::CurrentCertificate;
 use crate::time::Timestamp;
 
@@ -86,6 +88,20 @@ impl Upkeep {
         renewed.and(swept)
     }
 
+    /// What a server that ends would forget.
+    pub async fn finish(&self) -> Result<(), UpkeepError> {
+        let upkeep = self.clone();
+        let work = move || upkeep.tell_of_unknown_tokens(upkeep.joins.clock.now());
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(UpkeepError::Died(e)))
+    }
+
+    fn tell_of_unknown_tokens(&self, now: Timestamp) -> Result<(), UpkeepError> {
+        if let Some(event) = self.joins.throttle.unknown_tokens(now) {
+            self.joins.store.commit(Commit { events: vec![event], ..Commit::default() })?;
+        }
+        Ok(())
+    }
+
     fn renew(&self, now: Timestamp) -> Result<(), UpkeepError> {
         let present = self.dir.server()?;
         let joins = &self.joins;
@@ -102,6 +118,7 @@ impl Upkeep {
 
     fn sweep(&self, now: Timestamp) -> Result<(), UpkeepError> {
         self.operator.end_exemptions(now)?;
+        self.tell_of_unknown_tokens(now)?;
         let last_event = self.joins.store.last_event_until(now.minus(PROBATION))?;
         let mut steadiness = self.steadiness.lock().unwrap_or_else(PoisonError::into_inner);
         if steadiness.look(self.started.elapsed(), now, last_event) {

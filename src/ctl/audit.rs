@@ -6,6 +6,7 @@ use super::client::Client;
 use super::{Failure, print};
 use crate::auth::audit::{Event, EventFilter};
 use crate::auth::operator::message::Audit;
+use crate::text;
 use crate::time::{Clock as _, System, Timestamp};
 
 /// How long the server may wait for an event, in seconds.
@@ -34,7 +35,7 @@ pub(super) fn audit(client: &Client, matches: &ArgMatches) -> Result<(), Failure
 
 fn json_line(event: &Event) -> Result<String, Failure> {
     let unprintable = |e| Failure::new(format!("cannot print an event: {e}"), "use the boundkeyctl that came with the server");
-    serde_json::to_string(event).map_err(unprintable)
+    Ok(text::output(&serde_json::to_string(event).map_err(unprintable)?).into_owned())
 }
 
 /// `TIME EVENT name=value ...: reason`.
@@ -51,6 +52,7 @@ fn text_line(event: &Event) -> String {
         serde_json::Value::String(text) if text.chars().all(|c| c.is_ascii_graphic()) => format!(" {name}={text}"),
         other => format!(" {name}={other}"),
     });
-    let reason = event.reason.as_ref().map_or(String::new(), |reason| format!(": {}", reason.replace(char::is_control, " ")));
-    format!("{}  {:<19}{}{reason}", event.time, event.event.name(), named.chain(more).collect::<String>())
+    let reason = event.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+    let line = format!("{}  {:<19}{}{reason}", event.time, event.event.name(), named.chain(more).collect::<String>());
+    text::line(&line).into_owned()
 }

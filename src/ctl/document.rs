@@ -12,6 +12,7 @@ use super::print::unprintable;
 use crate::auth::resource::{
     Bot, BotSpec, Kind, Lock, LockSpec, Metadata, Resource, Role, RoleSpec, Token, TokenSpec, TokenStatus,
 };
+use crate::text;
 
 /// What is read first of a document.
 #[derive(Deserialize)]
@@ -117,8 +118,19 @@ pub fn read(file: &str, text: &str) -> Result<Vec<Resource>, Failure> {
 
 /// Writes documents as [`read`] takes them.
 pub fn write(resources: &[Resource]) -> Result<String, Failure> {
-    let documents: Result<Vec<_>, _> = resources.iter().map(yaml_serde::to_string).collect();
-    documents.map(|documents| documents.join("---\n")).map_err(|e| unprintable(&e))
+    let documents: Result<Vec<_>, _> = resources.iter().map(document).collect();
+    Ok(documents?.join("---\n"))
+}
+
+/// Where a document holds what is not graphic, its text is in the form that JSON and YAML share: all strings in double quotes, with
+/// escapes.
+fn document(resource: &Resource) -> Result<String, Failure> {
+    let yaml = yaml_serde::to_string(resource).map_err(|e| unprintable(&e))?;
+    if yaml.chars().all(|c| text::is_graphic(c) || c == '\n') {
+        return Ok(yaml);
+    }
+    let json = serde_json::to_string_pretty(resource).map_err(|e| unprintable(&e))?;
+    Ok(text::yaml(&json) + "\n")
 }
 
 fn parse<T: DeserializeOwned>(file: &str, document: Deserializer<'_>) -> Result<T, Failure> {
@@ -138,6 +150,7 @@ fn parse<T: DeserializeOwned>(file: &str, document: Deserializer<'_>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::resource::LockTarget;
 
     const TWO: &str = "kind: bot\nversion: v1\nmetadata: {name: gw}\n---\n# a comment\n---\nkind: token\nversion: v2\nmetadata:\n  name: gw-1\nspec:\n  roles: [Bot]\n  bot_name: gw\n  join_method: bound_keypair\n  bound_keypair:\n    recovery: {limit: 3}\n";
 
@@ -167,6 +180,21 @@ mod tests {
             assert!(error.starts_with(place) && error.contains(field), "{error}");
             assert_eq!(error.matches(" at line ").count(), error.matches("while parsing").count(), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_not_graphic_is_written_escaped_and_read_back() {
+        let message = "a\u{1b}[2J \u{9b} \u{202e} \u{2028} \u{feff} \u{e0001} \u{7f} \\ \" ü \n\t.";
+        let lock = |message: &str| {
+            let target = LockTarget::Token("gw".into());
+            let spec = LockSpec { target, message: message.into(), expires: None, automatic: false };
+            Resource::Lock(Lock { metadata: Metadata::named("l"), spec })
+        };
+        let two = [lock("plain"), lock(message)];
+        let text = write(&two).unwrap();
+        assert!(text.starts_with("kind: lock\n"), "{text}");
+        assert!(text.chars().all(|c| crate::text::is_graphic(c) || c == '\n'), "{text}");
+        assert_eq!(read("written", &text).unwrap(), two);
     }
 
     #[test]

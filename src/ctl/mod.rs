@@ -24,6 +24,7 @@ use crate::auth::data_dir::SOCKET;
 use crate::auth::operator::message::{Action, Apply, CancelExemption, Delete, Deleted, Exempt, Get, PutLock, Reset, Rotate};
 use crate::auth::resource::{Key, Kind, LockTarget};
 use crate::logging;
+use crate::text;
 use cli::{Selected, Span};
 use client::Client;
 use print::Format;
@@ -249,7 +250,7 @@ fn say(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
 
 /// Results go here. A reader that has gone, such as `head`, has what it wanted: the program ends in silence.
 fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
+    let (mut out, text) = (std::io::stdout().lock(), text::output(text));
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| {
         if e.kind() == std::io::ErrorKind::BrokenPipe {
             return Failure { what: String::new(), advice: String::new(), code: 0 };

@@ -5,6 +5,7 @@ use clap::builder::PossibleValue;
 
 use super::Failure;
 use crate::auth::resource::Resource;
+use crate::text;
 
 /// How resources are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +31,8 @@ impl ValueEnum for Format {
 
 /// An array, also of one.
 pub(super) fn json(resources: &[Resource]) -> Result<String, Failure> {
-    let text = serde_json::to_string_pretty(resources);
-    text.map(|text| text + "\n").map_err(|e| unprintable(&e))
+    let json = serde_json::to_string_pretty(resources).map_err(|e| unprintable(&e))?;
+    Ok(text::output(&json).into_owned() + "\n")
 }
 
 pub(super) fn unprintable(error: &dyn std::error::Error) -> Failure {

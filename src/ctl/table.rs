@@ -6,6 +6,7 @@ use crate::auth::operator::message::Get;
 use crate::auth::resource::{Instance, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::join::RecoveryMode;
 use crate::join::server::record::rotation_due;
+use crate::text;
 use crate::time::{Clock as _, System, Timestamp};
 
 /// The resources in words; `one`: there is one, and all of it is wanted.
@@ -213,7 +214,7 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 
 /// What devices and operators wrote must not steer the terminal.
 fn plain(text: &str) -> String {
-    text.replace(char::is_control, " ")
+    text::line(text).into_owned()
 }
 
 fn listed(names: &[String]) -> String {

@@ -31,7 +31,7 @@ pub use id::Id;
 pub use jws::Jws;
 pub use key::{Jwk, SshKey, Thumbprint};
 pub use message::{JoinKind, Recoveries, RecoveryMode};
-pub use problem::{PROBLEM_JSON, Problem, ProblemType};
+pub use problem::{MAX_DETAIL, PROBLEM_JSON, Problem, ProblemType};
 pub use recovery_code::{InvalidRecoveryCode, RecoveryCode};
 pub use step::{Claims, MAX_JOIN_STATE, Step};
 pub use trust::{TrustBundle, TrustError, Trusted};

@@ -4,8 +4,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text;
+
 /// Media type of a problem document.
 pub const PROBLEM_JSON: &str = "application/problem+json";
+/// Longest [`Problem::detail`], in bytes: it is kept by both sides.
+pub const MAX_DETAIL: usize = 1024;
 const PREFIX: &str = "urn:boundkey:problem:";
 
 /// Why a request was refused. The wire form is `urn:boundkey:problem:NAME`, with the names of [`ProblemType::name`].
@@ -107,16 +111,16 @@ impl ProblemType {
 pub struct Problem {
     /// What a program branches on.
     pub kind: ProblemType,
-    /// What happened here, for a person. Holds no secret.
+    /// What happened here, for a person: [`MAX_DETAIL`] bytes at most. Holds no secret.
     pub detail: String,
     /// How long to wait before the next try, in seconds: the header `Retry-After` (RFC 9110 section 10.2.3). It is not in the document.
     pub retry_after: Option<u64>,
 }
 
 impl Problem {
-    /// A problem of `kind`, told by `detail`.
+    /// A problem of `kind`, told by `detail`, which is cut to [`MAX_DETAIL`].
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), retry_after: None }
+        Self { kind, detail: text::cut(detail.into(), MAX_DETAIL), retry_after: None }
     }
 }
 
@@ -178,5 +182,13 @@ mod tests {
         }
         let foreign: Problem = serde_json::from_str(r#"{"type":"about:blank","title":"Bad Gateway"}"#).unwrap();
         assert_eq!(foreign, Problem::new(ProblemType::Unknown, "Bad Gateway"));
+    }
+
+    #[test]
+    fn a_detail_is_cut_where_it_is_made_and_where_it_is_read() {
+        let long = "\u{1}".repeat(60_000);
+        assert_eq!(Problem::new(ProblemType::Locked, &*long).detail.len(), MAX_DETAIL);
+        let read: Problem = serde_json::from_value(serde_json::json!({ "type": "x", "detail": long })).unwrap();
+        assert_eq!(read.detail.len(), MAX_DETAIL);
     }
 }

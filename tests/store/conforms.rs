@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
-use boundkey::auth::audit::EventFilter;
+use boundkey::auth::audit::{Event, EventFilter, MAX_TEXT};
 use boundkey::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
 use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, Store, StoreError, Stored};
 use boundkey::join::Id;
@@ -25,6 +25,7 @@ pub(super) fn every_rule(store: &dyn Store) {
     certificates_of_a_token_are_counted_and_bounded(store);
     ended_exemptions_are_found(store);
     events_are_filtered(store);
+    texts_of_events_are_kept_to_their_bound(store);
     concurrent_commits_do_not_mix(store);
     a_sweep_takes_what_has_ended(store);
     names_are_found_whatever_their_case(store);
@@ -309,6 +310,24 @@ fn events_are_filtered(store: &dyn Store) {
     let (first, _) = store.events(&of_e).unwrap()[0].clone();
     assert_eq!(times(EventFilter { after: first, ..EventFilter::default() }), [20, 30, 40]);
     assert_eq!(store.events(&of_e).unwrap()[0].1, told[0]);
+    let size = told[0].document().unwrap().len();
+    for (max_bytes, fits) in [(1, 1), (size, 1), (2 * size, 2), (3 * size - 1, 2), (3 * size, 3)] {
+        assert_eq!(times(EventFilter { max_bytes: Some(max_bytes), ..of_e.clone() }).len(), fits, "{max_bytes} bytes");
+    }
+    let ahead = EventFilter { after: first, since: Some(at(15)), ..EventFilter::default() };
+    assert_eq!(times(ahead), [20, 30, 40]);
+}
+
+/// What peers wrote is in events: a URL of 34,000 control characters was, six bytes for each of them.
+fn texts_of_events_are_kept_to_their_bound(store: &dyn Store) {
+    let long = "\u{1}".repeat(34_000);
+    let event = Event { reason: Some(long.clone()), remote_addr: Some(long.clone()), ..event(50, "long") };
+    store.commit(Commit { events: vec![event.with("certificate_ignored", long)], ..Commit::default() }).unwrap();
+    let kept = store.events(&EventFilter { token: Some("long".into()), ..EventFilter::default() }).unwrap();
+    let Event { reason, remote_addr, more, .. } = &kept[0].1;
+    for text in [reason.as_deref(), remote_addr.as_deref(), more["certificate_ignored"].as_str()] {
+        assert!(text.is_some_and(|text| text.len() == MAX_TEXT && text.ends_with("...")), "{text:?}");
+    }
 }
 
 fn concurrent_commits_do_not_mix(store: &dyn Store) {

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::text::line;
+
 /// How a part is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,9 +71,9 @@ impl Report {
                 Outcome::Ok => "ok",
                 Outcome::Warn => "warn",
             };
-            let _ = writeln!(text, "{outcome:<6}{check:<12}{message}"); // writing to a String cannot fail
+            let _ = writeln!(text, "{outcome:<6}{check:<12}{}", line(message)); // writing to a String cannot fail
             if let Some(advice) = advice {
-                let _ = writeln!(text, "{:18}{advice}", "");
+                let _ = writeln!(text, "{:18}{}", "", line(advice));
             }
         }
         text

@@ -4,6 +4,8 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use crate::text::is_graphic;
+
 /// Longest status in characters; systemd shows one line.
 const MAX_STATUS: usize = 200;
 /// A service manager that does not read must not stop the daemon.
@@ -87,7 +89,7 @@ fn connect(address: &str) -> std::io::Result<UnixDatagram> {
 
 /// A status with a line feed in it would be more than a status.
 fn one_line(text: &str) -> String {
-    text.chars().take(MAX_STATUS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().take(MAX_STATUS).map(|c| if is_graphic(c) { c } else { ' ' }).collect()
 }
 
 #[cfg(test)]

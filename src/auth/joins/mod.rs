@@ -214,7 +214,7 @@ impl Joins {
         } else {
             let token = &occasion.view.token.resource.metadata.name;
             let proven = (refused.verified.is_some() && !is_of_stranger(problem.kind)).then_some(token.as_str());
-            match self.throttle.admit(proven, occasion.now) {
+            match self.throttle.admit(proven, &event, occasion.now) {
                 None => return refused.refusal.problem,
                 Some(0) => {}
                 Some(unwritten) => event = event.with("refusals_not_written", unwritten),

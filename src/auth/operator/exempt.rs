@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::fault::{Fault, insist, refused};
 use super::message::{CancelExemption, Exempt, Exempted};
 use super::{Operator, Who, event};
-use crate::auth::audit::{Event, EventKind};
+use crate::auth::audit::{Event, EventKind, MAX_TEXT};
 use crate::auth::resource::{Key, Kind, Lock, LockTarget, Resource, Token};
 use crate::auth::store::{Change, Commit, StoreError};
 use crate::join::ProblemType;
@@ -16,6 +16,9 @@ impl Operator {
     pub(super) fn exempt(&self, call: Exempt, who: Who) -> Result<Exempted, Fault> {
         if call.recoveries == 0 || call.seconds == 0 {
             return refused(ProblemType::BadRequest, "an exemption allows at least one recovery, for at least one second");
+        }
+        if call.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT) {
+            return refused(ProblemType::BadRequest, format!("the reason is longer than {MAX_TEXT} bytes"));
         }
         let Exempt { token: name, recoveries, seconds, key, reason } = call;
         insist(|| {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::fault::Fault;
+use super::fault::{Fault, refused};
 use super::message::PutLock;
 use super::{Operator, Who, event};
 use crate::auth::audit::EventKind;
 use crate::auth::resource::{Key, Kind, Lock, LockSpec, Metadata, Resource};
 use crate::auth::store::{Change, Commit};
-use crate::join::Id;
+use crate::join::{Id, ProblemType};
 
 impl Operator {
     /// Locks what exists: a mistyped name has to be told, not taken for a lock that holds.
@@ -22,6 +22,7 @@ impl Operator {
             metadata: Metadata::named(&key.name),
             spec: LockSpec { target, message, expires, automatic: false },
         });
+        lock.validate().or_else(|why| refused(ProblemType::BadRequest, why))?;
         let events = vec![event(now, EventKind::LockCreated, &lock, who)];
         let changes = vec![Change { key: key.clone(), expected: None, to: Some(lock) }];
         self.store.commit(Commit { changes, events, ..Commit::default() })?;

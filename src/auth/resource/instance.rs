@@ -9,11 +9,12 @@ use super::{Kind, Metadata};
 use crate::join::message::Heartbeat;
 use crate::join::server::record::LastStep;
 use crate::join::{Id, JoinKind};
+use crate::text::{cut, is_graphic};
 use crate::time::Timestamp;
 
 /// Authentications, and heartbeats, kept per instance.
 pub const MAX_KEPT: usize = 10;
-/// Longest text kept of a heartbeat, in characters: the record is read and written with each join.
+/// Longest text kept of a heartbeat, in bytes: the record is read and written with each join.
 const MAX_TEXT: usize = 128;
 
 /// A bot instance or a host, version v1; its name is its id. It ends 5 minutes after its newest certificate (`metadata.expires`).
@@ -94,12 +95,14 @@ impl Instance {
 }
 
 impl InstanceStatus {
-    /// Notes a join, and forgets the oldest beyond [`MAX_KEPT`]. What the device tells of itself is cut to a bearable length.
+    /// Notes a join, and forgets the oldest beyond [`MAX_KEPT`]. What the device tells of itself is cut to a bearable length, and
+    /// what in it is not graphic is replaced by U+FFFD.
     pub fn note(&mut self, authentication: Authentication, mut heartbeat: Heartbeat) {
         let time = authentication.time;
         let Heartbeat { version, hostname, architecture, keystore } = &mut heartbeat;
         for text in [version, hostname, architecture, keystore] {
-            *text = text.chars().take(MAX_TEXT).collect();
+            let graphic = text.chars().take(MAX_TEXT).map(|c| if is_graphic(c) { c } else { char::REPLACEMENT_CHARACTER });
+            *text = cut(graphic.collect(), MAX_TEXT);
         }
         self.generation = authentication.generation;
         self.authentications.push_back(authentication);
@@ -129,6 +132,12 @@ mod tests {
         }
         assert_eq!((status.authentications.len(), status.heartbeats.len()), (MAX_KEPT, MAX_KEPT));
         let kept = &status.heartbeats[0].heartbeat;
-        assert_eq!((kept.hostname.chars().count(), &*kept.keystore), (MAX_TEXT, "tpm"));
+        assert_eq!((kept.hostname.len(), &*kept.keystore), (MAX_TEXT - 1, "tpm"));
+        let steering = Heartbeat { hostname: "\u{9b}2J\u{202e}".repeat(9_000), ..Heartbeat::default() };
+        let authentication =
+            Authentication { time: Timestamp::default(), kind: JoinKind::Renewal, generation: 1, remote_addr: None };
+        status.note(authentication, steering);
+        let kept = &status.heartbeats.back().unwrap().heartbeat.hostname;
+        assert!(kept.starts_with("\u{fffd}2J\u{fffd}") && kept.len() <= MAX_TEXT, "{kept}");
     }
 }

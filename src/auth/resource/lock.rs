@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Key, Kind, Metadata};
+use super::{Key, Kind, Metadata, check_name};
 use crate::time::Timestamp;
 
 /// A lock, version v2; its name is its id.
@@ -14,6 +14,9 @@ pub struct Lock {
     /// Whom it stops, and why.
     pub spec: LockSpec,
 }
+
+/// Longest message of a lock, in bytes: devices are told it, and keep it.
+pub const MAX_MESSAGE: usize = crate::join::MAX_DETAIL;
 
 /// `spec` of a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +121,14 @@ impl LockTarget {
 }
 
 impl Lock {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        check_name(self.spec.target.name())?;
+        if self.spec.message.len() > MAX_MESSAGE {
+            return Err(format!("spec.message is longer than {MAX_MESSAGE} bytes"));
+        }
+        Ok(())
+    }
+
     /// When it ends by itself.
     pub fn ends(&self) -> Option<Timestamp> {
         [self.spec.expires, self.metadata.expires].into_iter().flatten().min()

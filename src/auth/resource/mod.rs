@@ -202,7 +202,7 @@ impl Resource {
             Self::Token(token) => token.validate(),
             Self::Role(role) => role.validate(),
             Self::Bot(bot) => bot.spec.roles.iter().try_for_each(|role| check_name(role)),
-            Self::Lock(lock) => check_name(lock.spec.target.name()),
+            Self::Lock(lock) => lock.validate(),
             Self::Instance(_) => Ok(()),
         });
         valid.map_err(|why| format!("{}: {why}", self.key()))

@@ -3,7 +3,11 @@
 use super::memory::{CertificateInfo, Memory};
 use super::request::Prepared;
 use crate::join::message::JoinAnswer;
-use crate::join::{MAX_JOIN_STATE, Thumbprint, base64url};
+use crate::join::{MAX_DETAIL, MAX_JOIN_STATE, Thumbprint, base64url};
+use crate::text;
+
+/// Most warnings that are taken of an answer, each of at most [`MAX_DETAIL`] bytes.
+const MAX_WARNINGS: usize = 16;
 
 /// A device that has joined.
 #[derive(Debug)]
@@ -45,7 +49,12 @@ impl std::error::Error for AnswerError {}
 
 impl Prepared<'_> {
     /// Takes the answer; all but the time that it tells, which the caller judges by how the server showed itself.
-    pub fn answered(self, answer: JoinAnswer) -> Result<Issued, AnswerError> {
+    pub fn answered(self, mut answer: JoinAnswer) -> Result<Issued, AnswerError> {
+        // They are kept for `boundkey status`.
+        answer.warnings.truncate(MAX_WARNINGS);
+        for warning in &mut answer.warnings {
+            *warning = text::cut(std::mem::take(warning), MAX_DETAIL);
+        }
         let certificate = base64url::decode(&answer.identity.certificate).map_err(|_| AnswerError::Certificate)?;
         if answer.join_state.len() > MAX_JOIN_STATE {
             return Err(AnswerError::JoinState);

@@ -9,6 +9,7 @@ use super::record::{Spec, Status};
 use crate::join::jws::Header;
 use crate::join::message::{JOIN_PATH, JoinRequest, RenewalProof, RotationProof};
 use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, Step, Thumbprint, base64url};
+use crate::text;
 use crate::time::Timestamp;
 
 /// What a join request proves.
@@ -149,7 +150,8 @@ fn check_url(url: &str, names: &[String]) -> Result<(), Problem> {
     if host.is_some_and(|host| names.iter().any(|name| is_same_host(name, host))) {
         return Ok(());
     }
-    Err(malformed(&format!("a JWS for {url:?}, which is none of the names that this server was given at `boundkey-auth init`")))
+    let url = text::excerpt(url);
+    Err(malformed(&format!("a JWS for {url}, which is none of the names that this server was given at `boundkey-auth init`")))
 }
 
 /// As TLS has it: an address is one however it is written, and a name may end with a dot.

@@ -295,7 +295,7 @@ fn insert_issued(connection: &Connection, issued: &IssuedRecord) -> Result<(), S
 }
 
 fn insert_event(connection: &Connection, event: &Event) -> Result<(), StoreError> {
-    let document = serde_json::to_string(event).map_err(|e| StoreError::Failed(format!("an event cannot be stored: {e}")))?;
+    let document = event.document().map_err(|e| StoreError::Failed(format!("an event cannot be stored: {e}")))?;
     connection.prepare_cached("INSERT INTO event (time, token, document) VALUES (?, ?, ?)")?.execute(params![
         event.time.millis(),
         event.token,

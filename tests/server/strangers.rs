@@ -1,0 +1,104 @@
+//! What a stranger can make the server keep, and what of it a terminal is shown.
+
+use super::*;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use boundkey::text::is_graphic;
+
+/// A join by a stranger with `token`, for the server at `url`. It is signed by nobody.
+fn join(server: &Server, token: &str, url: &str) -> Answer {
+    let challenge: Value =
+        serde_json::from_str(&ask(server, "POST", "/v1/join/challenge", &json!({ "token": token }).to_string()).body).unwrap();
+    let text = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let key = json!({ "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo" });
+    let header = json!({ "alg": "EdDSA", "jwk": key, "nonce": challenge["challenge"], "url": url });
+    let heartbeat = json!({ "version": "", "hostname": "", "architecture": "", "keystore": "" });
+    let attempt = "00112233-4455-6677-8899-aabbccddeeff";
+    let request = json!({ "token": token, "attempt": attempt, "csr": "", "heartbeat": heartbeat });
+    let jws = json!({ "protected": text(header), "payload": text(request), "signature": "AA" });
+    ask(server, "POST", "/v1/join", &jws.to_string())
+}
+
+fn size_of_events(server: &Server) -> u64 {
+    let database = rusqlite::Connection::open(server.dir.join("data/boundkey.db")).unwrap();
+    database.query_row("SELECT coalesce(sum(length(document)), 0) FROM event", [], |row| row.get(0)).unwrap()
+}
+
+/// 60 requests with a URL of 34,000 control characters added 14.3 MB to the audit log.
+#[test]
+fn a_stranger_who_knows_a_token_adds_little_to_the_audit_log() {
+    let server = Server::start();
+    server.token("gw", "    recovery: {limit: 1}");
+    let before = size_of_events(&server);
+    for control in ["\u{1}", "\u{202e}", "\""] {
+        let url = format!("https://127.0.0.1/{}", control.repeat(4_000));
+        for _ in 0..50 {
+            let refused = join(&server, "gw", &url);
+            assert_eq!(refused.problem()["type"], "urn:boundkey:problem:bad-request", "{}", refused.body);
+            assert!(refused.body.len() < 1000, "{}", refused.body);
+        }
+    }
+    let added = size_of_events(&server) - before;
+    assert!((10_000..40_000).contains(&added), "{added} bytes");
+    let refusals = server.audit().into_iter().filter(|event| event["event"] == "join.refused").count();
+    assert!((20..150).contains(&refusals), "{refusals}");
+    for format in ["json", "text"] {
+        let shown = server.ctl(&["audit", "--format", format]);
+        assert!(shown.chars().all(|c| is_graphic(c) || c == '\n'), "{shown}");
+    }
+}
+
+#[test]
+fn tokens_that_are_not_there_are_counted() {
+    let mut server = Server::start();
+    server.token("gw", "    recovery: {limit: 1}");
+    for number in 0..20 {
+        let name = format!("guess-{number}\u{9b}{}", "x".repeat(5_000));
+        assert_eq!(ask(&server, "POST", "/v1/join/challenge", &json!({ "token": name }).to_string()).status, 404);
+        assert_eq!(join(&server, &name, "https://127.0.0.1/v1/join").status, 404);
+    }
+    assert_eq!(ask(&server, "POST", "/v1/join/challenge", &json!({ "token": "gw" }).to_string()).status, 200);
+    // They are told of once a minute, and as the server ends.
+    assert!(server.stop().success());
+    server.run();
+    let told: Vec<_> = server.audit().into_iter().filter(|event| event["event"] == "token.unknown").collect();
+    let [event] = &told[..] else { panic!("{told:?}") };
+    // Each name was in a challenge call, in that of the join, and in the join.
+    assert_eq!((&event["count"], &event["success"], &event["remote_addrs"]), (&json!(60), &json!(false), &json!(["127.0.0.1"])));
+    let names = event["names"].as_array().unwrap();
+    assert_eq!(names.len(), 5);
+    assert!(names[0].as_str().unwrap().starts_with("\"guess-0\\u009bxxx"), "{event}");
+    assert!(event.to_string().len() < 1000, "{event}");
+}
+
+/// A text that somebody wrote reaches the terminals of others: none of it acts on them, and scripts read what was written.
+#[test]
+fn what_is_not_graphic_reaches_no_terminal() {
+    let message = "a\u{1b}[2J \u{9b}2J \u{202e}b \u{2028} \u{e0001} ü\n.";
+    let server = Server::start();
+    server.token("gw", "    recovery: {limit: 1}");
+    server.ctl(&["lock", "--token", "gw", "--message", message]);
+    let graphic = |text: &str| text.chars().all(|c| is_graphic(c) || c == '\n');
+    for what in [&["get", "lock"][..], &["get", "token/gw"], &["audit"]] {
+        for format in ["text", "json", "yaml"] {
+            if what == ["audit"] && format == "yaml" {
+                continue;
+            }
+            let shown = server.ctl(&[what, &["--format", format]].concat());
+            assert!(graphic(&shown), "{shown}");
+            assert!(what == ["get", "token/gw"] || shown.contains("\\u202eb") && shown.contains('ü'), "{shown}");
+        }
+    }
+    let locks: Value = serde_json::from_str(&server.ctl(&["get", "lock", "--format", "json"])).unwrap();
+    assert_eq!(locks[0]["spec"]["message"], message);
+    let yaml = server.ctl(&["get", "lock", "--format", "yaml"]);
+    server.ctl(&["rm", &format!("lock/{}", locks[0]["metadata"]["name"].as_str().unwrap())]);
+    server.create(&yaml);
+    let again: Value = serde_json::from_str(&server.ctl(&["get", "lock", "--format", "json"])).unwrap();
+    assert_eq!(again, locks);
+    let long = fails(&run(&mut server.ctl_command(&["lock", "--token", "gw", "--message", &"x".repeat(1025)])), 1);
+    assert!(long.contains("spec.message is longer than 1024 bytes"), "{long}");
+    let long = fails(&run(&mut server.ctl_command(&["exempt", "token/gw", "--reason", &"x".repeat(1025)])), 1);
+    assert!(long.contains("the reason is longer than 1024 bytes"), "{long}");
+}

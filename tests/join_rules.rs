@@ -1,6 +1,10 @@
 //! The rules of bound keypair joining, one test each: real messages, real signatures, the real decision.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
+#[path = "join_rules/copies.rs"]
+mod copies;
+#[path = "join_rules/exemptions.rs"]
+mod exemptions;
 #[path = "join_rules/hosts.rs"]
 mod hosts;
 #[path = "join_rules/keys.rs"]
@@ -10,7 +14,6 @@ mod world;
 use std::time::Duration;
 
 use boundkey::join::message::JoinAnswer;
-use boundkey::join::server::record::Exemption;
 use boundkey::join::{JoinKind, Problem, ProblemType, RecoveryMode};
 use world::{Device, TTL, World};
 
@@ -38,6 +41,7 @@ fn first_join_renewal_and_recovery() {
     assert_eq!((world.status.recovery_count, world.status.registration_secret.clone()), (1, None));
     let first = world.status.bound_bot_instance_id;
     for generation in 2..=11 {
+        world.later(Duration::from_secs(5));
         let answer = device.join(&mut world).expect("renewed");
         assert_eq!((answer.kind, answer.step.generation, answer.step.recovery), (JoinKind::Renewal, generation, 1));
     }
@@ -114,7 +118,7 @@ fn two_holders_are_caught_and_locked_once() {
         assert_eq!(refusal(second.join(&mut world)), ProblemType::Locked);
         assert_eq!(refusal(first.join(&mut world)), ProblemType::Locked);
         assert_eq!(world.locks.len(), 1);
-        assert!(world.locks[0].contains("generation 1, expected 2"), "{}", world.locks[0]);
+        assert!(world.locks[0].message.contains("generation 1, expected 2"), "{}", world.locks[0].message);
     }
 }
 
@@ -141,7 +145,7 @@ fn without_its_join_state_a_device_is_refused_and_not_locked() {
 #[test]
 fn a_stranger_learns_nothing_and_locks_nobody() {
     let (mut world, device) = joined(5);
-    world.locks.push("secret reason".into());
+    world.lock("secret reason");
     let mut stranger = Device::new(50);
     stranger.join(&mut World::new(1)).expect("another token's device");
     stranger.memory.join_state = device.memory.join_state.clone();
@@ -215,10 +219,7 @@ fn an_exemption_lets_a_device_back_in_once() {
     device.join(&mut world).expect("renewed");
     assert_eq!(refusal(thief.join(&mut world)), ProblemType::JoinStateMismatch);
     world.later(EXPIRY);
-    world.locks.clear();
-    world.revision += 1;
-    world.status.exemption =
-        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now.plus(TTL), key: None, reason: None });
+    world.exempt(1, None);
     device.memory.join_state = None;
     device.lose_answer(&mut world);
     assert_eq!(kind(device.join(&mut world)), JoinKind::Replay, "also when its answer is lost");
@@ -230,8 +231,8 @@ fn an_exemption_lets_a_device_back_in_once() {
 fn an_exemption_that_is_out_of_time_counts_for_nothing() {
     let (mut world, mut device) = joined(1);
     world.later(EXPIRY);
-    world.status.exemption =
-        Some(Exemption { recoveries: 1, waive_join_state: true, expires: world.now, key: None, reason: None });
+    world.exempt(1, None);
+    world.later(TTL);
     assert_eq!(refusal(device.join(&mut world)), ProblemType::NoRecoveriesLeft);
 }
 

@@ -8,6 +8,7 @@ pub mod data_dir;
 pub mod joins;
 pub mod names;
 pub mod operator;
+mod pace;
 pub mod program;
 pub mod resource;
 pub mod revocation;

@@ -18,6 +18,7 @@ use super::ca::{CaError, CurrentAuthority, Place};
 use super::data_dir::{Cluster, DataDir, DataDirError};
 use super::joins::Joins;
 use super::operator::{self, Operator};
+use super::pace::Paces;
 use super::resource::check_name;
 use super::revocation::RevocationList;
 use super::store::{Form, Store};
@@ -251,6 +252,7 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
         revocation: RevocationList::of(Form::X509),
         ssh_revocation: RevocationList::of(Form::SshHost),
         throttle: Throttle::default(),
+        paces: Paces::default(),
     });
     let tls_failed = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
     let certificate = tls::CurrentCertificate::new(&dir.server()?, &joins.authority.now().tls_chain()).map_err(tls_failed)?;

@@ -54,6 +54,9 @@ pub struct Ping {
 pub struct ChallengeRequest {
     /// Name of the token to join with.
     pub token: String,
+    /// The instance that the device is. In mode `insecure`, where hosts share a token, its challenge is about this instance alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Id>,
 }
 
 /// Answer to `POST /v1/join/challenge`.

@@ -5,26 +5,30 @@ use std::time::Duration;
 use boundkey::join::device::Start;
 use boundkey::join::device::challenge::GiveUp;
 use boundkey::join::server::challenge::{Challenge, LIFETIME, SealingKey};
-use boundkey::join::{JoinKind, Jws, ProblemType, Thumbprint, base64url};
+use boundkey::join::server::view::{Anchor, StepTag};
+use boundkey::join::{Id, JoinKind, Jws, ProblemType, Thumbprint, base64url};
 use boundkey::time::System;
 use boundkey_hal::{Algorithm, PublicKey};
 
 use super::world::{Device, NOW, World};
 use super::{by_own_key, joined, kind, stranger};
 
+const EPOCH: Id = Id([3; 16]);
+
 fn sealed(key: &SealingKey, token: &str) -> (Challenge, String) {
-    let challenge = Challenge { revision: 7, rotate: false, expires: NOW.plus(LIFETIME) };
-    (challenge, key.seal(token, challenge, &System).expect("randomness"))
+    let anchor = Anchor { revision: 7, step_ms: NOW.millis(), tag: StepTag::from_bytes([9; 8]) };
+    let challenge = Challenge { rotate: false, expires: NOW.plus(LIFETIME), anchor };
+    (challenge, key.seal(token, EPOCH, challenge, &System).expect("randomness"))
 }
 
-/// Ours is an opaque text, and names token, revision and end in place of issuer, subject and times.
+/// Ours is an opaque text, and names token, revision, current step and end in place of issuer, subject and times.
 #[test]
 fn c078_a_challenge_is_for_one_token_and_a_minute_and_never_the_same() {
     let key = SealingKey::new(&[1; 32]);
     let ((challenge, first), (_, second)) = (sealed(&key, "a"), sealed(&key, "a"));
     assert_ne!(first, second);
     assert_eq!(LIFETIME, Duration::from_secs(60));
-    assert_eq!(key.open("a", &first, NOW), Ok(challenge));
+    assert_eq!(key.open("a", EPOCH, &first, NOW), Ok(challenge));
 }
 
 #[test]
@@ -70,8 +74,8 @@ fn c084_another_challenge_than_the_one_given_is_refused() {
 fn c085_a_challenge_of_another_token_or_cluster_is_refused() {
     let key = SealingKey::new(&[1; 32]);
     let (_, text) = sealed(&key, "a");
-    assert!(key.open("b", &text, NOW).is_err());
-    assert!(SealingKey::new(&[2; 32]).open("a", &text, NOW).is_err());
+    assert!(key.open("b", EPOCH, &text, NOW).is_err());
+    assert!(SealingKey::new(&[2; 32]).open("a", EPOCH, &text, NOW).is_err());
 }
 
 #[test]

@@ -116,7 +116,11 @@ fn c166_c096_a_join_state_of_the_other_kind_is_not_believed() {
             let mut world = world.clone();
             assert_eq!(locking(&mut device, &mut world), ProblemType::JoinStateMismatch);
             let (given, expected) = if for_bot { ("a bot", "a host") } else { ("a host", "a bot") };
-            assert!(world.locks[0].contains(&format!("is of {given}, expected one of {expected}")), "{}", world.locks[0]);
+            assert!(
+                world.locks[0].message.contains(&format!("is of {given}, expected one of {expected}")),
+                "{}",
+                world.locks[0].message
+            );
         }
         // Nor does a restored server follow a newer one.
         let (mut world, mut device) = joined(5);
@@ -137,7 +141,7 @@ fn c096_another_host_id_is_told_with_the_rest() {
         last.generation = 4;
     }
     assert_eq!(locking(&mut host, &mut world), ProblemType::JoinStateMismatch);
-    let lock = &world.locks[0];
+    let lock = &world.locks[0].message;
     assert!(lock.contains("expected 4d4d4d4d-") && lock.contains("generation 1, expected 4"), "{lock}");
 }
 

@@ -92,7 +92,7 @@ fn c010_a_key_that_does_not_parse_is_no_key() {
 #[test]
 fn c011_a_lock_is_told_to_the_right_key_alone() {
     let (mut world, mut device) = preregistered(1);
-    world.locks.push("secret reason".into());
+    world.lock("secret reason");
     assert_eq!(by_own_key(&mut stranger(), &mut world), Problem::from(ProblemType::KeyNotProven));
     assert_eq!(harmless(&mut device, &mut world), ProblemType::Locked);
 }

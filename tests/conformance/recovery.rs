@@ -91,7 +91,7 @@ fn c042_c095_a_join_state_of_another_instance_locks() {
     let (mut world, mut device) = expired(5);
     world.status.bound_bot_instance_id = Some(Id([77; 16]));
     assert_eq!(locking(&mut device, &mut world), ProblemType::JoinStateMismatch);
-    assert!(world.locks[0].contains(&format!("expected {}", Id([77; 16]))), "{}", world.locks[0]);
+    assert!(world.locks[0].message.contains(&format!("expected {}", Id([77; 16]))), "{}", world.locks[0].message);
 }
 
 /// Key, lock, join state, limit: each is told only where all before it are well.
@@ -99,7 +99,7 @@ fn c042_c095_a_join_state_of_another_instance_locks() {
 fn c044_the_order_of_checks() {
     let (mut world, mut device) = expired(1);
     let own = device.memory.join_state.replace("rubbish".into());
-    world.locks.push("by an operator".into());
+    world.lock("by an operator");
     assert_eq!(by_own_key(&mut stranger(), &mut world).kind, ProblemType::KeyNotProven);
     assert_eq!(harmless(&mut device, &mut world), ProblemType::Locked);
     world.locks.clear();
@@ -159,7 +159,7 @@ fn c096_all_differences_are_told_together() {
     device.join(&mut world).expect("recovered");
     device.join(&mut world).expect("renewed");
     assert_eq!(locking(&mut thief, &mut world), ProblemType::JoinStateMismatch);
-    let lock = &world.locks[0];
+    let lock = &world.locks[0].message;
     assert!(lock.contains("instance ") && lock.contains("recovery sequence 1, expected 2"), "{lock}");
     assert!(lock.contains("generation 1, expected 2"), "{lock}");
 }

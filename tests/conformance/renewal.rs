@@ -1,5 +1,7 @@
 //! C025 to C032, C113 to C115: renewals and their counter.
 
+use std::time::Duration;
+
 use boundkey::join::{JoinKind, ProblemType};
 
 use super::{EXPIRY, by_own_key, harmless, joined, kind, locking, stranger};
@@ -37,6 +39,7 @@ fn c029_ten_renewals() {
     let (mut world, mut device) = joined(1);
     let instance = world.status.bound_bot_instance_id;
     for generation in 2..=11 {
+        world.later(Duration::from_secs(5));
         assert_eq!(device.join(&mut world).expect("renewed").step.generation, generation);
     }
     assert_eq!((world.status.bound_bot_instance_id, world.status.recovery_count), (instance, 1));
@@ -60,12 +63,16 @@ fn c114_c115_a_certificate_of_an_earlier_generation_locks() {
     let (mut world, mut device) = joined(2);
     let old = (device.identity.clone(), device.memory.certificate.clone());
     for _ in 0..10 {
+        world.later(Duration::from_secs(5));
         device.join(&mut world).expect("renewed");
     }
     let mut thief = device.copy();
     (thief.identity, thief.memory.certificate) = old;
     assert_eq!(locking(&mut thief, &mut world), ProblemType::JoinStateMismatch);
-    assert_eq!(world.locks.last().map(String::as_str), Some("generation mismatch: certificate of generation 1, expected 11"));
+    assert_eq!(
+        world.locks.last().map(|lock| &*lock.message),
+        Some("generation mismatch: certificate of generation 1, expected 11")
+    );
     assert_eq!(harmless(&mut device, &mut world), ProblemType::Locked, "the newest certificate does not help either");
     assert_eq!(harmless(&mut thief, &mut world), ProblemType::Locked, "and there is still one lock");
 }

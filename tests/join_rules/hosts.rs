@@ -84,7 +84,11 @@ fn a_copy_of_a_hosts_certificate_is_caught() {
     let mut copy = hosts[0].copy();
     assert_eq!(kind(hosts[0].join(&mut world)), JoinKind::Renewal);
     assert_eq!(refusal(copy.join(&mut world)), ProblemType::JoinStateMismatch);
-    assert!(world.locks[0].contains("generation mismatch: certificate of generation 1, expected 2"), "{}", world.locks[0]);
+    assert!(
+        world.locks[0].message.contains("generation mismatch: certificate of generation 1, expected 2"),
+        "{}",
+        world.locks[0].message
+    );
     assert_eq!(world.locks.len(), 1);
     for host in &mut hosts {
         assert_eq!(refusal(host.join(&mut world)), ProblemType::Locked);
@@ -136,4 +140,56 @@ fn insecure_mode_takes_no_retired_key() {
         device.join(&mut world).expect("rotated");
     }
     assert_eq!(refusal(thief.join(&mut world)), ProblemType::KeyNotProven);
+}
+
+/// One host that joins without end leaves the challenges of the others good: each host's is about its own instance.
+#[test]
+fn a_fast_host_does_not_starve_the_others() {
+    let (mut world, [mut fast, mut slow, mut other]) = hosts();
+    let sent = slow.send(&world);
+    let recovering = other.host(40).send(&world);
+    for _ in 0..30 {
+        fast.join(&mut world).expect("renewed");
+    }
+    let mut noisy = fast.host(41);
+    noisy.join(&mut world).expect("recovered");
+    assert_eq!(world.join(&sent.jws).expect("granted").kind, JoinKind::Renewal);
+    assert_eq!(world.join(&recovering.jws).expect("granted").kind, JoinKind::Recovery);
+    assert_eq!(kind(other.join(&mut world)), JoinKind::Renewal);
+}
+
+/// A copy of one host's storage renews so fast that the challenge of that host is always stale: the host's next try tells.
+#[test]
+fn a_fast_copy_of_a_host_is_caught() {
+    let (mut world, [mut host, ..]) = hosts();
+    let mut copy = host.copy();
+    assert_eq!(kind(copy.join(&mut world)), JoinKind::Renewal);
+    let sent = host.send(&world);
+    assert_eq!(kind(copy.join(&mut world)), JoinKind::Renewal);
+    assert_eq!(world.join(&sent.jws).expect_err("refused").kind, ProblemType::JoinStateMismatch);
+    assert!(world.locked());
+}
+
+/// A request of a host that is repeated late by the network locks nobody.
+#[test]
+fn a_late_repetition_of_a_host_locks_nobody() {
+    let (mut world, [mut host, ..]) = hosts();
+    let late = host.send(&world);
+    let answer = world.join(&late.jws).expect("granted");
+    host.receive(&late, answer);
+    host.join(&mut world).expect("renewed");
+    assert_eq!(world.join(&late.jws).expect_err("refused").kind, ProblemType::ChallengeStale);
+    assert!(!world.locked());
+}
+
+/// The bound instance is that of the host that recovered last. A lock on it is no matter of hosts that come without a certificate.
+#[test]
+fn a_lock_on_one_instance_stops_that_host_alone() {
+    let (mut world, [first, mut second, mut third]) = hosts();
+    let bound = world.status.bound_bot_instance_id;
+    assert_eq!(third.memory.step.map(|step| step.instance), bound);
+    world.lock_instance(bound.expect("joined"), "maintenance");
+    assert_eq!(refusal(third.join(&mut world)), ProblemType::Locked);
+    assert_eq!(kind(second.join(&mut world)), JoinKind::Renewal);
+    assert_eq!(kind(first.host(40).join(&mut world)), JoinKind::Recovery);
 }

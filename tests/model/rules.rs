@@ -1,7 +1,6 @@
 //! The rules that hold in every state that was reached.
 
-use boundkey::join::{JoinKind, ProblemType, RecoveryMode, Thumbprint};
-use boundkey_hal::PublicKey;
+use boundkey::join::{JoinKind, ProblemType, RecoveryMode};
 
 use super::explore::{Explorer, Grant, Outcome, Taken};
 use super::moves::OPERATOR;
@@ -45,7 +44,7 @@ impl Explorer {
         let moved = match (before.status.step(), after.status.step()) {
             (_, None) => false,
             (None, Some(_)) => !replay,
-            (Some(_), Some(_)) if replay => before.status == after.status,
+            (Some(old), Some(new)) if replay => old == new,
             // An instance other than that of the last recovery goes on by itself.
             (Some(old), Some(new)) if insecure(&before) => new.is_after(&old) || before.status == after.status,
             (Some(old), Some(new)) => new.is_after(&old),
@@ -104,18 +103,9 @@ impl Explorer {
             Ok(Grant { followed: true, .. }) if self.bounds.clock_back => Ok(()),
             Ok(grant) => Err(format!("two holders go on: {:?} of {who} after a step of {}", grant.kind, s.last)),
             // Without a join state nothing tells a thief from a device that lost it.
-            Err(ProblemType::KeyNotProven) if self.caught(s, request) => Ok(()),
             Err(_) if taken.locked || !sent.has_state => Ok(()),
             Err(why) => Err(format!("two holders, and no lock: {who} is refused with {why:?} after a step of {}", s.last)),
         }
-    }
-
-    /// Whether a request is signed by a retired key that has locked the token once.
-    fn caught(&self, s: &State, request: u32) -> bool {
-        let caught = &self.servers.get(s.server).status.caught_keys;
-        let signer = self.requests.get(request).jws.header().ok().and_then(|header| header.jwk);
-        let print = signer.and_then(|jwk| PublicKey::try_from(&jwk).ok()).map(|key| Thumbprint::of(&key));
-        print.is_some_and(|print| caught.contains(&print))
     }
 
     /// A lost answer costs what it would have cost had it arrived: here the device tries again; beside it, one that has the

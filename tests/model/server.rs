@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use boundkey::join::message::{ChallengeAnswer, IssuedCertificate, JoinAnswer};
 use boundkey::join::server::challenge::Challenge;
-use boundkey::join::server::decision::{Fresh, Grant, Refusal, Token, decide};
+use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide};
 use boundkey::join::server::record::{Exemption, LastStep, Recovery, Spec, Status, rotation_due};
-use boundkey::join::server::request::{Context, Holder, ShownCertificate, Verified, verify};
-use boundkey::join::{Claims, Id, JoinKind, ProblemType, RecoveryMode, Step, Thumbprint, base64url};
+use boundkey::join::server::request::{Cluster, Holder, Opened, ShownCertificate, Verified};
+use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
+use boundkey::join::{Id, JoinKind, ProblemType, RecoveryMode, Step, Thumbprint, base64url};
 use boundkey::time::Timestamp;
 
 use super::holder::{IDENTITY_KEY, Request, named};
@@ -109,17 +110,17 @@ impl Server {
 
     /// Decides, and commits.
     pub fn take(&self, verified: Result<Verified, Refusal>, decision: Decision) -> Verdict {
-        match verified.and_then(|verified| self.decided(&verified, decision)) {
-            Ok(grant) => {
+        match verified.and_then(|verified| Ok((self.decided(&verified, decision)?, verified))) {
+            Ok((grant, verified)) => {
                 let answer = self.answer(&grant);
                 let granted = Granted {
                     kind: grant.kind,
-                    exempt: grant.exemption.is_some(),
+                    exempt: grant.exemption.is_some_and(|used| used.paid),
                     followed: grant.rolled_forward.is_some(),
                     answer,
                 };
                 let mut server = self.clone();
-                server.granted(grant);
+                server.granted(grant, &verified);
                 Verdict { server, outcome: Ok(granted) }
             }
             Err(refusal) => {
@@ -131,19 +132,16 @@ impl Server {
     }
 
     /// As `auth/joins/commit.rs` leaves token and instance.
-    fn granted(&mut self, grant: Grant) {
+    fn granted(&mut self, grant: Grant, verified: &Verified) {
         self.instances.remove(&grant.step.instance);
         if self.spec.recovery.mode == RecoveryMode::Insecure {
-            self.instances.insert(grant.step.instance, grant.instance_step());
+            self.instances.insert(grant.step.instance, grant.instance_step(verified));
         }
         self.status = grant.status;
     }
 
     fn refused(&mut self, refusal: &Refusal) {
         self.locks.extend(refusal.lock.as_ref().map(|_| "two holders".to_owned()));
-        if let Some(key) = refusal.caught {
-            self.status.catch(key);
-        }
     }
 
     pub fn verified(&self, request: &Request) -> Result<Verified, Refusal> {
@@ -153,18 +151,28 @@ impl Server {
             let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, host: false, step };
             Ok(ShownCertificate { holder, not_after, key: public_key(key) })
         };
-        let context = Context {
-            cluster: CLUSTER,
-            token: TOKEN,
-            for_bot: true,
-            spec: &self.spec,
-            status: &self.status,
-            challenge: Challenge { revision: 0, rotate: request.challenge.rotate, expires: NOW },
+        let cluster = Cluster {
+            name: CLUSTER,
             join_state_keys: &[public_key(SIGNER)],
             server_names: &["localhost".to_owned()],
             certificate: &certificate,
         };
-        Ok(verify(&request.jws, &context)?.1)
+        let view = self.view(&self.spec, &self.status, &[], &[]);
+        let challenge = Challenge { rotate: request.challenge.rotate, expires: NOW, anchor: view.anchor(None) };
+        let mut verified = Opened::new(&request.jws, &cluster, view, challenge).verify()?.1;
+        verified.stale = false;
+        Ok(verified)
+    }
+
+    fn view<'a>(
+        &self,
+        spec: &'a Spec,
+        status: &'a Status,
+        locks: &'a [LockInForce],
+        instances: &'a [InstanceView],
+    ) -> TokenView<'a> {
+        let epoch = Id([self.restores; 16]);
+        TokenView { name: TOKEN, for_bot: true, spec, status, revision: 1, epoch, locks, instances }
     }
 
     fn decided(&self, verified: &Verified, decision: Decision) -> Result<Grant, Refusal> {
@@ -188,31 +196,26 @@ impl Server {
         }
         let instance = named(&[&verified.attempt.0[..], &self.status.recovery_count.to_be_bytes(), &[self.restores]].concat());
         let fresh = Fresh { instance, now: self.now, not_after: self.now.plus(TTL) };
-        let shown = verified.certificate.as_ref().map(|certificate| certificate.holder.step.instance);
-        let instance = shown.and_then(|id| Some((id, self.instances.get(&id)?)));
-        decide(Token { for_bot: true, spec: &spec, status: &status, instance }, &locks, &verified, fresh)
+        let in_force = |message| LockInForce { instance: None, opened_by_code: false, message };
+        let locks: Vec<_> = locks.into_iter().map(in_force).collect();
+        let own = |(id, last): (&Id, &LastStep)| InstanceView { id: *id, revision: 1, last_step: last.clone() };
+        let instances: Vec<_> = self.instances.iter().map(own).collect();
+        let mut grant = decide(&self.view(&spec, &status, &locks, &instances), &verified, fresh)?;
+        // The pace is wide enough for all that is explored, and would make a state of every moment.
+        grant.status.pace_ms = None;
+        Ok(grant)
     }
 
     fn answer(&self, grant: &Grant) -> JoinAnswer {
         let inc = self.status.incarnation.expect("set");
-        let jkt = Thumbprint::of(&grant.key);
-        let claims = Claims {
-            iss: CLUSTER.into(),
-            sub: TOKEN.into(),
-            inc,
-            step: grant.step,
-            jkt,
-            host: false,
-            jti: grant.attempt,
-            iat_ms: grant.issued_at_ms,
-        };
+        let claims = grant.claims(CLUSTER, TOKEN, true, inc);
         let der = serde_json::to_vec(&(grant.step, grant.not_after, IDENTITY_KEY)).expect("plain data");
         JoinAnswer {
             kind: grant.kind,
             cluster: CLUSTER.into(),
             incarnation: inc,
             step: grant.step,
-            key: jkt,
+            key: claims.jkt,
             join_state: claims.sign(&public_key(SIGNER), |message| Ok(sign(SIGNER, message))).expect("signed"),
             recoveries: grant.status.recoveries(&self.spec),
             identity: IssuedCertificate {

@@ -130,7 +130,7 @@ fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
     let view = store.join_view("view", None).unwrap().unwrap();
     assert_eq!(view.bot.as_ref().map(|bot| bot.metadata.name.as_str()), Some("view"));
     assert_eq!(view.roles.len(), 1);
-    let mut locks: Vec<_> = view.locks.iter().map(|lock| lock.metadata.name.clone()).collect();
+    let mut locks: Vec<_> = view.locks.iter().map(|lock| lock.resource.metadata.name.clone()).collect();
     locks.sort();
     assert_eq!(locks, ["l1", "l2", "l3"]);
     let names = |view: &JoinView| view.instances.iter().map(|stored| stored.resource.metadata.name.clone()).collect::<Vec<_>>();

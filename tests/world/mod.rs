@@ -8,11 +8,12 @@ use boundkey::join::device::answer::{AnswerError, Issued};
 use boundkey::join::device::request::{Identity, Parts};
 use boundkey::join::device::{KnownKey, Memory, Start};
 use boundkey::join::message::{ChallengeAnswer, Heartbeat, IssuedCertificate, JoinAnswer};
-use boundkey::join::server::challenge::{Challenge, LIFETIME, SealingKey};
-use boundkey::join::server::decision::{Fresh, Grant, Refusal, Token, decide};
-use boundkey::join::server::record::{LastStep, Spec, Status, rotation_due};
-use boundkey::join::server::request::{Context, Holder, ShownCertificate, challenge_of, verify};
-use boundkey::join::{Claims, Id, Jws, Problem, ProblemType, Thumbprint, base64url};
+use boundkey::join::server::challenge::{Challenge, SealingKey};
+use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide};
+use boundkey::join::server::record::{Exemption, Spec, Status};
+use boundkey::join::server::request::{Cluster, Holder, Opened, ShownCertificate};
+use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
+use boundkey::join::{Id, Jws, Problem, RecoveryCode, RecoveryMode, Thumbprint, base64url};
 use boundkey::time::{System, Timestamp};
 use boundkey_hal::file::PrivateKey;
 use boundkey_hal::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKey, Signature};
@@ -75,12 +76,14 @@ pub struct World {
     pub for_bot: bool,
     pub spec: Spec,
     pub status: Status,
-    pub locks: Vec<String>,
+    pub locks: Vec<LockInForce>,
     pub revision: u64,
+    /// The epoch of the database: another after a restore.
+    epoch: u8,
     /// What was decided, oldest first.
     pub grants: Vec<Grant>,
-    /// Last steps of instances, as mode `insecure` wants them.
-    pub instances: BTreeMap<Id, LastStep>,
+    /// Instances with steps of their own, as mode `insecure` wants them.
+    instances: Vec<InstanceView>,
     certificates: Vec<ShownCertificate>,
     signer: String,
     ids: u8,
@@ -100,8 +103,9 @@ impl World {
             status,
             locks: vec![],
             revision: 1,
+            epoch: 1,
             grants: vec![],
-            instances: BTreeMap::new(),
+            instances: vec![],
             certificates: vec![],
             signer,
             ids: 0,
@@ -111,7 +115,7 @@ impl World {
     /// The server restored from this copy of it; its clock goes on, and so do the certificates that others hold.
     pub fn restored(&self, from: &Self) -> Self {
         let certificates = self.certificates.clone();
-        Self { now: self.now, certificates, ids: self.ids, revision: from.revision + 100, ..from.clone() }
+        Self { now: self.now, certificates, ids: self.ids, epoch: self.epoch + 1, ..from.clone() }
     }
 
     pub fn later(&mut self, by: Duration) {
@@ -130,88 +134,69 @@ impl World {
         SealingKey::new(&[3; 32])
     }
 
+    fn view(&self) -> TokenView<'_> {
+        TokenView {
+            name: TOKEN,
+            for_bot: self.for_bot,
+            spec: &self.spec,
+            status: &self.status,
+            revision: self.revision,
+            epoch: Id([self.epoch; 16]),
+            locks: &self.locks,
+            instances: &self.instances,
+        }
+    }
+
+    /// A challenge as a device gets it that names no instance.
     pub fn challenge(&self) -> ChallengeAnswer {
-        let rotate = rotation_due(&self.spec, &self.status, self.now);
-        let expires = self.now.plus(LIFETIME);
-        let sealed = Challenge { revision: self.revision, rotate, expires };
+        self.challenge_for(None)
+    }
+
+    pub fn challenge_for(&self, instance: Option<Id>) -> ChallengeAnswer {
+        let view = self.view();
+        let challenge = Challenge::new(&view, instance, self.now);
         let key = self.status.bound_public_key.as_ref().or(self.spec.onboarding.initial_public_key.as_ref());
         ChallengeAnswer {
-            challenge: Self::sealing().seal(TOKEN, sealed, &System).expect("randomness"),
+            challenge: Self::sealing().seal(TOKEN, view.epoch, challenge, &System).expect("randomness"),
             key: key.map(|key| Thumbprint::of(&key.0)),
             incarnation: self.status.incarnation.expect("set"),
-            rotate,
+            rotate: challenge.rotate,
             algorithms: vec!["EdDSA".into(), "ES256".into()],
-            expires,
+            expires: challenge.expires,
             time: self.now,
         }
     }
 
     /// Takes a request as it comes off the wire: verify, decide, commit.
     pub fn join(&mut self, jws: &Jws) -> Result<JoinAnswer, Problem> {
-        let opened = Self::sealing().open(TOKEN, &challenge_of(jws)?, self.now)?;
-        if opened.revision != self.revision {
-            return Err(ProblemType::ChallengeStale.into());
-        }
-        let keys = [self.signer().public_key().expect("a key")];
-        let certificates = &self.certificates;
-        let certificate = |der: &[u8]| {
-            let index = usize::from_be_bytes(der.try_into().map_err(|_| "not one of ours")?);
-            certificates.get(index).cloned().ok_or_else(|| "not one of ours".to_owned())
-        };
-        let context = Context {
-            cluster: CLUSTER,
-            token: TOKEN,
-            for_bot: self.for_bot,
-            spec: &self.spec,
-            status: &self.status,
-            challenge: opened,
-            join_state_keys: &keys,
-            server_names: &["localhost".to_owned()],
-            certificate: &certificate,
-        };
-        let (request, verified) = verify(jws, &context)?;
-        let named = verified.certificate.as_ref().map(|shown| shown.holder.step.instance);
-        let instance = named.and_then(|id| Some((id, self.instances.get(&id)?)));
-        let about = Token { for_bot: self.for_bot, spec: &self.spec, status: &self.status, instance };
         self.ids += 1;
         let fresh = Fresh { instance: Id([self.ids; 16]), now: self.now, not_after: self.now.plus(TTL) };
-        let grant = match decide(about, &self.locks, &verified, fresh) {
+        let keys = [self.signer().public_key().expect("a key")];
+        let certificate = |der: &[u8]| {
+            let index = usize::from_be_bytes(der.try_into().map_err(|_| "not one of ours")?);
+            self.certificates.get(index).cloned().ok_or_else(|| "not one of ours".to_owned())
+        };
+        let cluster =
+            Cluster { name: CLUSTER, join_state_keys: &keys, server_names: &["localhost".to_owned()], certificate: &certificate };
+        let (request, verified) = Opened::open(jws, &Self::sealing(), &cluster, self.view(), self.now)?.verify()?;
+        let decided = decide(&self.view(), &verified, fresh);
+        let grant = match decided {
             Ok(grant) => grant,
-            Err(Refusal { problem, lock, caught }) => {
-                if let Some(key) = caught {
-                    self.status.catch(key);
-                }
+            Err(Refusal { problem, lock, .. }) => {
                 self.revision += u64::from(lock.is_some());
-                self.locks.extend(lock);
+                self.locks.extend(lock.map(|message| LockInForce { instance: None, opened_by_code: true, message }));
                 return Err(problem);
             }
         };
-        self.status = grant.status.clone();
-        self.revision += 1;
-        self.grants.push(grant.clone());
-        self.instances.insert(grant.step.instance, grant.instance_step());
-        let holder = Holder {
-            cluster: CLUSTER.into(),
-            token: TOKEN.into(),
-            incarnation: self.status.incarnation.expect("set"),
-            host: !self.for_bot,
-            step: grant.step,
-        };
+        let incarnation = self.status.incarnation.expect("set");
+        let claims = grant.claims(CLUSTER, TOKEN, self.for_bot, incarnation);
+        self.commit(&grant, InstanceView { id: grant.step.instance, revision: 0, last_step: grant.instance_step(&verified) });
+        let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, host: !self.for_bot, step: grant.step };
         // The world's certificate request is the key itself.
         let key = base64url::decode(&request.csr).expect("our own");
         let key = PublicKey::new(Algorithm::EcdsaP256, &key).expect("our own");
         let der = self.certificates.len().to_be_bytes();
         self.certificates.push(ShownCertificate { holder, not_after: grant.not_after, key });
-        let claims = Claims {
-            iss: CLUSTER.into(),
-            sub: TOKEN.into(),
-            inc: self.status.incarnation.expect("set"),
-            step: grant.step,
-            jkt: Thumbprint::of(&grant.key),
-            host: !self.for_bot,
-            jti: grant.attempt,
-            iat_ms: grant.issued_at_ms,
-        };
         let signer = self.signer();
         Ok(JoinAnswer {
             kind: grant.kind,
@@ -232,6 +217,49 @@ impl World {
             warnings: vec![],
             time: self.now,
         })
+    }
+
+    /// As `auth/joins/commit.rs` leaves token, locks and instance.
+    fn commit(&mut self, grant: &Grant, instance: InstanceView) {
+        if grant.by_code {
+            self.locks.retain(|lock| !lock.opened_by_code);
+        }
+        if self.status != grant.status {
+            self.status = grant.status.clone();
+            self.revision += 1;
+        }
+        let revision = self.instances.iter().find(|known| known.id == instance.id).map_or(1, |known| known.revision + 1);
+        self.instances.retain(|known| known.id != instance.id);
+        if self.spec.recovery.mode == RecoveryMode::Insecure {
+            self.instances.push(InstanceView { revision, ..instance });
+        }
+        self.grants.push(grant.clone());
+    }
+
+    /// Puts on a lock, as an operator does.
+    pub fn lock(&mut self, message: &str) {
+        self.locks.push(LockInForce { instance: None, opened_by_code: false, message: message.into() });
+    }
+
+    /// Puts on a lock on one instance.
+    pub fn lock_instance(&mut self, instance: Id, message: &str) {
+        self.locks.push(LockInForce { instance: Some(instance), opened_by_code: false, message: message.into() });
+    }
+
+    /// As `boundkeyctl exempt` leaves the token, for `recoveries` and with `code`.
+    pub fn exempt(&mut self, recoveries: u32, code: Option<RecoveryCode>) {
+        let own = |lock: &LockInForce| lock.opened_by_code;
+        if code.is_none() {
+            self.locks.retain(|lock| !own(lock));
+        } else if !self.locks.iter().any(own) {
+            self.locks.push(LockInForce { instance: None, opened_by_code: true, message: "until the code comes".into() });
+        }
+        let expires = self.now.plus(TTL);
+        self.status.exemption = Some(Exemption { recoveries, waive_join_state: true, expires, key: code, reason: None });
+        if self.spec.recovery.mode != RecoveryMode::Insecure {
+            self.spec.rotate_after = Some(self.now);
+        }
+        self.revision += 1;
     }
 
     /// Takes the locks away, as an operator does.
@@ -349,9 +377,19 @@ impl Device {
         Ok(answer)
     }
 
+    /// Makes a key at this moment, in front of the others, as `boundkey recovery-code` does; returns its code.
+    pub fn recovery_code(&mut self) -> RecoveryCode {
+        let name = self.memory.next_key_id();
+        let public = self.keys.generate(&name.parse().expect("a name"), Algorithm::Ed25519).expect("a key");
+        let thumbprint = Thumbprint::of(&public);
+        self.memory.add_key(KnownKey { id: name, thumbprint, algorithm: Algorithm::Ed25519.into(), bound: false });
+        RecoveryCode::of(&thumbprint)
+    }
+
     /// A request that leaves; whether it arrives is the caller's matter.
     pub fn send(&mut self, world: &World) -> InFlight {
-        self.prepare(&world.challenge()).expect("the device does not give up")
+        let instance = Start::new(&self.memory, TOKEN).request().instance;
+        self.prepare(&world.challenge_for(instance)).expect("the device does not give up")
     }
 
     /// A join whose answer is lost.

@@ -16,15 +16,15 @@ use crate::time::Timestamp;
 /// How long the record of an instance outlives its newest certificate.
 const INSTANCE_GRACE: Duration = Duration::from_secs(300);
 
-/// A join under way: on what it is decided, when, and from where it came.
+/// A join under way: what it is decided on, when, and where it came from.
 #[derive(Clone, Copy)]
-pub(super) struct Occasion<'a> {
+pub(super) struct JoinContext<'a> {
     pub(super) view: &'a JoinView,
     pub(super) now: Timestamp,
     pub(super) from: SocketAddr,
 }
 
-impl Occasion<'_> {
+impl JoinContext<'_> {
     /// Everything that a granted join changes, with the events that tell of it.
     pub(super) fn accepted(&self, accepted: &Accepted) -> Commit {
         let Accepted { grant, certified, .. } = accepted;
@@ -33,29 +33,61 @@ impl Occasion<'_> {
         let instance_key = token.instance(grant.step.instance).key();
         let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
         token.status.bound_keypair = grant.status.clone();
-        let issued = certified.outputs.iter().chain([&certified.identity]).map(|issued| IssuedRecord {
-            serial: issued.serial.clone(),
-            token: name.clone(),
-            bot: bot.clone(),
-            instance: instance.clone(),
-            not_after: issued.not_after,
-        });
+        let issued = certified.outputs.iter().chain([&certified.identity]);
+        let issued: Vec<_> = issued
+            .map(|issued| IssuedRecord {
+                serial: issued.serial.clone(),
+                token: name.clone(),
+                bot: bot.clone(),
+                instance: instance.clone(),
+                not_after: issued.not_after,
+            })
+            .collect();
         let known = self.view.instances.iter().find(|stored| stored.resource.metadata.name == instance);
         let record = self.instance(accepted, known.map(|stored| stored.resource.clone()));
+        let mut changes = vec![Change {
+            key: instance_key,
+            expected: known.map(|stored| stored.revision),
+            to: Some(Resource::Instance(record)),
+        }];
+        let (token_key, revision) = (Key::new(Kind::Token, name.clone()), self.view.token.revision);
+        let mut expects = vec![];
+        // A join that leaves the token as it is does not make another revision of it: challenges that are under way stay good.
+        if token == self.view.token.resource {
+            expects.push((token_key, revision));
+        } else {
+            changes.push(Change { key: token_key, expected: Some(revision), to: Some(Resource::Token(token)) });
+        }
+        let mut events = self.events(accepted);
+        if grant.by_code {
+            for lock in self.view.locks.iter().filter(|lock| self.is_own_lock(&lock.resource)) {
+                events.push(self.lock_removed(&lock.resource, grant));
+                let key = Key::new(Kind::Lock, &lock.resource.metadata.name);
+                changes.push(Change { key, expected: Some(lock.revision), to: None });
+            }
+        }
         Commit {
             policy: Some(self.view.policy),
-            keep_issued: accepted.outstanding.keep(1 + certified.outputs.len()),
-            issued: issued.collect(),
-            changes: vec![
-                Change {
-                    key: Key::new(Kind::Token, name.clone()),
-                    expected: Some(self.view.token.revision),
-                    to: Some(Resource::Token(token)),
-                },
-                Change { key: instance_key, expected: known.map(|stored| stored.revision), to: Some(Resource::Instance(record)) },
-            ],
-            events: self.events(accepted),
+            expects,
+            changes,
+            supersedes: grant.by_code.then_some(name),
+            keep_issued: accepted.outstanding.keep(issued.len()),
+            issued,
+            events,
         }
+    }
+
+    /// Whether the server made the lock itself, on the token.
+    fn is_own_lock(&self, lock: &Lock) -> bool {
+        lock.is_own_of(&self.view.token.resource.metadata.name)
+    }
+
+    fn lock_removed(&self, lock: &Lock, grant: &Grant) -> Event {
+        let event = Event {
+            reason: Some("the device with the recovery code came back".into()),
+            ..self.of_grant(EventKind::LockRemoved, grant)
+        };
+        event.with("lock", lock.metadata.name.as_str()).with("automatic", true)
     }
 
     /// The record of the instance after this join; a new one where there was none.
@@ -88,7 +120,7 @@ impl Occasion<'_> {
             remote_addr: Some(self.from.to_string()),
         };
         record.status.note(authentication, request.heartbeat.clone());
-        record.status.last_step = insecure.then(|| grant.instance_step());
+        record.status.last_step = insecure.then(|| grant.instance_step(&accepted.verified));
         record
     }
 
@@ -132,7 +164,8 @@ impl Occasion<'_> {
             events.push(rotated.with("previous_key", old.to_string()).with("new_key", new));
         }
         if let Some(used) = grant.exemption {
-            events.push(self.of_grant(EventKind::ExemptionUsed, grant).with("ended", used.ended));
+            let event = self.of_grant(EventKind::ExemptionUsed, grant).with("paid", used.paid).with("ended", used.ended);
+            events.push(event.with("by_code", grant.by_code));
         }
         events
     }

@@ -6,6 +6,7 @@
 mod certify;
 mod commit;
 mod outstanding;
+mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,20 +14,24 @@ use std::sync::Arc;
 use axum::body::Bytes;
 
 use super::ca::{Authority, CurrentAuthority};
-use super::resource::{Key, Kind, Lock, LockTarget, Resource};
+use super::pace::{Paces, Payer};
+use super::resource::{Key, Kind, Resource};
 use super::revocation::RevocationList;
 use super::store::{Change, Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
 use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest};
-use crate::join::server::challenge::{self, Challenge, SealingKey};
-use crate::join::server::decision::{self, Fresh, Grant, Refusal};
-use crate::join::server::record::{LastStep, rotation_due};
-use crate::join::server::request::{self, Context, Verified};
-use crate::join::{Claims, Id, Jws, Problem, ProblemType, RecoveryMode, Thumbprint};
+use crate::join::server::challenge::{Challenge, SealingKey};
+use crate::join::server::decision::{self, Fresh, Grant, Refusal, pace};
+use crate::join::server::request::{self, Cluster, Opened, Verified};
+use crate::join::{Claims, Id, Jws, Problem, ProblemType, Thumbprint};
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
 use certify::Certified;
-use commit::Occasion;
+use commit::JoinContext;
 use outstanding::Outstanding;
+use view::ViewParts;
+
+/// Times that one request is judged: each time another join of the token came between, of which the pace lets no more through.
+const MOST_TRIES: u64 = pace::BURST + 2;
 
 /// Everything a join needs, shared by all connections.
 pub struct Joins {
@@ -50,40 +55,53 @@ pub struct Joins {
     pub ssh_revocation: RevocationList,
     /// Bounds what strangers can make the audit log grow by.
     pub throttle: Throttle,
+    /// The paces of replays, and of hosts that share a key.
+    pub paces: Paces,
 }
 
 impl Joins {
     /// Answers a request for a challenge. Writes nothing.
     pub fn challenge(&self, request: &ChallengeRequest) -> Result<ChallengeAnswer, Problem> {
         let now = self.clock.now();
-        let view = self.view(&request.token, None, now)?;
-        let (spec, status) = (&view.token.resource.spec.bound_keypair, &view.token.resource.status.bound_keypair);
-        let rotate = rotation_due(spec, status, now);
-        let expires = now.plus(challenge::LIFETIME);
-        let sealed = Challenge { revision: view.token.revision, rotate, expires };
-        let key = status.bound_public_key.as_ref().or(spec.onboarding.initial_public_key.as_ref());
+        let view = self.view(&request.token, request.instance, now)?;
+        let parts = ViewParts::new(&view, now);
+        let token = parts.token(&view);
+        let challenge = Challenge::new(&token, request.instance, now);
+        let key = token.status.bound_public_key.as_ref().or(token.spec.onboarding.initial_public_key.as_ref());
         Ok(ChallengeAnswer {
-            challenge: self.sealing.seal(&request.token, sealed, &*self.random)?,
+            challenge: self.sealing.seal(token.name, token.epoch, challenge, &*self.random)?,
             key: key.map(|key| Thumbprint::of(&key.0)),
             incarnation: incarnation(&view)?,
-            rotate,
+            rotate: challenge.rotate,
             algorithms: algorithms(),
-            expires,
+            expires: challenge.expires,
             time: now,
         })
     }
 
     /// Answers a join.
+    ///
+    /// Where what it was decided on changes before the commit, it is judged again on what is there then: neither a grant nor a lock is
+    /// lost to somebody who writes faster.
     pub fn join(&self, jws: &Jws, from: SocketAddr) -> Result<JoinAnswer, Problem> {
         let request = request::peek(jws)?;
-        let now = self.clock.now();
         let named = request::shown_certificate(&request).and_then(|der| Authority::named_instance(&der));
-        let view = self.view(&request.token, named, now)?;
-        let occasion = Occasion { view: &view, now, from };
-        match self.decide(jws, &view, now) {
-            Ok(accepted) => self.accept(accepted, occasion),
-            Err(refused) => Err(self.refuse(refused, occasion)),
+        let mut paid = None;
+        for _ in 0..MOST_TRIES {
+            let now = self.clock.now();
+            let view = self.view(&request.token, named, now)?;
+            let context = JoinContext { view: &view, now, from };
+            let done = match self.decide(jws, &context, &mut paid) {
+                Ok(accepted) => self.accept(accepted, context),
+                Err(refused) => self.refuse(refused, context).map_or_else(Err, |problem| Err(Failure::Problem(problem))),
+            };
+            match done {
+                Err(Failure::Conflict) => {}
+                Err(Failure::Problem(problem)) => return Err(problem),
+                Ok(answer) => return Ok(answer),
+            }
         }
+        Err(ProblemType::ChallengeStale.into())
     }
 
     /// The certificates of the CAs that count, PEM.
@@ -102,62 +120,72 @@ impl Joins {
     }
 
     fn view(&self, token: &str, instance: Option<Id>, now: Timestamp) -> Result<JoinView, Problem> {
-        let view = self.store.join_view(token, instance)?.filter(|view| !view.token.resource.metadata.expired(now));
+        let view = self.store.join_view(token, instance).map_err(|e| failed(&e))?;
+        let view = view.filter(|view| !view.token.resource.metadata.expired(now));
         view.ok_or_else(|| Problem::new(ProblemType::NotFound, "no such token, or it has expired"))
     }
 
-    fn decide(&self, jws: &Jws, view: &JoinView, now: Timestamp) -> Result<Accepted, Refused> {
-        let token = &view.token.resource;
-        let (spec, status) = (&token.spec.bound_keypair, &token.status.bound_keypair);
-        let name = &token.metadata.name;
-        let challenge = self.sealing.open(name, &request::challenge_of(jws)?, now)?;
-        if challenge.revision != view.token.revision {
-            return Err(Problem::from(ProblemType::ChallengeStale).into());
-        }
+    /// `paid`: whose pace this join has spent already.
+    fn decide(&self, jws: &Jws, context: &JoinContext<'_>, paid: &mut Option<Payer>) -> Result<Accepted, Refused> {
+        let JoinContext { view, now, .. } = *context;
+        let parts = ViewParts::new(view, now);
+        let token = parts.token(view);
         let authority = self.authority.now();
-        let context = Context {
-            cluster: &self.cluster,
-            token: name,
-            for_bot: token.is_for_bot(),
-            spec,
-            status,
-            challenge,
+        let cluster = Cluster {
+            name: &self.cluster,
             join_state_keys: authority.join_state_keys(),
             server_names: &self.server_names,
             certificate: &|der| authority.identity(der),
         };
-        let (request, verified) = request::verify(jws, &context)?;
-        let instance = instance_shown(&verified, view);
-        let locks = locks_in_force(view, instance.map(|(id, _)| id), now);
+        let (request, verified) = Opened::open(jws, &self.sealing, &cluster, token, now)?.verify()?;
         let (not_after, ttl_warning) = self.allowed_end(request.ttl, view, now)?;
-        let outstanding = Outstanding::new(self.store.outstanding(name, now)?, spec.recovery.mode);
+        let outstanding =
+            Outstanding::new(self.store.outstanding(token.name, now).map_err(|e| failed(&e))?, token.spec.recovery.mode);
         let not_after = outstanding.identity_end(now, not_after);
         let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after };
-        let about = decision::Token { for_bot: token.is_for_bot(), spec, status, instance };
-        let grant = decision::decide(about, &locks, &verified, fresh)
-            .map_err(|refusal| Refused { refusal, verified: Some(verified.clone()) })?;
-        let certified = self.certify(&request, &grant, view, outstanding, now);
-        match certified {
-            Ok(certified) => Ok(Accepted { request, verified, grant, certified, outstanding, ttl_warning }),
-            Err(problem) => Err(Refused { refusal: problem.into(), verified: Some(verified) }),
+        let decided = decision::decide(&token, &verified, fresh).and_then(|grant| {
+            let issued = self.issue_for(&request, grant, context, outstanding, paid);
+            issued.map_err(|problem| Refusal { key_proven: true, ..problem.into() })
+        });
+        match decided {
+            Ok((grant, certified, claims)) => {
+                Ok(Accepted { request, verified, grant, certified, claims, outstanding, ttl_warning })
+            }
+            Err(refusal) => Err(Refused { refusal, verified: Some(verified) }),
         }
     }
 
-    fn accept(&self, accepted: Accepted, occasion: Occasion<'_>) -> Result<JoinAnswer, Problem> {
-        let (view, now, grant) = (occasion.view, occasion.now, &accepted.grant);
+    /// What a grant brings: certificates and join state, where the pace allows it.
+    fn issue_for(
+        &self,
+        request: &JoinRequest,
+        grant: Grant,
+        context: &JoinContext<'_>,
+        outstanding: Outstanding,
+        paid: &mut Option<Payer>,
+    ) -> Result<(Grant, Certified, Claims), Problem> {
+        let JoinContext { view, now, from } = *context;
+        let token = &view.token.resource;
+        self.spend(Payer::of(token, &grant, from), paid, now)?;
+        let certified = self.certify(request, &grant, view, outstanding, now)?;
+        let claims = grant.claims(&self.cluster, &token.metadata.name, token.is_for_bot(), incarnation(view)?);
+        Ok((grant, certified, claims))
+    }
+
+    fn spend(&self, payer: Option<Payer>, paid: &mut Option<Payer>, now: Timestamp) -> Result<(), Problem> {
+        if payer != *paid {
+            if let Some(payer) = payer.clone() {
+                self.paces.spend(payer, now)?;
+            }
+            *paid = payer;
+        }
+        Ok(())
+    }
+
+    fn accept(&self, accepted: Accepted, context: JoinContext<'_>) -> Result<JoinAnswer, Failure> {
+        let (view, now, grant) = (context.view, context.now, &accepted.grant);
         let name = &view.token.resource.metadata.name;
-        let inc = incarnation(view)?;
-        let claims = Claims {
-            iss: self.cluster.clone(),
-            sub: name.clone(),
-            inc,
-            step: grant.step,
-            host: !view.token.resource.is_for_bot(),
-            jkt: Thumbprint::of(&grant.key),
-            jti: grant.attempt,
-            iat_ms: grant.issued_at_ms,
-        };
-        let join_state = self.authority.now().sign_join_state(&claims).map_err(|e| no_key(&e))?;
+        let join_state = self.authority.now().sign_join_state(&accepted.claims).map_err(|e| no_key(&e))?;
         let recoveries = grant.status.recoveries(&view.token.resource.spec.bound_keypair);
         let mut warnings: Vec<_> = accepted.ttl_warning.iter().chain(&accepted.certified.warnings).cloned().collect();
         warnings.extend(accepted.outstanding.warning());
@@ -167,13 +195,13 @@ impl Joins {
                 if left == 1 { "one recovery is" } else { "no recovery is" }
             ));
         }
-        self.store.commit(occasion.accepted(&accepted))?;
-        let Accepted { request, grant, certified, .. } = accepted;
+        self.store.commit(context.accepted(&accepted))?;
+        let Accepted { request, grant, certified, claims, .. } = accepted;
         let lacking = self.authority.now().set().bundles_after(request.bundle);
         Ok(JoinAnswer {
             kind: grant.kind,
             cluster: self.cluster.clone(),
-            incarnation: inc,
+            incarnation: claims.inc,
             step: grant.step,
             key: claims.jkt,
             join_state,
@@ -187,44 +215,34 @@ impl Joins {
     }
 
     /// Writes down a refusal, and the lock that it calls for; returns what the device is told.
-    fn refuse(&self, refused: Refused, occasion: Occasion<'_>) -> Problem {
-        let Refusal { problem, lock, caught } = &refused.refusal;
-        // Stale challenges and failures of our own tell nothing about the device; it tries again.
-        if matches!(problem.kind, ProblemType::ChallengeStale | ProblemType::ServerError) {
-            return refused.refusal.problem;
+    fn refuse(&self, refused: Refused, context: JoinContext<'_>) -> Result<Problem, Failure> {
+        let Refusal { problem, lock, key_proven } = &refused.refusal;
+        // A failure of our own tells nothing about the device, which tries again.
+        if problem.kind == ProblemType::ServerError {
+            return Ok(refused.refusal.problem);
         }
-        let mut event = occasion.refused(&refused);
+        let mut event = context.refused(&refused);
         let mut commit = Commit::default();
         if let Some(why) = lock {
-            let id = match Id::random(&*self.random) {
-                Ok(id) => id,
-                Err(e) => return failed(&e),
-            };
-            let (change, locked) = occasion.lock(why, id);
+            let (change, locked) = context.lock(why, Id::random(&*self.random)?);
             // The token is written too, so that a join that runs beside this one does not hold.
-            let mut token = occasion.view.token.clone();
-            if let Some(key) = caught {
-                token.resource.status.bound_keypair.catch(*key);
-            }
+            let token = context.view.token.clone();
             let key = Key::new(Kind::Token, &token.resource.metadata.name);
             let token = Change { key, expected: Some(token.revision), to: Some(Resource::Token(token.resource)) };
-            commit.policy = Some(occasion.view.policy);
+            commit.policy = Some(context.view.policy);
             commit.changes = vec![token, change];
             commit.events = vec![locked];
         } else {
-            let token = &occasion.view.token.resource.metadata.name;
-            let proven = (refused.verified.is_some() && !is_of_stranger(problem.kind)).then_some(token.as_str());
-            match self.throttle.admit(proven, &event, occasion.now) {
-                None => return refused.refusal.problem,
+            let token = &context.view.token.resource.metadata.name;
+            match self.throttle.admit(key_proven.then_some(token.as_str()), &event, context.now) {
+                None => return Ok(refused.refusal.problem),
                 Some(0) => {}
                 Some(unwritten) => event = event.with("refusals_not_written", unwritten),
             }
         }
         commit.events.insert(0, event);
-        match self.store.commit(commit) {
-            Ok(()) => refused.refusal.problem,
-            Err(e) => e.into(),
-        }
+        self.store.commit(commit)?;
+        Ok(refused.refusal.problem)
     }
 }
 
@@ -235,6 +253,7 @@ struct Accepted {
     grant: Grant,
     certified: Certified,
     outstanding: Outstanding,
+    claims: Claims,
     ttl_warning: Option<String>,
 }
 
@@ -250,12 +269,26 @@ impl<T: Into<Problem>> From<T> for Refused {
     }
 }
 
-impl From<StoreError> for Problem {
+/// Why a decided join did not come about.
+enum Failure {
+    /// What it was decided on has changed meanwhile: it is to be judged again.
+    Conflict,
+    /// What the device is told.
+    Problem(Problem),
+}
+
+impl From<StoreError> for Failure {
     fn from(e: StoreError) -> Self {
         match e {
-            StoreError::Conflict(_) => ProblemType::ChallengeStale.into(),
-            StoreError::Failed(_) => failed(&e),
+            StoreError::Conflict(_) => Self::Conflict,
+            StoreError::Failed(_) => Self::Problem(failed(&e)),
         }
+    }
+}
+
+impl<T: Into<Problem>> From<T> for Failure {
+    fn from(problem: T) -> Self {
+        Self::Problem(problem.into())
     }
 }
 
@@ -263,11 +296,6 @@ impl From<NoRandomness> for Problem {
     fn from(e: NoRandomness) -> Self {
         failed(&e)
     }
-}
-
-/// Whether a refusal came before any key of the token was proven.
-fn is_of_stranger(kind: ProblemType) -> bool {
-    matches!(kind, ProblemType::KeyNotProven | ProblemType::RegistrationRefused | ProblemType::TokenUnusable)
 }
 
 /// A failure of our own: the cause goes to the log, not to the peer.
@@ -280,25 +308,6 @@ fn failed(cause: &impl std::fmt::Display) -> Problem {
 fn no_key(e: &boundkey_hal::Error) -> Problem {
     log::error!("CA key: {e}\n{}", super::ca::advice(e.kind()));
     Problem::new(ProblemType::ServerError, "the key store of the server's CA does not sign now; nothing was consumed")
-}
-
-/// The instance whose certificate was shown, and its last step: kept in mode `insecure` alone.
-fn instance_shown<'a>(verified: &Verified, view: &'a JoinView) -> Option<(Id, &'a LastStep)> {
-    let id = verified.certificate.as_ref()?.holder.step.instance;
-    let stored = view.instances.iter().find(|stored| stored.resource.metadata.name == id.to_string())?;
-    let insecure = view.token.resource.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure;
-    Some((id, stored.resource.status.last_step.as_ref().filter(|_| insecure)?))
-}
-
-/// Messages of the locks on token, bot and instance: the one that goes on by itself, else the one of the last recovery.
-fn locks_in_force(view: &JoinView, instance: Option<Id>, now: Timestamp) -> Vec<String> {
-    let bound = view.token.resource.status.bound_keypair.step().map(|step| step.instance);
-    let instance = instance.or(bound).map(|id| view.token.resource.instance(id));
-    let meant = |lock: &&Lock| match &lock.spec.target {
-        target @ (LockTarget::BotInstance(_) | LockTarget::Host(_)) => Some(target) == instance.as_ref(),
-        LockTarget::Bot(_) | LockTarget::Token(_) => true,
-    };
-    view.locks.iter().filter(|lock| lock.in_force(now)).filter(meant).map(|lock| lock.spec.message.clone()).collect()
 }
 
 fn incarnation(view: &JoinView) -> Result<Id, Problem> {

@@ -1,4 +1,4 @@
-//! Exemptions: one step that brings a device back, and that ends by itself.
+//! Exemptions: one step that brings a device back, and that ends by itself. Each orders a new key too.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use super::fault::{Fault, insist, refused};
 use super::message::{CancelExemption, Exempt, Exempted};
 use super::{Operator, Who, event};
 use crate::auth::audit::{Event, EventKind, MAX_TEXT};
-use crate::auth::resource::{Key, Kind, Lock, LockTarget, Resource, Token};
-use crate::auth::store::{Change, Commit, StoreError};
-use crate::join::ProblemType;
+use crate::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, Token};
+use crate::auth::store::{Change, Commit, StoreError, Stored};
 use crate::join::server::record::Exemption;
+use crate::join::{Id, ProblemType, RecoveryMode};
 use crate::time::Timestamp;
 
 impl Operator {
@@ -20,39 +20,67 @@ impl Operator {
         if call.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT) {
             return refused(ProblemType::BadRequest, format!("the reason is longer than {MAX_TEXT} bytes"));
         }
-        let Exempt { token: name, recoveries, seconds, key, reason } = call;
         insist(|| {
             let now = self.clock.now();
-            let Some(view) = self.store.join_view(&name, None)? else {
+            let name = &call.token;
+            let Some(view) = self.store.join_view(name, None)? else {
                 return refused(ProblemType::NotFound, format!("there is no token/{name}"));
             };
-            let expires = now.plus(Duration::from_secs(seconds));
-            let exemption = Exemption { recoveries, waive_join_state: true, expires, key: key.clone(), reason: reason.clone() };
-            let own = LockTarget::Token(name.clone());
-            let (automatic, others): (Vec<Lock>, Vec<Lock>) =
-                view.locks.into_iter().partition(|lock| lock.spec.automatic && lock.spec.target == own);
-
+            let mut token = view.token.resource;
+            check_code(&call, &token)?;
+            let exemption = Exemption {
+                recoveries: call.recoveries,
+                waive_join_state: true,
+                expires: now.plus(Duration::from_secs(call.seconds)),
+                key: call.key.clone(),
+                reason: call.reason.clone(),
+            };
+            let mut granted = told(event(now, EventKind::ExemptionGranted, &Resource::Token(token.clone()), who), &exemption);
+            granted.reason.clone_from(&call.reason);
             // Under the same policy: a lock that appears meanwhile is looked at too.
             let mut commit = Commit { policy: Some(view.policy), ..Commit::default() };
-            let mut lifted = Vec::with_capacity(automatic.len());
-            for lock in automatic {
-                let key = Key::new(Kind::Lock, &lock.metadata.name);
-                let expected = self.store.get(&key)?.map(|stored| stored.revision);
-                commit.changes.push(Change { key: key.clone(), expected, to: None });
-                commit.events.push(event(now, EventKind::LockRemoved, &Resource::Lock(lock), who));
-                lifted.push(key);
-            }
-            let mut token = view.token.resource;
-            let mut granted = told(event(now, EventKind::ExemptionGranted, &Resource::Token(token.clone()), who), &exemption);
-            granted.reason.clone_from(&reason);
+            let (own, others): (Vec<_>, Vec<_>) = view.locks.into_iter().partition(|lock| lock.resource.is_own_of(name));
+            let lifted = if call.key.is_some() {
+                // The device that the code names takes the locks away when it comes.
+                self.keep_locked(&own, &token, &mut commit, who, now)?;
+                vec![]
+            } else {
+                lift(own, &mut commit, who, now)
+            };
             commit.events.push(granted);
+            order_rotation(&mut token, now);
             token.status.bound_keypair.exemption = Some(exemption.clone());
             commit.changes.push(change(token, view.token.revision));
             self.store.commit(commit)?;
-            let remaining =
-                others.into_iter().filter(|lock| lock.in_force(now)).map(|lock| Key::new(Kind::Lock, lock.metadata.name));
-            Ok(Exempted { exemption, lifted, remaining: remaining.collect() })
+            let remaining = others.into_iter().map(|stored| stored.resource).filter(|lock| lock.in_force(now));
+            let remaining = remaining.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect();
+            Ok(Exempted { exemption, lifted, remaining })
         })
+    }
+
+    /// Sees to it that the token is locked until the device comes that a recovery code names.
+    fn keep_locked(
+        &self,
+        own: &[Stored<Lock>],
+        token: &Token,
+        commit: &mut Commit,
+        who: Who,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        if own.iter().any(|lock| lock.resource.in_force(now)) {
+            return Ok(());
+        }
+        let name = &token.metadata.name;
+        let spec = LockSpec {
+            target: LockTarget::Token(name.clone()),
+            message: format!("token {name} is locked until the device with the recovery code comes back"),
+            expires: None,
+            automatic: true,
+        };
+        let lock = Resource::Lock(Lock { metadata: Metadata::named(Id::random(&*self.random)?.to_string()), spec });
+        commit.events.push(event(now, EventKind::LockCreated, &lock, who));
+        commit.changes.push(Change { key: lock.key(), expected: None, to: Some(lock) });
+        Ok(())
     }
 
     pub(super) fn cancel_exemption(
@@ -98,11 +126,51 @@ impl Operator {
     }
 }
 
+/// A recovery code is for a device that is bound, and for a token that no hosts share.
+fn check_code(call: &Exempt, token: &Token) -> Result<(), Fault> {
+    let name = &token.metadata.name;
+    if call.key.is_some() && token.status.bound_keypair.bound_public_key.is_none() {
+        let why = format!("token/{name} is not bound to a device: a recovery code has nothing to replace; let the device join");
+        return refused(ProblemType::BadRequest, why);
+    }
+    if call.key.is_some() && token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure {
+        let why = format!(
+            "token/{name} is in recovery mode insecure, where many hosts may share its key: set the mode to standard or relaxed first"
+        );
+        return refused(ProblemType::BadRequest, why);
+    }
+    Ok(())
+}
+
+/// Takes the server's own locks on the token away; returns which.
+fn lift(own: Vec<Stored<Lock>>, commit: &mut Commit, who: Who, now: Timestamp) -> Vec<Key> {
+    let mut lifted = Vec::with_capacity(own.len());
+    for Stored { resource, revision } in own {
+        let lock = Resource::Lock(resource);
+        let key = lock.key();
+        commit.changes.push(Change { key: key.clone(), expected: Some(revision), to: None });
+        commit.events.push(event(now, EventKind::LockRemoved, &lock, who));
+        lifted.push(key);
+    }
+    lifted
+}
+
+/// A key that two may hold is to be replaced. In mode `insecure` hosts share the key on purpose, and may not be able to make another.
+fn order_rotation(token: &mut Token, now: Timestamp) {
+    if token.spec.bound_keypair.recovery.mode != RecoveryMode::Insecure {
+        token.spec.bound_keypair.rotate_after = Some(now);
+    }
+}
+
 fn change(token: Token, revision: u64) -> Change {
     let to = Resource::Token(token);
     Change { key: to.key(), expected: Some(revision), to: Some(to) }
 }
 
 fn told(event: Event, exemption: &Exemption) -> Event {
-    event.with("recoveries", exemption.recoveries).with("expires", exemption.expires.to_string())
+    let event = event.with("recoveries", exemption.recoveries).with("expires", exemption.expires.to_string());
+    match &exemption.key {
+        Some(code) => event.with("recovery_code", code.to_string()),
+        None => event,
+    }
 }

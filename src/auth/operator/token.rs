@@ -84,7 +84,8 @@ impl Operator {
             self.store.commit(updated(vec![(token, revision)], "reset", who, now))?;
             // Not those on the instance: the next one is another.
             let on_token = |lock: &Lock| !matches!(lock.spec.target, LockTarget::BotInstance(_) | LockTarget::Host(_));
-            let locks = view.locks.into_iter().filter(|lock| lock.in_force(now) && on_token(lock));
+            let locks = view.locks.into_iter().map(|stored| stored.resource);
+            let locks = locks.filter(|lock| lock.in_force(now) && on_token(lock));
             Ok(Unbound { locks: locks.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect() })
         })
     }

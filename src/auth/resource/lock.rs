@@ -129,6 +129,11 @@ impl Lock {
         Ok(())
     }
 
+    /// Whether the server made it itself, on the token of this name.
+    pub fn is_own_of(&self, token: &str) -> bool {
+        self.spec.automatic && matches!(&self.spec.target, LockTarget::Token(name) if name == token)
+    }
+
     /// When it ends by itself.
     pub fn ends(&self) -> Option<Timestamp> {
         [self.spec.expires, self.metadata.expires].into_iter().flatten().min()

@@ -34,11 +34,13 @@ pub struct JoinView {
     /// The roles of the bot, or of the token for a host, that exist.
     pub roles: Vec<Role>,
     /// Locks on token, bot and these instances, also those that have ended.
-    pub locks: Vec<Lock>,
+    pub locks: Vec<Stored<Lock>>,
     /// The bound instance and the one that the device names, whose records have not ended.
     pub instances: Vec<Stored<Instance>>,
     /// The policy revision: another at every change of a bot, role or lock.
     pub policy: u64,
+    /// The epoch of the database: another each time that it is opened, and so after every restore.
+    pub epoch: Id,
 }
 
 /// One change of a resource.
@@ -95,8 +97,12 @@ pub struct Revoked {
 pub struct Commit {
     /// The policy revision that this was decided under; `None`: whatever it is.
     pub policy: Option<u64>,
+    /// Resources that are not changed, and the revisions that they were read at.
+    pub expects: Vec<(Key, u64)>,
     /// Changes of resources.
     pub changes: Vec<Change>,
+    /// The token whose certificates issued so far stay revoked from now on, whatever becomes of its locks.
+    pub supersedes: Option<String>,
     /// Certificates issued.
     pub issued: Vec<IssuedRecord>,
     /// At most so many certificates stay known of the token of [`Self::issued`]: those that end last. `None`: all of them.

@@ -42,7 +42,7 @@ impl<'a> Start<'a> {
 
     /// What to send to [`crate::join::message::CHALLENGE_PATH`].
     pub fn request(&self) -> ChallengeRequest {
-        ChallengeRequest { token: self.token.into() }
+        ChallengeRequest { token: self.token.into(), instance: self.memory.step.map(|step| step.instance) }
     }
 
     /// Picks the key to prove.

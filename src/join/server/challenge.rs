@@ -1,13 +1,17 @@
 //! Challenges: stateless, sealed with a key that only the servers of a cluster have, good once.
 //!
-//! A challenge names the token's revision. Every join that succeeds makes another revision, so that a challenge cannot serve
-//! twice, on any replica, without a table of nonces.
+//! A challenge names the token's revision. Every join that makes a step makes another revision, so that a challenge cannot serve
+//! twice, on any replica, without a table of nonces. It also tells which step was current when it was made. A request that arrives
+//! too late is refused; the decision then knows whether the device could have been in step when it asked, and excuses an honest
+//! device without any memory of the challenge on the server.
 
 use std::time::Duration;
 
 use ring::hmac;
 
-use crate::join::{Problem, ProblemType, base64url};
+use super::record::rotation_due;
+use super::view::{Anchor, StepTag, TokenView};
+use crate::join::{Id, Problem, ProblemType, base64url};
 use crate::time::{NoRandomness, Random, Timestamp};
 
 /// How long a challenge holds.
@@ -15,20 +19,28 @@ pub const LIFETIME: Duration = Duration::from_secs(60);
 /// How far apart the clocks of a cluster's servers may be.
 pub const LEEWAY: Duration = Duration::from_secs(60);
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const TAG: usize = 32;
-/// Version, rotate, revision, expiry and random bits.
-const BODY: usize = 1 + 1 + 8 + 8 + 8;
+/// Version, rotate, revision, expiry, time and tag of the current step, and random bits.
+const BODY: usize = 1 + 1 + 8 + 8 + 8 + StepTag::LENGTH + 8;
 
-/// What a challenge promises.
+/// What a challenge promises, and what was current when it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Challenge {
-    /// Revision of the token when it was made.
-    pub revision: u64,
     /// Whether the join must bring a new key.
     pub rotate: bool,
     /// Its end.
     pub expires: Timestamp,
+    /// The revision and the step that the join starts from.
+    pub anchor: Anchor,
+}
+
+impl Challenge {
+    /// A challenge for a join with `token`, by a device that names `instance`, at `now`.
+    pub fn new(token: &TokenView<'_>, instance: Option<Id>, now: Timestamp) -> Self {
+        let rotate = rotation_due(token.spec, token.status, now) || token.pending_code(now).is_some();
+        Self { rotate, expires: now.plus(LIFETIME), anchor: token.anchor(instance) }
+    }
 }
 
 /// The key that seals challenges.
@@ -40,37 +52,41 @@ impl SealingKey {
         Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
     }
 
-    /// The text to sign over.
-    pub fn seal(&self, token: &str, challenge: Challenge, random: &dyn Random) -> Result<String, NoRandomness> {
+    /// The text to sign over. It holds in this `epoch` of the database alone.
+    pub fn seal(&self, token: &str, epoch: Id, challenge: Challenge, random: &dyn Random) -> Result<String, NoRandomness> {
         let mut sealed = vec![VERSION, u8::from(challenge.rotate)];
-        sealed.extend(challenge.revision.to_be_bytes());
+        sealed.extend(challenge.anchor.revision.to_be_bytes());
         sealed.extend(challenge.expires.millis().to_be_bytes());
+        sealed.extend(challenge.anchor.step_ms.to_be_bytes());
+        sealed.extend(challenge.anchor.tag.as_bytes());
         let mut salt = [0; 8];
         random.fill(&mut salt)?;
         sealed.extend(salt);
-        sealed.extend(hmac::sign(&self.0, &authenticated(&sealed, token)).as_ref());
+        sealed.extend(hmac::sign(&self.0, &authenticated(&sealed, epoch, token)).as_ref());
         Ok(base64url::encode(sealed))
     }
 
-    /// What a challenge for `token` promised, if it is ours and holds at `now`.
-    pub fn open(&self, token: &str, text: &str, now: Timestamp) -> Result<Challenge, Problem> {
+    /// What a challenge for `token` promised, if it is ours, of this `epoch`, and holds at `now`.
+    pub fn open(&self, token: &str, epoch: Id, text: &str, now: Timestamp) -> Result<Challenge, Problem> {
         let expired = || Problem::from(ProblemType::ChallengeExpired);
         let sealed = base64url::decode(text).map_err(|_| expired())?;
         if sealed.len() != BODY + TAG || sealed[0] != VERSION {
             return Err(expired());
         }
         let (body, tag) = sealed.split_at(BODY);
-        hmac::verify(&self.0, &authenticated(body, token), tag).map_err(|_| expired())?;
+        hmac::verify(&self.0, &authenticated(body, epoch, token), tag).map_err(|_| expired())?;
         let number = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| body[at + i]));
-        let challenge = Challenge { rotate: body[1] == 1, revision: number(2), expires: Timestamp::from_millis(number(10)) };
+        let anchor =
+            Anchor { revision: number(2), step_ms: number(18), tag: StepTag::from_bytes(std::array::from_fn(|i| body[26 + i])) };
+        let challenge = Challenge { rotate: body[1] == 1, expires: Timestamp::from_millis(number(10)), anchor };
         // Too far ahead: made by a clock that has been set back since.
         let too_early = challenge.expires > now.plus(LIFETIME).plus(LEEWAY);
         if too_early || challenge.expires < now { Err(expired()) } else { Ok(challenge) }
     }
 }
 
-fn authenticated(body: &[u8], token: &str) -> Vec<u8> {
-    [body, token.as_bytes()].concat()
+fn authenticated(body: &[u8], epoch: Id, token: &str) -> Vec<u8> {
+    [body, &epoch.0, token.as_bytes()].concat()
 }
 
 #[cfg(test)]
@@ -79,22 +95,25 @@ mod tests {
     use crate::time::System;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+    const EPOCH: Id = Id([1; 16]);
 
     #[test]
-    fn holds_for_its_token_and_time_only() {
+    fn holds_for_its_token_epoch_and_time_only() {
         let key = SealingKey::new(&[7; 32]);
-        let challenge = Challenge { revision: 41, rotate: true, expires: NOW.plus(LIFETIME) };
-        let text = key.seal("a", challenge, &System).unwrap();
-        assert_ne!(text, key.seal("a", challenge, &System).unwrap(), "two challenges differ");
-        assert_eq!(key.open("a", &text, NOW), Ok(challenge));
-        assert!(key.open("b", &text, NOW).is_err());
-        assert!(SealingKey::new(&[8; 32]).open("a", &text, NOW).is_err());
-        assert!(key.open("a", &text, NOW.plus(Duration::from_secs(600))).is_err(), "ten minutes later");
-        assert!(key.open("a", &text, NOW.minus(Duration::from_secs(100))).is_err(), "clock set back");
+        let anchor = Anchor { revision: 41, step_ms: 1_799_999_999_123, tag: StepTag::from_bytes([5; 8]) };
+        let challenge = Challenge { rotate: true, expires: NOW.plus(LIFETIME), anchor };
+        let text = key.seal("a", EPOCH, challenge, &System).unwrap();
+        assert_ne!(text, key.seal("a", EPOCH, challenge, &System).unwrap(), "two challenges differ");
+        assert_eq!(key.open("a", EPOCH, &text, NOW), Ok(challenge));
+        assert!(key.open("b", EPOCH, &text, NOW).is_err());
+        assert!(key.open("a", Id([2; 16]), &text, NOW).is_err(), "another epoch of the database");
+        assert!(SealingKey::new(&[8; 32]).open("a", EPOCH, &text, NOW).is_err());
+        assert!(key.open("a", EPOCH, &text, NOW.plus(Duration::from_secs(600))).is_err(), "ten minutes later");
+        assert!(key.open("a", EPOCH, &text, NOW.minus(Duration::from_secs(100))).is_err(), "clock set back");
         for at in 0..text.len() {
             let mut altered = text.clone().into_bytes();
             altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
-            assert!(key.open("a", &String::from_utf8(altered).unwrap(), NOW).is_err(), "altered at {at}");
+            assert!(key.open("a", EPOCH, &String::from_utf8(altered).unwrap(), NOW).is_err(), "altered at {at}");
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::join::{Id, Recoveries, RecoveryCode, RecoveryMode, SshKey, Step, Thumbprint};
 use crate::time::Timestamp;
 
-/// Most retired or caught keys remembered.
+/// Most retired keys remembered.
 pub const MAX_RETIRED: usize = 32;
 
 /// `spec.bound_keypair`: what an operator wants.
@@ -95,10 +95,16 @@ pub struct Status {
     /// Keys bound before, the newest first; not accepted again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired_keys: Vec<Thumbprint>,
-    /// Keys that two held, each of which locked the token once, the newest first; their holders are strangers once a rotation has
-    /// retired them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub caught_keys: Vec<Thumbprint>,
+    /// The stamp of the last step that was made without a matching join state: by an exemption or a recovery code. A request whose
+    /// challenge is older than this step may have been in step when its device asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line_ms: Option<u64>,
+    /// The stamp of the last step that was made by a recovery code. A join state issued before it names no key any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusted_from_ms: Option<u64>,
+    /// Until when steps made so far use up the pace, in milliseconds since 1970 (see `decision/pace.rs`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace_ms: Option<u64>,
     /// A pending exemption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exemption: Option<Exemption>,
@@ -127,11 +133,11 @@ pub struct LastStep {
 pub struct Exemption {
     /// Recoveries still allowed by it.
     pub recoveries: u32,
-    /// Whether one join may still come without a matching join state.
+    /// Whether the next join may come without a matching join state. The first grant ends it, whatever that grant is.
     pub waive_join_state: bool,
     /// When it ends unused.
     pub expires: Timestamp,
-    /// The code of the only key that may come back by it; any holder of the token may, if absent.
+    /// The code of the only key that may come back by it. Without, whoever proves a key of the token first does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<RecoveryCode>,
     /// Why it was given.
@@ -150,14 +156,6 @@ impl Status {
     /// The bot instance, or the host, of the last recovery.
     pub fn bound_instance(&self) -> Option<Id> {
         self.bound_bot_instance_id.or(self.bound_host_id)
-    }
-
-    /// Notes that two hold `key`.
-    pub fn catch(&mut self, key: Thumbprint) {
-        if !self.caught_keys.contains(&key) {
-            self.caught_keys.insert(0, key);
-            self.caught_keys.truncate(MAX_RETIRED);
-        }
     }
 
     /// Recoveries used and allowed under `spec`.

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use boundkey_hal::PublicKey;
 
-use super::challenge::Challenge;
-use super::record::{Spec, Status};
+use super::challenge::{Challenge, SealingKey};
+use super::view::TokenView;
 use crate::join::jws::Header;
 use crate::join::message::{JOIN_PATH, JoinRequest, RenewalProof, RotationProof};
-use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, Step, Thumbprint, base64url};
+use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, RecoveryMode, Step, Thumbprint, base64url};
 use crate::text;
 use crate::time::Timestamp;
 
@@ -29,8 +29,10 @@ pub struct Verified {
     pub secret_proven: bool,
     /// The new key, proven as well.
     pub new_key: Option<PublicKey>,
-    /// Whether the challenge asked for a new key.
-    pub rotate: bool,
+    /// The challenge that it answers.
+    pub challenge: Challenge,
+    /// Whether the token, or the instance that goes on by itself, has changed since the challenge was made. Nothing is granted then.
+    pub stale: bool,
 }
 
 /// A join state as presented.
@@ -68,26 +70,25 @@ pub struct Holder {
     pub step: Step,
 }
 
-/// What the server holds a request against.
-pub struct Context<'a> {
+/// What every request is held against, whatever its token.
+pub struct Cluster<'a> {
     /// The cluster's name.
-    pub cluster: &'a str,
-    /// The token's name.
-    pub token: &'a str,
-    /// Whether the token's instances are bots (else hosts).
-    pub for_bot: bool,
-    /// The token's spec.
-    pub spec: &'a Spec,
-    /// The token's status.
-    pub status: &'a Status,
-    /// The challenge that the request names, opened.
-    pub challenge: Challenge,
+    pub name: &'a str,
     /// Keys that sign join states.
     pub join_state_keys: &'a [PublicKey],
     /// Names and addresses under which devices reach the server.
     pub server_names: &'a [String],
     /// Checks a certificate (DER) to be an identity certificate of this cluster, whatever its time.
     pub certificate: &'a dyn Fn(&[u8]) -> Result<ShownCertificate, String>,
+}
+
+/// A request whose challenge is known to be ours, and that is not yet verified.
+#[derive(Clone, Copy)]
+pub struct Opened<'a> {
+    jws: &'a Jws,
+    cluster: &'a Cluster<'a>,
+    token: TokenView<'a>,
+    challenge: Challenge,
 }
 
 /// The request inside `jws`, not yet verified: to learn which token it is about.
@@ -101,34 +102,140 @@ pub fn shown_certificate(request: &JoinRequest) -> Option<Vec<u8>> {
     certificate_in(&request.renewal.as_ref()?.header().ok()?).ok()
 }
 
-/// The challenge that `jws` names, not yet verified.
+/// The challenge that `jws` names, not yet opened.
 pub fn challenge_of(jws: &Jws) -> Result<String, Problem> {
     header(jws)?.nonce.ok_or_else(|| malformed("a JWS without a nonce"))
 }
 
-/// Verifies every signature of a request.
-pub fn verify(jws: &Jws, context: &Context<'_>) -> Result<(JoinRequest, Verified), Problem> {
-    let header = header(jws)?;
-    let url = header.url.as_deref().unwrap_or_default();
-    check_url(url, context.server_names)?;
-    let key = signing_key(&header, context)?;
-    let request: JoinRequest = jws.verify(&key).map_err(|_| Problem::from(ProblemType::KeyNotProven))?;
-    let (certificate, certificate_ignored) = match request.renewal.as_ref().map(|r| renewal(r, &header, &request, context)) {
-        None => (None, None),
-        Some(Ok(shown)) => (Some(shown), None),
-        Some(Err(why)) => (None, Some(why)),
-    };
-    let verified = Verified {
-        attempt: request.attempt,
-        presented: request.join_state.as_deref().map(|state| presented(state, context)),
-        certificate,
-        certificate_ignored,
-        secret_proven: secret_proven(&request, &key, url, context),
-        new_key: request.rotation.as_ref().map(|r| rotation(r, &key, url, context)).transpose()?,
-        rotate: context.challenge.rotate,
-        key,
-    };
-    Ok((request, verified))
+impl<'a> Opened<'a> {
+    /// Opens the challenge that `jws` answers. One that is not ours, of another epoch or out of its time ends here, and nothing else
+    /// of the request is looked at.
+    pub fn open(
+        jws: &'a Jws,
+        sealing: &SealingKey,
+        cluster: &'a Cluster<'a>,
+        token: TokenView<'a>,
+        now: Timestamp,
+    ) -> Result<Self, Problem> {
+        let challenge = sealing.open(token.name, token.epoch, &challenge_of(jws)?, now)?;
+        Ok(Self::new(jws, cluster, token, challenge))
+    }
+
+    /// A request that answers `challenge`.
+    pub fn new(jws: &'a Jws, cluster: &'a Cluster<'a>, token: TokenView<'a>, challenge: Challenge) -> Self {
+        Self { jws, cluster, token, challenge }
+    }
+
+    /// Verifies every signature of the request.
+    ///
+    /// Where the token has changed since the challenge was made, the key may have been rotated away meanwhile: a failure then says
+    /// [`ProblemType::ChallengeStale`], and the device's next try tells.
+    pub fn verify(&self) -> Result<(JoinRequest, Verified), Problem> {
+        self.verified().map_err(|problem| {
+            let shared = self.token.spec.recovery.mode == RecoveryMode::Insecure;
+            let stale = !shared && self.challenge.anchor.revision != self.token.revision;
+            if stale { ProblemType::ChallengeStale.into() } else { problem }
+        })
+    }
+
+    fn verified(&self) -> Result<(JoinRequest, Verified), Problem> {
+        let header = header(self.jws)?;
+        let url = header.url.as_deref().unwrap_or_default();
+        check_url(url, self.cluster.server_names)?;
+        let key = self.signing_key(&header)?;
+        let request: JoinRequest = self.jws.verify(&key).map_err(|_| Problem::from(ProblemType::KeyNotProven))?;
+        let (certificate, certificate_ignored) = match request.renewal.as_ref().map(|r| self.renewal(r, &header, &request)) {
+            None => (None, None),
+            Some(Ok(shown)) => (Some(shown), None),
+            Some(Err(why)) => (None, Some(why)),
+        };
+        let verified = Verified {
+            attempt: request.attempt,
+            presented: request.join_state.as_deref().map(|state| self.presented(state)),
+            stale: self.is_stale(certificate.as_ref()),
+            certificate,
+            certificate_ignored,
+            secret_proven: self.secret_proven(&request, &key, url),
+            new_key: request.rotation.as_ref().map(|r| self.rotation(r, &key, url)).transpose()?,
+            challenge: self.challenge,
+            key,
+        };
+        Ok((request, verified))
+    }
+
+    fn is_stale(&self, certificate: Option<&ShownCertificate>) -> bool {
+        let current = self.token.anchor(certificate.map(|shown| shown.holder.step.instance));
+        let free = self.token.spec.recovery.mode == RecoveryMode::Insecure && current.revision == 0;
+        !free && current.revision != self.challenge.anchor.revision
+    }
+
+    /// The key given whole, or the one of the token's keys that the thumbprint names.
+    fn signing_key(&self, header: &Header) -> Result<PublicKey, Problem> {
+        if let Some(jwk) = &header.jwk {
+            return PublicKey::try_from(jwk).map_err(|e| malformed(e.0));
+        }
+        let known = [&self.token.status.bound_public_key, &self.token.spec.onboarding.initial_public_key];
+        let named = |key: &&PublicKey| Some(Thumbprint::of(key).to_string()) == header.kid;
+        known.into_iter().flatten().map(|key| &key.0).find(named).cloned().ok_or_else(|| ProblemType::KeyNotProven.into())
+    }
+
+    fn presented(&self, state: &str) -> Presented {
+        let claims = Claims::verify(state, self.cluster.join_state_keys).map_err(|e| e.to_string()).and_then(|claims| {
+            let mut wrong = Vec::new();
+            if claims.iss != self.cluster.name {
+                wrong.push(format!("cluster {}, expected {}", claims.iss, self.cluster.name));
+            }
+            if claims.sub != self.token.name {
+                wrong.push(format!("token {}, expected {}", claims.sub, self.token.name));
+            }
+            if wrong.is_empty() { Ok(claims) } else { Err(wrong.join("; ")) }
+        });
+        Presented { digest: digest(state), claims }
+    }
+
+    /// RFC 8555 section 7.3.4: an HMAC by the secret over the very key that signs the request.
+    fn secret_proven(&self, request: &JoinRequest, key: &PublicKey, url: &str) -> bool {
+        let (Some(binding), Some(secret)) = (&request.external_account_binding, &self.token.status.registration_secret) else {
+            return false;
+        };
+        let for_us = binding.header().is_ok_and(|h| h.kid.as_deref() == Some(self.token.name) && h.url.as_deref() == Some(url));
+        let same_key = |jwk: Jwk| PublicKey::try_from(&jwk).is_ok_and(|bound| bound == *key);
+        for_us && !secret.is_empty() && binding.verify_hmac::<Jwk>(secret.as_bytes()).is_ok_and(same_key)
+    }
+
+    fn renewal(&self, proof: &Jws, outer: &Header, request: &JoinRequest) -> Result<ShownCertificate, String> {
+        let header = proof.header().map_err(|e| e.to_string())?;
+        if header.nonce != outer.nonce || header.url != outer.url {
+            return Err("the renewal proof answers another challenge".into());
+        }
+        let shown = (self.cluster.certificate)(&certificate_in(&header)?)?;
+        let signed: RenewalProof = proof.verify(&shown.key).map_err(|e| e.to_string())?;
+        let (holder, token) = (&shown.holder, &self.token);
+        let wrong = [
+            (signed.attempt != request.attempt, "it is of another attempt"),
+            (holder.cluster != self.cluster.name, "the certificate is of another cluster"),
+            (holder.token != token.name, "the certificate is of another token"),
+            (Some(holder.incarnation) != token.status.incarnation, "the certificate is of an earlier life of the token"),
+            (holder.host && token.for_bot, "the certificate is of a host, and the token is for a bot"),
+            (!holder.host && !token.for_bot, "the certificate is of a bot, and the token is for a host"),
+        ];
+        match wrong.iter().find(|(is, _)| *is) {
+            Some((_, why)) => Err((*why).into()),
+            None => Ok(shown),
+        }
+    }
+
+    /// RFC 8555 section 7.3.5: the new key agrees to replace the old one.
+    fn rotation(&self, inner: &Jws, old: &PublicKey, url: &str) -> Result<PublicKey, Problem> {
+        let header = header(inner)?;
+        let jwk = header.jwk.as_ref().ok_or_else(|| malformed("a rotation without its new key"))?;
+        let new = PublicKey::try_from(jwk).map_err(|e| malformed(e.0))?;
+        let proof: RotationProof = inner.verify(&new).map_err(|e| malformed(&format!("the rotation's proof: {e}")))?;
+        if proof.token != self.token.name || proof.old_key != Thumbprint::of(old) || header.url.as_deref() != Some(url) {
+            return Err(malformed("a rotation made for another token, key or server"));
+        }
+        Ok(new)
+    }
 }
 
 fn malformed(why: &str) -> Problem {
@@ -162,43 +269,9 @@ fn is_same_host(name: &str, host: &str) -> bool {
     }
 }
 
-/// The key given whole, or the one of the token's keys that the thumbprint names.
-fn signing_key(header: &Header, context: &Context<'_>) -> Result<PublicKey, Problem> {
-    if let Some(jwk) = &header.jwk {
-        return PublicKey::try_from(jwk).map_err(|e| malformed(e.0));
-    }
-    let known = [&context.status.bound_public_key, &context.spec.onboarding.initial_public_key];
-    let named = |key: &&PublicKey| Some(Thumbprint::of(key).to_string()) == header.kid;
-    known.into_iter().flatten().map(|key| &key.0).find(named).cloned().ok_or_else(|| ProblemType::KeyNotProven.into())
-}
-
-fn presented(state: &str, context: &Context<'_>) -> Presented {
-    let claims = Claims::verify(state, context.join_state_keys).map_err(|e| e.to_string()).and_then(|claims| {
-        let mut wrong = Vec::new();
-        if claims.iss != context.cluster {
-            wrong.push(format!("cluster {}, expected {}", claims.iss, context.cluster));
-        }
-        if claims.sub != context.token {
-            wrong.push(format!("token {}, expected {}", claims.sub, context.token));
-        }
-        if wrong.is_empty() { Ok(claims) } else { Err(wrong.join("; ")) }
-    });
-    Presented { digest: digest(state), claims }
-}
-
 /// SHA-256 of a join state, base64url.
 fn digest(state: &str) -> String {
     base64url::encode(ring::digest::digest(&ring::digest::SHA256, state.as_bytes()))
-}
-
-/// RFC 8555 section 7.3.4: an HMAC by the secret over the very key that signs the request.
-fn secret_proven(request: &JoinRequest, key: &PublicKey, url: &str, context: &Context<'_>) -> bool {
-    let (Some(binding), Some(secret)) = (&request.external_account_binding, &context.status.registration_secret) else {
-        return false;
-    };
-    let for_us = binding.header().is_ok_and(|h| h.kid.as_deref() == Some(context.token) && h.url.as_deref() == Some(url));
-    let same_key = |jwk: Jwk| PublicKey::try_from(&jwk).is_ok_and(|bound| bound == *key);
-    for_us && !secret.is_empty() && binding.verify_hmac::<Jwk>(secret.as_bytes()).is_ok_and(same_key)
 }
 
 /// RFC 7515 section 4.1.6: base64, not base64url.
@@ -206,39 +279,6 @@ fn certificate_in(header: &Header) -> Result<Vec<u8>, String> {
     use base64::Engine as _;
     let leaf = header.x5c.as_ref().and_then(|chain| chain.first()).ok_or("the renewal proof has no certificate")?;
     base64::engine::general_purpose::STANDARD.decode(leaf).map_err(|e| e.to_string())
-}
-
-fn renewal(proof: &Jws, outer: &Header, request: &JoinRequest, context: &Context<'_>) -> Result<ShownCertificate, String> {
-    let header = proof.header().map_err(|e| e.to_string())?;
-    if header.nonce != outer.nonce || header.url != outer.url {
-        return Err("the renewal proof answers another challenge".into());
-    }
-    let shown = (context.certificate)(&certificate_in(&header)?)?;
-    let signed: RenewalProof = proof.verify(&shown.key).map_err(|e| e.to_string())?;
-    let wrong = [
-        (signed.attempt != request.attempt, "it is of another attempt"),
-        (shown.holder.cluster != context.cluster, "the certificate is of another cluster"),
-        (shown.holder.token != context.token, "the certificate is of another token"),
-        (Some(shown.holder.incarnation) != context.status.incarnation, "the certificate is of an earlier life of the token"),
-        (shown.holder.host && context.for_bot, "the certificate is of a host, and the token is for a bot"),
-        (!shown.holder.host && !context.for_bot, "the certificate is of a bot, and the token is for a host"),
-    ];
-    match wrong.iter().find(|(is, _)| *is) {
-        Some((_, why)) => Err((*why).into()),
-        None => Ok(shown),
-    }
-}
-
-/// RFC 8555 section 7.3.5: the new key agrees to replace the old one.
-fn rotation(inner: &Jws, old: &PublicKey, url: &str, context: &Context<'_>) -> Result<PublicKey, Problem> {
-    let header = header(inner)?;
-    let jwk = header.jwk.as_ref().ok_or_else(|| malformed("a rotation without its new key"))?;
-    let new = PublicKey::try_from(jwk).map_err(|e| malformed(e.0))?;
-    let proof: RotationProof = inner.verify(&new).map_err(|e| malformed(&format!("the rotation's proof: {e}")))?;
-    if proof.token != context.token || proof.old_key != Thumbprint::of(old) || header.url.as_deref() != Some(url) {
-        return Err(malformed("a rotation made for another token, key or server"));
-    }
-    Ok(new)
 }
 
 #[cfg(test)]

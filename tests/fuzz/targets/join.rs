@@ -1,15 +1,17 @@
 //! A whole join on the server but for storage: verification and decision, of a request and on a token that are both fuzzed.
 //!
 //! The input is JSON with forms ([`super::form`]): `spec` and `status` as an operator's document has them, `locks`, and the `request`:
-//! a JWS, most often a form. With `host` it is a host's, else a bot's. What does not read as such is replaced by [`bound_status`].
+//! a JWS, most often a form. With `host` it is a host's, else a bot's; with `stale` its
+//! challenge is stale; with `instance` the bound instance goes on from a step of its own. What does not read as such is replaced by [`bound_status`].
 
 use boundkey::join::jws::Header;
 use boundkey::join::message::JoinRequest;
 use boundkey::join::server::challenge::Challenge;
-use boundkey::join::server::decision::{Fresh, Grant, Refusal, Token, decide};
-use boundkey::join::server::record::{LastStep, Spec, Status, rotation_due};
-use boundkey::join::server::request::{Context, Holder, ShownCertificate, Verified, peek, shown_certificate, verify};
-use boundkey::join::{Claims, Id, JoinKind, Jws, MAX_JOIN_STATE, RecoveryMode, SshKey, Step, Thumbprint};
+use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide};
+use boundkey::join::server::record::{LastStep, Spec, Status};
+use boundkey::join::server::request::{Cluster, Holder, Opened, ShownCertificate, Verified, peek, shown_certificate};
+use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
+use boundkey::join::{Claims, Id, JoinKind, Jws, MAX_JOIN_STATE, ProblemType, RecoveryMode, SshKey, Step, Thumbprint};
 use boundkey::time::Timestamp;
 use serde_json::Value;
 
@@ -49,39 +51,56 @@ pub fn run(data: &[u8]) -> Told {
     let status: Status = serde_json::from_value(part("status")).unwrap_or_else(|_| bound_status());
     let locks: Vec<String> = serde_json::from_value(part("locks")).unwrap_or_default();
     let for_bot = part("host") != Value::Bool(true);
+    let is_stale = part("stale") == Value::Bool(true);
+    let shares_instance = part("instance") == Value::Bool(true);
     let jws: Jws = match serde_json::from_value(part("request")) {
         Ok(jws) => jws,
         Err(e) => return refused(&e),
     };
-    let context = Context {
-        cluster: CLUSTER,
-        token: TOKEN,
+    let locks: Vec<_> = locks.into_iter().map(|message| LockInForce { instance: None, opened_by_code: false, message }).collect();
+    let instances = Vec::from_iter(status.last_step.clone().filter(|_| shares_instance).map(|last_step| InstanceView {
+        id: Id([7; 16]),
+        revision: 1,
+        last_step,
+    }));
+    let token = TokenView {
+        name: TOKEN,
         for_bot,
         spec: &spec,
         status: &status,
-        challenge: Challenge { revision: 1, rotate: rotation_due(&spec, &status, NOW), expires: NOW },
+        revision: 1,
+        epoch: Id([8; 16]),
+        locks: &locks,
+        instances: &instances,
+    };
+    let cluster = Cluster {
+        name: CLUSTER,
         join_state_keys: std::slice::from_ref(&SERVER.public),
         server_names: &["localhost".to_owned(), "::1".to_owned()],
         certificate: &certificate,
     };
-    let (request, verified) = match verify(&jws, &context) {
+    let mut challenge = Challenge::new(&token, Some(Id([7; 16])), NOW);
+    if is_stale {
+        challenge.anchor.revision += 1;
+    }
+    let (request, verified) = match Opened::new(&jws, &cluster, token, challenge).verify() {
         Ok(verified) => verified,
         Err(e) => return format!("refused: {:?} {e}", e.kind),
     };
     assert_eq!(peek(&jws).as_ref(), Ok(&request), "what is verified is what was looked up");
     assert!(verified.certificate.is_none() || shown_certificate(&request).is_some());
-    let last = status.last_step.clone().filter(|_| request.ttl.is_some());
-    let instance = verified.certificate.as_ref().and_then(|c| Some((c.holder.step.instance, last.as_ref()?)));
-    let token = Token { for_bot, spec: &spec, status: &status, instance };
     let fresh = Fresh { instance: Id([5; 16]), now: NOW, not_after: NOW };
-    match decide(token, &locks, &verified, fresh) {
+    match decide(&token, &verified, fresh) {
         Ok(grant) => {
             assert!(locks.is_empty(), "granted under a lock");
-            granted(&context, &request, &verified, &grant)
+            assert!(!verified.stale, "granted on a stale challenge");
+            granted(&token, &request, &verified, &grant)
         }
         Err(refusal) => {
             stranger_locks_nobody(&status, &verified, &refusal);
             let kind = refusal.problem.kind;
+            let told = matches!(kind, ProblemType::ChallengeStale | ProblemType::JoinStateMismatch | ProblemType::Locked);
+            assert!(!verified.stale || told, "a stale request is told {kind:?}");
             format!("refused: {kind:?} {} {:?}", refusal.problem, refusal.lock.is_some())
         }
     }
@@ -100,36 +119,33 @@ fn stranger_locks_nobody(status: &Status, verified: &Verified, refusal: &Refusal
     let bound = status.bound_public_key.as_ref().is_some_and(|bound| bound.0 == verified.key);
     let named = verified.presented.as_ref().and_then(|p| p.claims.as_ref().ok()).is_some_and(|claims| claims.jkt == print);
     assert!(refusal.lock.is_none() || bound || named, "a stranger's lock");
-    assert_eq!(refusal.lock.is_some(), refusal.caught.is_some());
+    assert!(refusal.lock.is_none() || refusal.key_proven);
 }
 
-fn granted(context: &Context<'_>, request: &JoinRequest, verified: &Verified, grant: &Grant) -> Told {
-    let Context { spec, status: before, .. } = context;
+fn granted(token: &TokenView<'_>, request: &JoinRequest, verified: &Verified, grant: &Grant) -> Told {
+    let TokenView { spec, status: before, .. } = token;
     let after = &grant.status;
     assert!(after.recovery_count >= before.recovery_count, "recoveries come back");
     assert_eq!(grant.attempt, request.attempt);
     let standard = spec.recovery.mode == RecoveryMode::Standard;
     match grant.kind {
-        JoinKind::Replay => assert_eq!(after, *before, "a replay changes nothing"),
-        JoinKind::First | JoinKind::Recovery if standard && grant.exemption.is_none() => {
+        JoinKind::Replay => {
+            let kept = Status { exemption: before.exemption.clone(), ..after.clone() };
+            assert_eq!(&kept, *before, "a replay changes nothing but the waiver");
+        }
+        JoinKind::First | JoinKind::Recovery if standard && !grant.exemption.is_some_and(|used| used.paid) => {
             assert!(after.recovery_count <= spec.recovery.limit, "beyond the limit");
         }
         JoinKind::Renewal => assert!(verified.certificate.is_some(), "a renewal without a certificate"),
         _ => {}
     }
-    assert_eq!(grant.rotated_from.is_some(), verified.rotate && !matches!(grant.kind, JoinKind::First | JoinKind::Replay));
+    assert_eq!(
+        grant.rotated_from.is_some(),
+        verified.challenge.rotate && !matches!(grant.kind, JoinKind::First | JoinKind::Replay)
+    );
     let stored = serde_json::to_string(after).expect("it is stored so");
     assert_eq!(serde_json::from_str::<Status>(&stored).as_ref().ok(), Some(after), "{stored}");
-    let claims = Claims {
-        iss: CLUSTER.into(),
-        sub: TOKEN.into(),
-        inc: Id([9; 16]),
-        host: !context.for_bot,
-        step: grant.step,
-        jkt: Thumbprint::of(&grant.key),
-        jti: grant.attempt,
-        iat_ms: grant.issued_at_ms,
-    };
+    let claims = grant.claims(CLUSTER, TOKEN, token.for_bot, Id([9; 16]));
     let state = claims.sign(&SERVER.public, |message| SERVER.sign(message)).expect("a key in memory signs");
     assert!(state.len() <= MAX_JOIN_STATE);
     assert_eq!(Claims::verify(&state, std::slice::from_ref(&SERVER.public)), Ok(claims));

@@ -5,7 +5,7 @@
 
 use boundkey::join::server::challenge::SealingKey;
 use boundkey::join::server::request::{challenge_of, peek, shown_certificate};
-use boundkey::join::{Claims, Jws, base64url};
+use boundkey::join::{Claims, Id, Jws, base64url};
 use boundkey::time::Timestamp;
 use serde_json::Value;
 
@@ -42,7 +42,7 @@ fn found(jws: &Jws) -> Told {
 }
 
 fn compact(text: &str) -> Told {
-    let open = SealingKey::new(&[7; 32]).open("t", text, Timestamp::from_secs(1_800_000_000));
+    let open = SealingKey::new(&[7; 32]).open("t", Id([8; 16]), text, Timestamp::from_secs(1_800_000_000));
     let claims = Claims::verify(text, std::slice::from_ref(&SERVER.public));
     match Jws::from_compact(text) {
         Ok(jws) => {

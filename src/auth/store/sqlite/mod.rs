@@ -65,6 +65,7 @@ impl SqliteStore {
         }
         let mut connection = connect(path)?;
         schema::migrate(&mut connection)?;
+        schema::begin_epoch(&connection)?;
         // A copy may have come without it.
         connection.pragma_update(None, "journal_mode", "wal")?;
         let writer = Writer::start(connection)?;
@@ -135,7 +136,8 @@ impl Store for SqliteStore {
     }
 
     fn locks_on(&self, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {
-        self.readers.with(|snapshot| read::locks_on(snapshot, target))
+        let locks = self.readers.with(|snapshot| read::locks_on(snapshot, target))?;
+        Ok(locks.into_iter().map(|stored| stored.resource).collect())
     }
 
     fn join_view(&self, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError> {

@@ -115,11 +115,17 @@ pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str, instance: Optio
         instances.extend(typed::<Instance>(snapshot, target.key().kind, target.name())?);
         locks.extend(locks_on(snapshot, &target)?);
     }
-    Ok(Some(JoinView { token, bot, roles, locks, instances, policy: policy(snapshot)? }))
+    let (policy, epoch) = policy_and_epoch(snapshot)?;
+    Ok(Some(JoinView { token, bot, roles, locks, instances, policy, epoch }))
 }
 
 pub(super) fn policy(snapshot: &Transaction<'_>) -> Result<u64, StoreError> {
-    Ok(snapshot.prepare_cached("SELECT policy FROM meta")?.query_row([], |row| row.get(0))?)
+    Ok(policy_and_epoch(snapshot)?.0)
+}
+
+fn policy_and_epoch(snapshot: &Transaction<'_>) -> Result<(u64, Id), StoreError> {
+    let mut query = snapshot.prepare_cached("SELECT policy, epoch FROM meta")?;
+    Ok(query.query_row([], |row| Ok((row.get(0)?, Id(row.get(1)?))))?)
 }
 
 /// Certificates of a token that have not ended at `?2`.
@@ -163,15 +169,15 @@ pub(super) fn revoked(snapshot: &Transaction<'_>, form: Form, now: Timestamp, li
     Ok(Revoked { policy: policy(snapshot)?, serials })
 }
 
-pub(super) const LOCKS_ON: &str = "SELECT name, document FROM resource WHERE subject = ? AND kind = 'lock'";
+pub(super) const LOCKS_ON: &str = "SELECT name, document, revision FROM resource WHERE subject = ? AND kind = 'lock'";
 
-pub(super) fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Lock>, StoreError> {
+pub(super) fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Stored<Lock>>, StoreError> {
     let mut query = snapshot.prepare_cached(LOCKS_ON)?;
     let mut rows = query.query([target.key().to_string()])?;
     let mut locks = Vec::new();
     while let Some(row) = rows.next()? {
         let key = Key::new(Kind::Lock, column::<String>(row, 0)?);
-        locks.push(parse(&key, &column::<String>(row, 1)?)?);
+        locks.push(Stored { resource: parse(&key, &column::<String>(row, 1)?)?, revision: column(row, 2)? });
     }
     Ok(locks)
 }

@@ -10,7 +10,7 @@ use crate::auth::store::StoreError;
 const APPLICATION: i64 = 0x626b_6579;
 
 /// Each brings the schema one version on. Released ones never change.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     -- The counters: both only rise, and a revision given once is never given again.
     CREATE TABLE meta (
@@ -87,6 +87,13 @@ const MIGRATIONS: [&str; 4] = [
     -- A new name is compared with those there are whatever the case of their letters.
     CREATE INDEX resource_alike ON resource (kind, name COLLATE NOCASE);
     ",
+    "
+    -- Another at each opening of the file: nothing that was signed for the file as it was before a restore is fresh in it.
+    ALTER TABLE meta ADD COLUMN epoch BLOB NOT NULL DEFAULT x'00000000000000000000000000000000';
+    -- Keys that two held are told by join states alone.
+    UPDATE resource SET document = json_remove(document, '$.status.bound_keypair.caught_keys')
+        WHERE kind = 'token' AND json_type(document, '$.status.bound_keypair.caught_keys') IS NOT NULL;
+    ",
 ];
 
 /// Makes an empty file ours.
@@ -105,6 +112,12 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let version = check(&transaction)?;
     run_from(&transaction, version)?;
     Ok(transaction.commit()?)
+}
+
+/// Begins another epoch, named by 128 random bits.
+pub(super) fn begin_epoch(connection: &Connection) -> Result<(), StoreError> {
+    connection.execute("UPDATE meta SET epoch = randomblob(16)", [])?;
+    Ok(())
 }
 
 /// The schema's version; refuses a foreign file and one of a newer version.
@@ -143,11 +156,12 @@ mod tests {
         connection.pragma_update(None, "user_version", 1).unwrap();
         connection
             .execute_batch(
-                "INSERT INTO issued VALUES ('1', 't', 'b', 'i', 7), ('2', 'gone/life', 'b', 'i', 8), ('3', 'gone/life', 'c', 'i', 9);
-                 INSERT INTO resource VALUES ('token', 't', 1, NULL, NULL, '{}'), ('bot', 'b', 2, NULL, NULL, '{}')",
+                r#"INSERT INTO issued VALUES ('1', 't', 'b', 'i', 7), ('2', 'gone/life', 'b', 'i', 8), ('3', 'gone/life', 'c', 'i', 9);
+                 INSERT INTO resource VALUES ('token', 't', 1, NULL, NULL, '{"status":{"bound_keypair":{"caught_keys":["k"],"recovery_count":3}}}'), ('bot', 'b', 2, NULL, NULL, '{}')"#,
             )
             .unwrap();
         migrate(&mut connection).unwrap();
+        begin_epoch(&connection).unwrap();
         let now = connection.transaction().unwrap();
         assert_eq!(check(&now).unwrap(), MIGRATIONS.len());
         let rows = |query: &str| -> Vec<String> {
@@ -159,5 +173,7 @@ mod tests {
             ["1 t b i 7", "2 gone/life b i 8", "3 gone/life c i 9"]
         );
         assert_eq!(rows("SELECT subject || ' ' || ends FROM gone ORDER BY subject"), ["bot/c 9", "token/gone/life 9"]);
+        let document = rows("SELECT document FROM resource WHERE kind = 'token'");
+        assert_eq!(document, [r#"{"status":{"bound_keypair":{"recovery_count":3}}}"#]);
     }
 }

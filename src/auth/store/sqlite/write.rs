@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use crate::auth::audit::Event;
-use crate::auth::resource::{Kind, Resource, Token};
+use crate::auth::resource::{Key, Kind, Resource, Token};
 use crate::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, StoreError};
 use crate::time::Timestamp;
 
@@ -169,7 +169,11 @@ fn apply(connection: &Connection, counters: &mut Counters, commit: &Commit) -> R
     if commit.policy.is_some_and(|decided_under| decided_under != counters.policy) {
         return Err(StoreError::Conflict("a bot, role or lock".into()));
     }
+    commit.expects.iter().try_for_each(|(key, revision)| expect(connection, key, Some(*revision)))?;
     commit.changes.iter().try_for_each(|change| apply_change(connection, counters, change))?;
+    if let Some(token) = &commit.supersedes {
+        supersede(connection, token)?;
+    }
     commit.issued.iter().try_for_each(|issued| insert_issued(connection, issued))?;
     if let (Some(keep), Some(issued)) = (commit.keep_issued, commit.issued.first()) {
         connection.prepare_cached(FORGET_ISSUED)?.execute(params![issued.token, keep])?;
@@ -177,13 +181,16 @@ fn apply(connection: &Connection, counters: &mut Counters, commit: &Commit) -> R
     commit.events.iter().try_for_each(|event| insert_event(connection, event))
 }
 
-fn apply_change(connection: &Connection, counters: &mut Counters, change: &Change) -> Result<(), StoreError> {
-    let Change { key, expected, to } = change;
+/// Refuses the commit where a resource is not at the revision that it was read at; `None`: it does not exist.
+fn expect(connection: &Connection, key: &Key, revision: Option<u64>) -> Result<(), StoreError> {
     let mut query = connection.prepare_cached(REVISION)?;
     let current: Option<u64> = query.query_row([key.kind.name(), &key.name], |row| row.get(0)).optional()?;
-    if current != *expected {
-        return Err(StoreError::Conflict(key.to_string()));
-    }
+    if current == revision { Ok(()) } else { Err(StoreError::Conflict(key.to_string())) }
+}
+
+fn apply_change(connection: &Connection, counters: &mut Counters, change: &Change) -> Result<(), StoreError> {
+    let Change { key, expected, to } = change;
+    expect(connection, key, *expected)?;
     counters.revision += 1;
     if matches!(key.kind, Kind::Bot | Kind::Lock | Kind::Role) {
         counters.policy += 1;
@@ -246,6 +253,15 @@ fn disown(connection: &Connection, name: &str) -> Result<(), StoreError> {
     let gone = format!("{name}/{}", life.unwrap_or_default());
     connection.prepare_cached(RENAME_ISSUED)?.execute([name, &gone])?;
     connection.prepare_cached(REMEMBER_TOKEN)?.execute([&gone])?;
+    Ok(())
+}
+
+/// Certificates of a token that a recovery code made worthless are from then on those of `NAME//`, which names no token and no life of
+/// one: nothing gives them back.
+fn supersede(connection: &Connection, name: &str) -> Result<(), StoreError> {
+    let superseded = format!("{name}//");
+    connection.prepare_cached(RENAME_ISSUED)?.execute([name, &superseded])?;
+    connection.prepare_cached(REMEMBER_TOKEN)?.execute([&superseded])?;
     Ok(())
 }
 
@@ -322,7 +338,7 @@ fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::resource::{Bot, BotSpec, Key, Metadata};
+    use crate::auth::resource::{Bot, BotSpec, Metadata};
 
     fn job(commit: Commit) -> Job {
         Job { work: Work::Commit(Box::new(commit)), answer: sync_channel(1).0 }

@@ -2,33 +2,35 @@
 
 use boundkey_hal::PublicKey;
 
-use super::{Refusal, Token};
+use super::Refusal;
 use crate::join::server::record::Status;
 use crate::join::server::request::Verified;
+use crate::join::server::view::TokenView;
 use crate::join::{Claims, Problem, ProblemType, RecoveryMode, Thumbprint};
 use crate::time::Timestamp;
 
 /// Step 1. Everything that a stranger can send ends here.
 ///
-/// A key that only our own join state names was bound once, and its holder is no stranger. A restore lost the record of it, or a
-/// rotation retired it: by the device, and this is a copy from before; or by a thief, and this is the device. Step 3 tells which
-/// of these can go on. A retired key that locked the token so is a stranger's from then on, for a copy is not to lock a device out
-/// for ever; an exemption lets it in all the same, for it may be the device's.
-pub(super) fn prove_key(token: Token<'_>, request: &Verified, now: Timestamp) -> Result<(), Refusal> {
-    let onboarding = &token.spec.onboarding;
-    let print = Thumbprint::of(&request.key);
-    let waiver = token.status.exemption.as_ref().is_some_and(|e| e.waive_join_state && e.expires > now);
-    let heard = token.spec.recovery.mode != RecoveryMode::Insecure && (waiver || !token.status.caught_keys.contains(&print));
-    let named = state_naming_key(token, request).is_some() && (heard || newer_state(token, request).is_some());
-    if is_bound(token.status, &request.key) || named {
-        return match (token.status.bound_public_key.is_some(), token.status.step()) {
-            (true, None) => Err(inconsistent()),
-            _ => Ok(()),
-        };
+/// Two kinds of keys count. The bound key does, and so does a key that one of our own join states names as bound: its holder is no
+/// stranger. Either a restore lost the record of that key, or a rotation has retired it since. In the second case there are two
+/// holders, and step 3 finds that out by the join state.
+///
+/// A step by a recovery code ends the trust in all older join states ([`Status::trusted_from_ms`]). The keys that only these name are
+/// strangers' keys from then on, so that no copy from before can lock the token again.
+pub(super) fn prove(token: &TokenView<'_>, request: &Verified, now: Timestamp) -> Result<(), Refusal> {
+    let status = token.status;
+    if is_bound(status, &request.key) || is_named(token, request) {
+        return if status.bound_public_key.is_some() && status.step().is_none() { Err(inconsistent()) } else { Ok(()) };
     }
-    if token.status.bound_public_key.is_some() {
+    if status.bound_public_key.is_some() {
         return Err(ProblemType::KeyNotProven.into());
     }
+    prove_first_key(token, request, now)
+}
+
+/// The first join with a token proves the preregistered key or the registration secret.
+fn prove_first_key(token: &TokenView<'_>, request: &Verified, now: Timestamp) -> Result<(), Refusal> {
+    let onboarding = &token.spec.onboarding;
     if let Some(initial) = &onboarding.initial_public_key {
         return if initial.0 == request.key { Ok(()) } else { Err(ProblemType::KeyNotProven.into()) };
     }
@@ -46,10 +48,21 @@ fn inconsistent() -> Refusal {
     Problem::new(ProblemType::TokenUnusable, why).into()
 }
 
+/// Whether the join state presented names the key as one that was bound.
+///
+/// In mode `insecure` no join state is asked for, so that none can tell two holders apart: a retired key is a stranger's there, unless
+/// the join state is newer than the record.
+fn is_named(token: &TokenView<'_>, request: &Verified) -> bool {
+    let Some(claims) = state_naming_key(token, request) else { return false };
+    let trusted = token.status.trusted_from_ms.is_none_or(|from_ms| claims.iat_ms >= from_ms);
+    let judged_by_state = token.spec.recovery.mode != RecoveryMode::Insecure;
+    (trusted && judged_by_state) || newer_state(token, request).is_some()
+}
+
 /// A join state of ours that is newer than the token's record and names the key just proven: the server was restored from a backup.
 ///
 /// It must have been issued after the record's step: else the record went on after the restore, with another holder.
-pub(super) fn newer_state<'a>(token: Token<'_>, request: &'a Verified) -> Option<&'a Claims> {
+pub(super) fn newer_state<'a>(token: &TokenView<'_>, request: &'a Verified) -> Option<&'a Claims> {
     let claims = state_naming_key(token, request)?;
     let status = token.status;
     let newer = status.step().is_none_or(|current| claims.step.is_after(&current));
@@ -58,7 +71,7 @@ pub(super) fn newer_state<'a>(token: Token<'_>, request: &'a Verified) -> Option
 }
 
 /// The join state presented, where it is of this life of the token and names the key just proven.
-fn state_naming_key<'a>(token: Token<'_>, request: &'a Verified) -> Option<&'a Claims> {
+fn state_naming_key<'a>(token: &TokenView<'_>, request: &'a Verified) -> Option<&'a Claims> {
     let claims = request.presented.as_ref()?.claims.as_ref().ok()?;
     let of_this_life = Some(claims.inc) == token.status.incarnation && claims.host != token.for_bot;
     (of_this_life && claims.jkt == Thumbprint::of(&request.key)).then_some(claims)

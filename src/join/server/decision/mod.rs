@@ -1,39 +1,31 @@
 //! The decision: may this device join, and what does it cost. One pure function.
 //!
 //! The order of checks is the security argument: the key first (step 1, `key.rs`), so that a stranger learns nothing and locks
-//! nobody; then locks (2); then the join state (3, `course.rs`), which tells an honest device from a copy; then the limit (4) and
-//! rotation (5, both in `advance.rs`).
+//! nobody; then locks (2, `locks.rs`); then the join state (3, `transition.rs`), which tells an honest device from a copy; then the
+//! pace (`pace.rs`), the limit (4) and rotation (5, both in `advance.rs`).
 //!
 //! An honest device alone always gets back in: whatever is lost on the way, its next request is a fresh step or the replay of
 //! the last one. Two holders of one key are always caught: each step leaves every other copy of the join state behind.
+//!
+//! A stale challenge withholds the grant and never the detection. A request whose challenge is stale is judged like any other,
+//! against the token as it is now, so that a copy that makes steps faster than the device can ask is caught by the device's next
+//! request. What the challenge tells of the step that was current when it was made excuses an honest device whose message is late.
 
 mod advance;
-mod course;
 mod key;
+mod locks;
+pub mod pace;
+mod prior;
+mod transition;
 
 use boundkey_hal::PublicKey;
 
-use self::advance::advance;
-use self::course::{Base, Course};
-use self::key::prove_key;
-use super::record::{LastStep, Spec, Status};
+use self::transition::Transition;
+use super::record::{LastStep, Status};
 use super::request::Verified;
-use crate::join::{Id, JoinKind, Problem, ProblemType, Step, Thumbprint};
+use super::view::{StepTag, TokenView};
+use crate::join::{Claims, Id, JoinKind, Problem, ProblemType, Step, Thumbprint};
 use crate::time::Timestamp;
-
-/// What a decision is about: the token, as stored.
-#[derive(Clone, Copy, Debug)]
-pub struct Token<'a> {
-    /// Whether its instances are bots (else hosts).
-    pub for_bot: bool,
-    /// What the operator wants.
-    pub spec: &'a Spec,
-    /// What joins made of it.
-    pub status: &'a Status,
-    /// The instance that the certificate shown names, and its last step. Looked at in mode `insecure` alone, where many hosts share a
-    /// key and each goes on from its own.
-    pub instance: Option<(Id, &'a LastStep)>,
-}
 
 /// What the caller provides for a step, so that the decision stays pure.
 #[derive(Clone, Copy, Debug)]
@@ -65,22 +57,38 @@ pub struct Grant {
     pub rotated_from: Option<Thumbprint>,
     /// Where a restored server was before it followed the device.
     pub rolled_forward: Option<RolledForward>,
-    /// Whether this join used the exemption, and whether it thereby ended.
+    /// What this join took of the exemption.
     pub exemption: Option<ExemptionUse>,
+    /// Whether it came by a recovery code: the server's own locks on the token are lifted, and every certificate issued before stays
+    /// revoked.
+    pub by_code: bool,
     /// What the token becomes.
     pub status: Status,
 }
 
 impl Grant {
-    /// The step as the record of its instance keeps it, for hosts that share a key in mode `insecure`. No join state counts in that
-    /// mode, so where the step started from is not kept.
-    pub fn instance_step(&self) -> LastStep {
+    /// The step as the record of its instance keeps it, for hosts that share a key in mode `insecure`.
+    pub fn instance_step(&self, request: &Verified) -> LastStep {
         LastStep {
             generation: self.step.generation,
             issued_at_ms: self.issued_at_ms,
             attempt: self.attempt,
-            from: None,
+            from: request.presented.as_ref().map(|presented| presented.digest.clone()),
             not_after: self.not_after,
+        }
+    }
+
+    /// What the device's join state says.
+    pub fn claims(&self, cluster: &str, token: &str, for_bot: bool, incarnation: Id) -> Claims {
+        Claims {
+            iss: cluster.to_owned(),
+            sub: token.to_owned(),
+            inc: incarnation,
+            step: self.step,
+            jkt: Thumbprint::of(&self.key),
+            host: !for_bot,
+            jti: self.attempt,
+            iat_ms: self.issued_at_ms,
         }
     }
 }
@@ -92,10 +100,12 @@ pub struct RolledForward {
     pub from: Option<Step>,
 }
 
-/// How a join used an exemption.
+/// What a join took of an exemption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExemptionUse {
-    /// Whether it is used up.
+    /// Whether one of its recoveries paid for the join.
+    pub paid: bool,
+    /// Whether nothing is left of it.
     pub ended: bool,
 }
 
@@ -106,13 +116,13 @@ pub struct Refusal {
     pub problem: Problem,
     /// Message of the lock that has to be put on the token.
     pub lock: Option<String>,
-    /// The key that two hold, to be noted in [`Status::caught_keys`] together with the lock.
-    pub caught: Option<Thumbprint>,
+    /// Whether a key of the token was proven before it was refused; else it may be anybody's.
+    pub key_proven: bool,
 }
 
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
-        Self { problem, lock: None, caught: None }
+        Self { problem, lock: None, key_proven: false }
     }
 }
 
@@ -122,14 +132,49 @@ impl From<ProblemType> for Refusal {
     }
 }
 
-/// Decides on a verified request; `locks` are the messages of the locks in force on token, bot and instance.
-pub fn decide(token: Token<'_>, locks: &[String], request: &Verified, fresh: Fresh) -> Result<Grant, Refusal> {
-    prove_key(token, request, fresh.now)?;
-    if let Some(message) = locks.first() {
-        return Err(Problem::new(ProblemType::Locked, message.clone()).into());
+/// Decides on a verified request.
+pub fn decide(token: &TokenView<'_>, request: &Verified, fresh: Fresh) -> Result<Grant, Refusal> {
+    let by_code = brings_code(token, request, fresh.now);
+    let key = key::prove(token, request, fresh.now);
+    let key_proven = key.is_ok();
+    key.and_then(|()| judge(token, request, by_code, fresh)).map_err(|refusal| {
+        let refusal = Refusal { key_proven, ..refusal };
+        let stands = refusal.problem.kind == ProblemType::Locked || (refusal.lock.is_some() && !excused(token, request));
+        if request.stale && !stands { Refusal { key_proven, ..ProblemType::ChallengeStale.into() } } else { refusal }
+    })
+}
+
+/// Steps 2 to 5, for a request whose key is proven.
+fn judge(token: &TokenView<'_>, request: &Verified, by_code: bool, fresh: Fresh) -> Result<Grant, Refusal> {
+    locks::check(token, request, by_code, fresh.now)?;
+    let transition = Transition::find(token, request, by_code, fresh.now)?;
+    if request.stale {
+        return Err(ProblemType::ChallengeStale.into());
     }
-    let exemption = token.status.exemption.as_ref().filter(|e| e.expires > fresh.now);
-    let base = Base::find(token, request);
-    let course = Course::find(base.as_ref(), token, request, exemption, fresh.now)?;
-    advance(token, request, base, course, exemption, fresh)
+    let pace_ms = pace::of_token(token, &transition, fresh.now)?;
+    let mut grant = advance::advance(token, request, transition, by_code, fresh)?;
+    grant.status.pace_ms = pace_ms;
+    Ok(grant)
+}
+
+/// Whether the request rotates to the key that an operator's recovery code names.
+fn brings_code(token: &TokenView<'_>, request: &Verified, now: Timestamp) -> bool {
+    let new_key = request.new_key.as_ref().filter(|_| request.challenge.rotate);
+    token.pending_code(now).zip(new_key).is_some_and(|(code, key)| code.matches(Thumbprint::of(key)))
+}
+
+/// Whether a device whose request is late may have been in step when it asked for its challenge. Three marks tell, each of which a
+/// copy that is behind lacks:
+fn excused(token: &TokenView<'_>, request: &Verified) -> bool {
+    let then = request.challenge.anchor;
+    let presented = request.presented.as_ref();
+    // Its join state was the current one.
+    let claims = presented.and_then(|presented| presented.claims.as_ref().ok());
+    let was_in_step = claims.is_some_and(|claims| claims.iat_ms >= then.step_ms);
+    // It repeats the very request that made the step that was current: the answer to that one was lost, or is late.
+    let from = presented.map(|presented| presented.digest.as_str());
+    let repeats_step = StepTag::of(request.attempt, from, Thumbprint::of(&request.key)) == then.tag;
+    // Since then an exemption or a code made a step without a matching join state, and left behind what was in step.
+    let before_line = token.status.line_ms.is_some_and(|line_ms| then.step_ms < line_ms);
+    was_in_step || repeats_step || before_line
 }

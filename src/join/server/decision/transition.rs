@@ -1,0 +1,166 @@
+//! Step 3: where the device stands, by its join state and its certificate, and where that leads.
+
+use super::Refusal;
+use super::key::is_bound;
+use super::prior::PriorState;
+use crate::join::server::record::LastStep;
+use crate::join::server::request::Verified;
+use crate::join::server::view::TokenView;
+use crate::join::{Claims, Problem, ProblemType, RecoveryMode};
+use crate::time::Timestamp;
+
+/// Where a join leads.
+pub(super) enum Transition {
+    /// To the first step of the token.
+    First,
+    /// To the next generation of the same instance.
+    Renewal(PriorState),
+    /// To a new instance.
+    Recovery {
+        /// Where it starts from.
+        prior: PriorState,
+        /// Whether an exemption stands in for the join state.
+        waived: bool,
+    },
+    /// To the answer that was lost, once more.
+    Replay {
+        /// The state that the lost answer told of.
+        prior: PriorState,
+        /// How that state came about.
+        last: LastStep,
+    },
+}
+
+impl Transition {
+    /// Of a request whose key is proven.
+    pub fn find(token: &TokenView<'_>, request: &Verified, by_code: bool, now: Timestamp) -> Result<Self, Refusal> {
+        match (PriorState::find(token, request), token.spec.recovery.mode) {
+            (None, _) => first_join(request),
+            (Some(prior), RecoveryMode::Insecure) => by_certificate(prior, request, now),
+            (Some(prior), _) => by_join_state(prior, token, request, by_code, now),
+        }
+    }
+
+    /// The state that it starts from; `None` for a first join.
+    pub fn prior(&self) -> Option<&PriorState> {
+        match self {
+            Self::First => None,
+            Self::Renewal(prior) | Self::Recovery { prior, .. } | Self::Replay { prior, .. } => Some(prior),
+        }
+    }
+}
+
+fn first_join(request: &Verified) -> Result<Transition, Refusal> {
+    if request.presented.is_some() || request.certificate.is_some() {
+        return Err(ProblemType::FirstJoinWithCredentials.into());
+    }
+    Ok(Transition::First)
+}
+
+/// In modes `standard` and `relaxed`.
+fn by_join_state(
+    prior: PriorState,
+    token: &TokenView<'_>,
+    request: &Verified,
+    by_code: bool,
+    now: Timestamp,
+) -> Result<Transition, Refusal> {
+    // A device that comes by a code makes a step, whatever it has lost: a replay would leave its key as it was.
+    if !by_code && is_bound(token.status, &request.key) {
+        if let Some(last) = lost_answer(&prior, request) {
+            return Ok(again(prior, last, now));
+        }
+    }
+    let waiver = by_code || token.exemption(now).is_some_and(|exemption| exemption.waive_join_state && exemption.key.is_none());
+    let Some(presented) = &request.presented else {
+        return if waiver { Ok(recovery(prior, true)) } else { Err(ProblemType::JoinStateRequired.into()) };
+    };
+    let mismatch = match &presented.claims {
+        Ok(claims) => state_mismatch(&prior, token, claims),
+        Err(why) => Some(why.clone()),
+    };
+    match mismatch {
+        None => renewal_or_recovery(prior, request, now),
+        Some(_) if waiver => Ok(recovery(prior, true)),
+        Some(why) => Err(two_holders(format!("join state: {why}"))),
+    }
+}
+
+/// In mode `insecure`: certificates alone tell steps apart.
+fn by_certificate(prior: PriorState, request: &Verified, now: Timestamp) -> Result<Transition, Refusal> {
+    match prior.last.clone().filter(|last| last.attempt == request.attempt) {
+        Some(last) => Ok(again(prior, last, now)),
+        None => renewal_or_recovery(prior, request, now),
+    }
+}
+
+/// The last step, where this is the same attempt from the same state: its answer was lost. A copy of the device cannot know the
+/// attempt.
+fn lost_answer(prior: &PriorState, request: &Verified) -> Option<LastStep> {
+    let last = prior.last.as_ref()?;
+    let presented = request.presented.as_ref().map(|presented| &presented.digest);
+    (last.attempt == request.attempt && last.from.as_ref() == presented).then(|| last.clone())
+}
+
+/// What a lost answer leads to: the same as if it had arrived, and then held or expired.
+fn again(prior: PriorState, last: LastStep, now: Timestamp) -> Transition {
+    if now <= last.not_after { Transition::Replay { prior, last } } else { recovery(prior, false) }
+}
+
+fn recovery(prior: PriorState, waived: bool) -> Transition {
+    Transition::Recovery { prior, waived }
+}
+
+/// Every difference between the state presented and the one expected, in one sentence.
+fn state_mismatch(prior: &PriorState, token: &TokenView<'_>, claims: &Claims) -> Option<String> {
+    let mut wrong = Vec::new();
+    if Some(claims.inc) != token.status.incarnation {
+        wrong.push("is of an earlier life of the token".to_owned());
+    }
+    if claims.host == token.for_bot {
+        let name = |host| if host { "a host" } else { "a bot" };
+        wrong.push(format!("is of {}, expected one of {}", name(claims.host), name(!token.for_bot)));
+    }
+    let (step, expected) = (&claims.step, &prior.step);
+    if step.instance != expected.instance {
+        wrong.push(format!("instance {}, expected {}", step.instance, expected.instance));
+    }
+    if step.recovery != expected.recovery {
+        wrong.push(format!("recovery sequence {}, expected {}", step.recovery, expected.recovery));
+    }
+    if step.generation != expected.generation {
+        wrong.push(format!("generation {}, expected {}", step.generation, expected.generation));
+    }
+    // The same counters may be those of another line of steps: a restored server followed one holder, and this is the other. The
+    // sentence does not tell the attempt: whoever knows it and has the state before could take the step's answer.
+    let stamp = prior.last.as_ref().map(|last| (last.attempt, last.issued_at_ms));
+    if wrong.is_empty() && stamp.is_some_and(|stamp| stamp != (claims.jti, claims.iat_ms)) {
+        let expected = Timestamp::from_millis(prior.issued_at_ms);
+        wrong.push(format!("of another line of steps: issued at {}, expected one of {expected}", claims.issued_at()));
+    }
+    (!wrong.is_empty()).then(|| wrong.join("; "))
+}
+
+/// A certificate of this very step that has not run out makes a renewal. Its first moment is not looked at: a server clock set
+/// back must not cost a recovery.
+fn renewal_or_recovery(prior: PriorState, request: &Verified, now: Timestamp) -> Result<Transition, Refusal> {
+    let Some(certificate) = request.certificate.as_ref().filter(|certificate| now <= certificate.not_after) else {
+        return Ok(recovery(prior, false));
+    };
+    let (shown, expected) = (&certificate.holder.step, &prior.step);
+    if shown.instance != expected.instance {
+        return Ok(recovery(prior, false));
+    }
+    if shown.generation != expected.generation {
+        return Err(two_holders(format!(
+            "generation mismatch: certificate of generation {}, expected {}",
+            shown.generation, expected.generation
+        )));
+    }
+    Ok(Transition::Renewal(prior))
+}
+
+fn two_holders(why: String) -> Refusal {
+    let problem = Problem::new(ProblemType::JoinStateMismatch, format!("{}: {why}", ProblemType::JoinStateMismatch.title()));
+    Refusal { lock: Some(why), ..problem.into() }
+}

@@ -1,5 +1,6 @@
 //! Keys in files: one PKCS#8 PEM (RFC 5958, RFC 7468 section 10) per key, `key-NAME.pem`, mode 0600.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::vec::Vec;
 
@@ -37,6 +38,56 @@ impl FileStore {
         let path = self.path(id);
         let pem = durable::read_bounded(&path).map_err(|e| durable::explain(&path, &e))?;
         PrivateKey::from_pem(&pem).map_err(|why| Error::new(ErrorKind::Corrupt, format_args!("{}: {why}", path.display())))
+    }
+}
+
+/// Keys in files, each read once and kept in memory from then on, wiped when dropped: for a process that signs often, and that must
+/// sign also when it cannot open a file.
+///
+/// A key file that is exchanged meanwhile is not noticed.
+pub struct LoadedFileStore {
+    files: FileStore,
+    loaded: BTreeMap<KeyId, PrivateKey>,
+}
+
+impl LoadedFileStore {
+    /// Keys in `dir`, as of [`FileStore::new`].
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { files: FileStore::new(dir), loaded: BTreeMap::new() }
+    }
+
+    fn loaded(&mut self, id: &KeyId) -> Result<&PrivateKey, Error> {
+        if !self.loaded.contains_key(id) {
+            self.loaded.insert(id.clone(), self.files.load(id)?);
+        }
+        self.loaded.get(id).ok_or_else(unusable)
+    }
+}
+
+impl KeyStore for LoadedFileStore {
+    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+        self.files.capabilities()
+    }
+
+    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
+        self.files.generate(id, algorithm)
+    }
+
+    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+        self.loaded(id)?.public_key()
+    }
+
+    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+        self.loaded(id)?.sign(message)
+    }
+
+    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+        self.files.list(each)
+    }
+
+    fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
+        self.loaded.remove(id);
+        self.files.delete(id)
     }
 }
 

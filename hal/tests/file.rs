@@ -6,7 +6,7 @@ mod conformance;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use boundkey_hal::file::FileStore;
+use boundkey_hal::file::{FileStore, LoadedFileStore};
 use boundkey_hal::{Algorithm, ErrorKind, KeyStore as _};
 use conformance::{assert_kind, assert_signs, id, names};
 
@@ -14,6 +14,23 @@ use conformance::{assert_kind, assert_signs, id, names};
 fn conformance() {
     let dir = tempfile::tempdir().expect("temporary directory");
     conformance::run(&|| Box::new(FileStore::new(dir.path())));
+}
+
+#[test]
+fn conformance_of_loaded_keys() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    conformance::run(&|| Box::new(LoadedFileStore::new(dir.path())));
+}
+
+/// A server that is out of descriptors, or whose disk fails, goes on signing.
+#[test]
+fn a_loaded_key_signs_without_its_file() {
+    let (dir, store) = store_with_key();
+    let mut loaded = LoadedFileStore::new(dir.path());
+    let key = loaded.public_key(&id("device")).expect("public key");
+    fs::remove_file(store.path(&id("device"))).expect("remove");
+    assert_signs(&mut loaded, &id("device"), &key);
+    assert_kind(loaded.sign(&id("other"), b"message"), ErrorKind::NotFound);
 }
 
 /// A store in a fresh directory, with one key.

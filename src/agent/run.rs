@@ -155,6 +155,7 @@ impl Agent {
         let mut fresh = outputs::attach(requested, &answer)?;
         let wanted = fresh.iter().any(|fresh| fresh.output.crl);
         let looked = if wanted { self.look(&bundle).map(drop) } else { Ok(()) };
+        self.https.close();
         self.look_error = looked.as_ref().err().map(AgentError::kind);
         let installed = outputs::install(&fresh, &bundle, self.revoked.der(), &mut self.reloads);
         self.unwritten = installed.is_err();
@@ -180,7 +181,9 @@ impl Agent {
     fn keep_revoked(&mut self) -> Duration {
         if self.look_due <= since_boot() {
             let (fresh, bundle) = std::mem::take(&mut self.verifiers);
-            let kept = self.look(&bundle).and_then(|changed| {
+            let looked = self.look(&bundle);
+            self.https.close();
+            let kept = looked.and_then(|changed| {
                 if changed || self.unwritten {
                     self.unwritten = true;
                     outputs::install(&fresh, &bundle, self.revoked.der(), &mut self.reloads)?;
@@ -351,6 +354,7 @@ fn turn(
                 return Ok(pause);
             }
             let is_news = tries.complaint.failed(&e, since_boot());
+            agent.https.close();
             agent.look_error = None;
             agent.reporter.failed(&e, agent.clock.now());
             notifier.status(&e.to_string());

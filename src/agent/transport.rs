@@ -102,9 +102,12 @@ impl std::fmt::Display for TransportError {
 
 impl std::error::Error for TransportError {}
 
-/// HTTPS. Keeps its connection, so that the two requests of a join share one.
+/// HTTPS. Keeps its connection until [`Https::close`], so that the requests of a join share one.
 pub struct Https {
-    agent: ureq::Agent,
+    config: ureq::config::Config,
+    tls: TlsConnector,
+    /// Holds the connection.
+    agent: Option<ureq::Agent>,
     base: String,
     host: String,
     /// Host and port of the proxy on the way, if there is one.
@@ -132,10 +135,21 @@ impl Https {
             .build();
         let proxy = proxy::on_the_way(config.proxy(), &url)?;
         let tls = TlsConnector(trust.client_config().map_err(|e| AgentError::Other(format!("TLS: {e}")))?);
-        let connector = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(tls);
-        let agent = ureq::Agent::with_parts(config, connector, DefaultResolver::default());
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_owned();
-        Ok(Self { agent, base: url, host, proxy, trust })
+        Ok(Self { config, tls, agent: None, base: url, host, proxy, trust })
+    }
+
+    /// Closes the connection: after the last answer of a join nothing is asked for a long time, and the server has more use for it.
+    pub fn close(&mut self) {
+        self.agent = None;
+    }
+
+    fn agent(&mut self) -> &ureq::Agent {
+        self.agent.get_or_insert_with(|| {
+            let tls = self.tls.clone();
+            let connector = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default()).chain(tls);
+            ureq::Agent::with_parts(self.config.clone(), connector, DefaultResolver::default())
+        })
     }
 
     /// The whole URL of a path.
@@ -228,12 +242,15 @@ impl Https {
 
 impl Transport for Https {
     fn post(&mut self, path: &str, body: &[u8]) -> Result<Vec<u8>, TransportError> {
-        let sent = self.agent.post(self.url(path)).content_type(JSON).send(body);
+        let url = self.url(path);
+        let sent = self.agent().post(url).content_type(JSON).send(body);
         self.answer(sent, JSON, MAX_ANSWER)
     }
 
     fn get(&mut self, path: &str, kind: &str, limit: usize) -> Result<Vec<u8>, TransportError> {
-        self.answer(self.agent.get(self.url(path)).call(), kind, limit)
+        let url = self.url(path);
+        let sent = self.agent().get(url).call();
+        self.answer(sent, kind, limit)
     }
 
     fn presented(&self) -> Option<Presented> {
@@ -246,7 +263,7 @@ impl Transport for Https {
 }
 
 /// Wraps a connection in TLS with our trust: ureq's own connector takes no verifier.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct TlsConnector(Arc<ClientConfig>);
 
 impl<In: Socket> Connector<In> for TlsConnector {
@@ -265,9 +282,19 @@ impl<In: Socket> Connector<In> for TlsConnector {
         let mut tls = ClientConnection::new(self.0.clone(), name).map_err(|e| ureq::Error::Io(io::Error::other(e)))?;
         let mut socket = TransportAdapter::new(socket.boxed(), details.current_time.clone());
         socket.set_timeout(details.timeout);
-        tls.complete_io(&mut socket)?;
+        tls.complete_io(&mut socket).map_err(explain_handshake)?;
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
         Ok(Some(Either::B(TlsSocket { buffers, stream: StreamOwned::new(tls, socket) })))
+    }
+}
+
+/// A server that is full closes connections before they cost it anything.
+fn explain_handshake(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::ConnectionRefused, "it was closed before TLS was established; the server may be busy")
+        }
+        _ => e,
     }
 }
 

@@ -1,6 +1,9 @@
 //! The server program as an operator runs it: made once, started once, ended cleanly or not, and unmoved by what strangers send.
 #![cfg(feature = "auth")]
 
+#[cfg(feature = "agent")]
+#[path = "server/flood.rs"]
+mod flood;
 #[path = "server/strangers.rs"]
 mod strangers;
 mod support;
@@ -56,6 +59,12 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// A TLS connection to the server, its certificate checked.
 fn connect(server: &Server) -> StreamOwned<ClientConnection, TcpStream> {
+    let stream = TcpStream::connect(&server.addr).unwrap();
+    stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    tls_over(stream, server)
+}
+
+fn tls_over(stream: TcpStream, server: &Server) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(server.dir.join("data/ca.pem")).unwrap()).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -64,8 +73,6 @@ fn connect(server: &Server) -> StreamOwned<ClientConnection, TcpStream> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     let connection = ClientConnection::new(Arc::new(config), ServerName::try_from("127.0.0.1").unwrap()).unwrap();
-    let stream = TcpStream::connect(&server.addr).unwrap();
-    stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
     StreamOwned::new(connection, stream)
 }
 

@@ -145,6 +145,7 @@ impl AgentError {
                 ProblemType::Locked | ProblemType::JoinStateMismatch => 4,
                 ProblemType::NoRecoveriesLeft => 5,
                 ProblemType::RegistrationRefused | ProblemType::KeyNotProven => 6,
+                ProblemType::Busy => 3,
                 _ => 1,
             },
             Self::ServerExpired(_) | Self::Transport(_) | Self::Trust(_) => 3,
@@ -302,6 +303,7 @@ fn transport_advice(e: &TransportError) -> &'static str {
 
 fn refusal_advice(problem: &Problem) -> &'static str {
     match problem.kind {
+        ProblemType::Busy => "nothing: the daemon tries again by itself; if it stays, see why boundkey-auth is slow",
         ProblemType::BadRequest => "correct the configuration, or upgrade the agent or the server",
         ProblemType::ChallengeExpired | ProblemType::ChallengeStale | ProblemType::ServerError => {
             "try again; if it stays, look at the log of boundkey-auth"

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
@@ -13,8 +14,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use super::joins::{Joins, algorithms};
+use super::serve::{Answer, Connection, Phase, Request, Tally, Turn, Turns};
 use crate::join::message::{
     CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, ChallengeRequest, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH,
     SSH_HOST_CRL_PATH,
@@ -28,8 +31,30 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// As long as this server's own memory of the list ([`super::revocation::FRESH`]).
 const CRL_CACHING: &str = "max-age=5";
 
+/// Joins worked on at once. They wait for each other at the key store and at the database, whose commits hold what has gathered.
+const JOINS: usize = 64;
+/// Challenges worked on at once. They read.
+const CHALLENGES: usize = 16;
+/// Requests for revocation lists worked on at once. They wait for one to make the list.
+const LISTS: usize = 8;
+/// Longest wait of a request for its turn.
+const WAIT: Duration = Duration::from_secs(10);
+/// When a device that waited in vain should come again, in seconds. Agents add jitter of their own.
+const RETRY_AFTER: u64 = 5;
+
+/// What the calls work on.
+struct Api {
+    joins: Arc<Joins>,
+    turns_to_join: Arc<Turns>,
+    turns_at_challenges: Arc<Turns>,
+    turns_at_lists: Arc<Turns>,
+    turned_away: Tally,
+}
+
 /// The routes.
 pub fn router(joins: Arc<Joins>) -> Router {
+    let (turns_to_join, turns_at_challenges, turns_at_lists) = (Turns::new(JOINS), Turns::new(CHALLENGES), Turns::new(LISTS));
+    let api = Api { joins, turns_to_join, turns_at_challenges, turns_at_lists, turned_away: Tally::default() };
     Router::new()
         .route(PING_PATH, get(ping))
         .route(CA_PATH, get(ca))
@@ -41,65 +66,68 @@ pub fn router(joins: Arc<Joins>) -> Router {
         .fallback(async || -> Problem { ProblemType::UnsupportedVersion.into() })
         .method_not_allowed_fallback(async || Problem::new(ProblemType::BadRequest, "no such method on this path"))
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
-        .with_state(joins)
+        .with_state(Arc::new(api))
 }
 
-async fn ping(State(joins): State<Arc<Joins>>) -> Json<Ping> {
-    let (cluster, version) = (joins.cluster.clone(), VERSION.to_owned());
-    Json(Ping { cluster, version, algorithms: algorithms(), time: joins.clock.now() })
+async fn ping(State(api): State<Arc<Api>>) -> Json<Ping> {
+    let (cluster, version) = (api.joins.cluster.clone(), VERSION.to_owned());
+    Json(Ping { cluster, version, algorithms: algorithms(), time: api.joins.clock.now() })
 }
 
-async fn ca(State(joins): State<Arc<Joins>>) -> Response {
-    match joins.ca_certificates() {
+async fn ca(State(api): State<Arc<Api>>) -> Response {
+    match api.joins.ca_certificates() {
         Ok(pem) => ([(header::CONTENT_TYPE, "application/pem-certificate-chain")], pem).into_response(),
         Err(problem) => problem.into_response(),
     }
 }
 
 /// What stands behind `@cert-authority` and its patterns in `known_hosts` (sshd(8)).
-async fn ssh_host_ca(State(joins): State<Arc<Joins>>) -> String {
-    let authority = joins.authority.now();
-    let lines: Vec<_> = authority.ssh_host_keys().map(|key| format!("{key} {}\n", joins.cluster)).collect();
+async fn ssh_host_ca(State(api): State<Arc<Api>>) -> String {
+    let authority = api.joins.authority.now();
+    let lines: Vec<_> = authority.ssh_host_keys().map(|key| format!("{key} {}\n", api.joins.cluster)).collect();
     lines.concat()
 }
 
-async fn crl(State(joins): State<Arc<Joins>>) -> Response {
-    list(CRL_TYPE, move || joins.revocation_list()).await
+async fn crl(State(api): State<Arc<Api>>, Extension(connection): Extension<Arc<Connection>>) -> Response {
+    list(&api, &connection, CRL_TYPE, Joins::revocation_list).await
 }
 
-async fn ssh_host_crl(State(joins): State<Arc<Joins>>) -> Response {
-    list("application/octet-stream", move || joins.ssh_revocation_list()).await
+async fn ssh_host_crl(State(api): State<Arc<Api>>, Extension(connection): Extension<Arc<Connection>>) -> Response {
+    list(&api, &connection, "application/octet-stream", Joins::ssh_revocation_list).await
 }
 
-async fn list(kind: &'static str, made: impl FnOnce() -> Result<Bytes, Problem> + Send + 'static) -> Response {
+async fn list(api: &Api, connection: &Connection, kind: &'static str, made: fn(&Joins) -> Result<Bytes, Problem>) -> Response {
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, CRL_CACHING)];
-    match blocking(made).await {
+    let joins = api.joins.clone();
+    match api.blocking(&api.turns_at_lists, connection, move || made(&joins)).await {
         Ok(bytes) => (headers, bytes).into_response(),
         Err(problem) => problem.into_response(),
     }
 }
 
 async fn challenge(
-    State(joins): State<Arc<Joins>>,
-    Extension(from): Extension<SocketAddr>,
+    State(api): State<Arc<Api>>,
+    Extension(connection): Extension<Arc<Connection>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    respond(body, move |request: ChallengeRequest| {
+    let (joins, from) = (api.joins.clone(), connection.from);
+    let answer = move |request: ChallengeRequest| {
         joins.challenge(&request).inspect_err(|problem| note_unknown(&joins, problem, from, || Some(request.token)))
-    })
-    .await
+    };
+    api.respond(&api.turns_at_challenges, &connection, body, answer).await
 }
 
 async fn join(
-    State(joins): State<Arc<Joins>>,
-    Extension(from): Extension<SocketAddr>,
+    State(api): State<Arc<Api>>,
+    Extension(connection): Extension<Arc<Connection>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    respond(body, move |jws: Jws| {
+    let (joins, from) = (api.joins.clone(), connection.from);
+    let answer = move |jws: Jws| {
         let token = || Some(request::peek(&jws).ok()?.token);
         joins.join(&jws, from).inspect_err(|problem| note_unknown(&joins, problem, from, token))
-    })
-    .await
+    };
+    api.respond(&api.turns_to_join, &connection, body, answer).await
 }
 
 /// Counts a request that names no token of ours.
@@ -109,34 +137,61 @@ fn note_unknown(joins: &Joins, problem: &Problem, from: SocketAddr, token: impl 
     }
 }
 
-/// Reads the request, answers it on a thread that may block, and writes the answer or the problem.
-async fn respond<Q, A>(
-    body: Result<Bytes, BytesRejection>,
-    answer: impl FnOnce(Q) -> Result<A, Problem> + Send + 'static,
-) -> Response
-where
-    Q: DeserializeOwned + Send + 'static,
-    A: Serialize + Send + 'static,
-{
-    let request = body.map_err(|e| Problem::new(ProblemType::BadRequest, e.to_string())).and_then(|bytes| {
-        serde_json::from_slice(&bytes).map_err(|e| Problem::new(ProblemType::BadRequest, format!("not the JSON expected: {e}")))
-    });
-    let answered = match request {
-        Ok(request) => blocking(move || answer(request)).await,
-        Err(problem) => Err(problem),
-    };
-    match answered {
-        Ok(answer) => Json(answer).into_response(),
-        Err(problem) => problem.into_response(),
+impl Api {
+    /// Reads the request, answers it on a thread that may block, and writes the answer or the problem.
+    async fn respond<Q, A>(
+        &self,
+        turns: &Arc<Turns>,
+        connection: &Connection,
+        body: Result<Bytes, BytesRejection>,
+        answer: impl FnOnce(Q) -> Result<A, Problem> + Send + 'static,
+    ) -> Response
+    where
+        Q: DeserializeOwned + Send + 'static,
+        A: Serialize + Send + 'static,
+    {
+        let request = body.map_err(|e| Problem::new(ProblemType::BadRequest, e.to_string())).and_then(|bytes| {
+            serde_json::from_slice(&bytes)
+                .map_err(|e| Problem::new(ProblemType::BadRequest, format!("not the JSON expected: {e}")))
+        });
+        let answered = match request {
+            Ok(request) => self.blocking(turns, connection, move || answer(request)).await,
+            Err(problem) => Err(problem),
+        };
+        match answered {
+            Ok(answer) => Json(answer).into_response(),
+            Err(problem) => problem.into_response(),
+        }
     }
-}
 
-/// Runs `answer` on a thread that may block.
-async fn blocking<A: Send + 'static>(answer: impl FnOnce() -> Result<A, Problem> + Send + 'static) -> Result<A, Problem> {
-    tokio::task::spawn_blocking(answer).await.unwrap_or_else(|e| {
-        log::error!("a request died: {e}");
-        Err(ProblemType::ServerError.into())
-    })
+    /// Runs `answer` on a thread that may block, at its turn. The turn ends with the work, also when its peer is gone before.
+    async fn blocking<A: Send + 'static>(
+        &self,
+        turns: &Arc<Turns>,
+        connection: &Connection,
+        answer: impl FnOnce() -> Result<A, Problem> + Send + 'static,
+    ) -> Result<A, Problem> {
+        connection.enter(Phase::Queued);
+        let turn: Turn = timeout(WAIT, turns.take(connection.network)).await.map_err(|_| self.busy())?;
+        connection.enter(Phase::Working);
+        let work = move || {
+            let _turn = turn;
+            answer()
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+            log::error!("a request died: {e}");
+            Err(ProblemType::ServerError.into())
+        })
+    }
+
+    fn busy(&self) -> Problem {
+        let wait = WAIT.as_secs();
+        if let Some(count) = self.turned_away.count() {
+            log::warn!("{count} requests since this was said last waited {wait} s in vain: more come than are answered");
+        }
+        let detail = format!("the server is busy: the request waited {wait} s for its turn; nothing was consumed");
+        Problem { retry_after: Some(RETRY_AFTER), ..Problem::new(ProblemType::Busy, detail) }
+    }
 }
 
 impl IntoResponse for Problem {
@@ -152,13 +207,19 @@ impl IntoResponse for Problem {
     }
 }
 
-/// One connection's service: the router, knowing where the connection comes from.
+/// One connection's service: the router, knowing the connection.
 pub(super) async fn serve_request(
     mut router: Router,
-    from: SocketAddr,
-    mut request: axum::http::Request<hyper::body::Incoming>,
-) -> Result<Response<Body>, Infallible> {
+    connection: Arc<Connection>,
+    request: axum::http::Request<hyper::body::Incoming>,
+) -> Result<Response<Answer>, Infallible> {
     use tower_service::Service as _;
-    request.extensions_mut().insert(from);
-    router.call(request.map(Body::new)).await
+    let is_last = connection.count_request();
+    let mut request = request.map(|body| Body::new(Request::new(body, connection.clone())));
+    request.extensions_mut().insert(connection.clone());
+    let mut response = router.call(request).await?;
+    if is_last {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response.map(|body| Answer::new(body, connection)))
 }

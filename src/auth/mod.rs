@@ -5,6 +5,7 @@ pub mod audit;
 mod backup;
 pub mod ca;
 pub mod data_dir;
+mod descriptors;
 pub mod joins;
 pub mod names;
 pub mod operator;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use boundkey_hal::durable;
 use clap::builder::PathBufValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -24,7 +24,7 @@ use super::revocation::RevocationList;
 use super::store::{Form, Store};
 use super::throttle::Throttle;
 use super::upkeep::{self, Upkeep, UpkeepError};
-use super::{api, serve, tls};
+use super::{api, descriptors, serve, tls};
 use crate::join::server::challenge::SealingKey;
 use crate::keystore::OPTIONS;
 use crate::logging::{self, Format, Level};
@@ -237,6 +237,8 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Option<&Path>) -> Result<(), Failure> {
+    let too_few = |e: descriptors::TooFew| failure(e.to_string(), "raise the limit: `ulimit -n`, or LimitNOFILE= in the unit");
+    let connections = descriptors::connections().map_err(too_few)?;
     let authority = dir.authority(&cluster, System.now())?;
     authority.probe().map_err(|e| DataDirError::from(CaError::Key(e)))?;
     dir.write_authority(&authority)?;
@@ -279,7 +281,7 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let busy = |e| failure(format!("{listen}: {e}"), "choose another --listen address, or stop what listens there");
-    let listener = TcpListener::bind(listen).await.map_err(busy)?;
+    let listener = serve::listen(listen).map_err(busy)?;
     let address = listener.local_addr().map_err(busy)?;
     let socket = dir.socket();
     let operator_listener = bind_socket(&socket)?;
@@ -288,9 +290,13 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
         let unwritable = |e| failure(format!("{}: {e}", file.display()), "choose another --addr-file");
         durable::replace(file, format!("{address}\n").as_bytes(), 0o644).map_err(unwritable)?;
     }
-    log::info!("cluster {} listens on {address}; operators on {}", joins.cluster, socket.display());
+    log::info!(
+        "cluster {} listens on {address}, at most {connections} connections; operators on {}",
+        joins.cluster,
+        socket.display()
+    );
 
-    let devices = tokio::spawn(serve::serve(listener, tls_config.into(), api::router(joins.clone()), until_stopped()));
+    let devices = tokio::spawn(serve::serve(listener, connections, tls_config, api::router(joins.clone()), until_stopped()));
     let mut every = tokio::time::interval(upkeep::INTERVAL);
     loop {
         tokio::select! {

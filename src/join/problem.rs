@@ -18,6 +18,8 @@ const PREFIX: &str = "urn:boundkey:problem:";
 pub enum ProblemType {
     /// The request is malformed.
     BadRequest,
+    /// The server has more to do than it can: [`Problem::retry_after`] says when to come again.
+    Busy,
     /// The challenge is too old, or not one of this server's.
     ChallengeExpired,
     /// The token changed since the challenge was made: ask for another challenge and try again soon.
@@ -59,8 +61,9 @@ pub enum ProblemType {
 }
 
 impl ProblemType {
-    const ALL: [(Self, &str, u16, &str); 19] = [
+    const ALL: [(Self, &str, u16, &str); 20] = [
         (Self::BadRequest, "bad-request", 400, "the request is malformed"),
+        (Self::Busy, "busy", 503, "the server is busy"),
         (Self::ChallengeExpired, "challenge-expired", 403, "the challenge has expired"),
         (Self::ChallengeStale, "challenge-stale", 409, "the token changed since the challenge was made"),
         (Self::Conflict, "conflict", 409, "the resource exists already or has changed"),

@@ -6,6 +6,7 @@
 mod apply;
 mod exempt;
 mod fault;
+mod listener;
 mod lock;
 pub mod message;
 mod token;
@@ -15,14 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -33,6 +33,7 @@ use super::store::{Change, Commit, Store, Stored};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::time::{Clock, Random, Timestamp};
 use fault::{Fault, insist};
+use listener::{Operators, Peer};
 use message::{Audit, Call, Delete, Deleted, Entry, Get};
 
 /// Longest request: some ten thousand tokens at once.
@@ -76,7 +77,7 @@ pub async fn serve(
     };
     let service = router(operator).into_make_service_with_connect_info::<Peer>();
     tokio::select! {
-        ended = axum::serve(listener, service).with_graceful_shutdown(stop).into_future() => ended,
+        ended = axum::serve(Operators::from(listener), service).with_graceful_shutdown(stop).into_future() => ended,
         () = patience => {
             log::warn!("operators' calls were still open {} s after the order to stop", DRAIN.as_secs());
             Ok(())
@@ -239,18 +240,6 @@ fn event(now: Timestamp, kind: EventKind, resource: &Resource, who: Who) -> Even
     }
 }
 
-/// The other end of a connection, as the kernel tells.
-#[derive(Clone, Copy)]
-struct Peer {
-    uid: Option<u32>,
-}
-
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self { uid: stream.io().peer_cred().ok().map(|credentials| credentials.uid()) }
-    }
-}
-
 /// An operator who may do what he asks.
 #[derive(Clone, Copy, Debug)]
 struct Who {
@@ -267,10 +256,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Who {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
-        let uid = parts.extensions.get::<ConnectInfo<Peer>>().and_then(|peer| peer.0.uid);
-        match uid {
-            Some(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Ok(Self { uid }),
-            _ => Err(forbidden(uid)),
+        let peer = parts.extensions.get::<ConnectInfo<Peer>>().map(|info| info.0);
+        match peer.filter(|peer| peer.operates()).and_then(|peer| peer.uid) {
+            Some(uid) => Ok(Self { uid }),
+            None => Err(forbidden(peer.and_then(|peer| peer.uid))),
         }
     }
 }

@@ -1,0 +1,157 @@
+//! The operator's socket: who connects, and how many at once.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::auth::descriptors;
+use crate::auth::serve::Tally;
+
+/// Most connections of operators at once; more wait. Each may follow the audit log.
+const OPERATORS: usize = 48;
+/// Most connections of others, who are told that they are not operators; more are closed. The socket's mode keeps all but root away
+/// from it unless somebody changed that.
+const OTHERS: usize = 8;
+
+/// A connection over which nothing passes for so long is closed, so that programs that leave theirs open do not take all places. No
+/// call takes as long.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// Listens for operators.
+pub struct Operators {
+    listener: UnixListener,
+    operators: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+    failures: Tally,
+}
+
+impl From<UnixListener> for Operators {
+    fn from(listener: UnixListener) -> Self {
+        let places = |count| Arc::new(Semaphore::new(count));
+        Self { listener, operators: places(OPERATORS), others: places(OTHERS), failures: Tally::default() }
+    }
+}
+
+impl Operators {
+    /// The next connection that there is a place for. An error is about its peer.
+    async fn next(&self) -> io::Result<Option<(Held, Peer)>> {
+        let (stream, _) = self.listener.accept().await?;
+        let peer = Peer { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) };
+        let place = if peer.operates() {
+            self.operators.clone().acquire_owned().await.ok()
+        } else {
+            self.others.clone().try_acquire_owned().ok()
+        };
+        Ok(place.map(|place| (Held { stream, idle: Box::pin(sleep(IDLE)), _place: place }, peer)))
+    }
+}
+
+impl Listener for Operators {
+    type Io = Held;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Held, Peer) {
+        loop {
+            match self.next().await {
+                Ok(Some(accepted)) => return accepted,
+                Ok(None) => log::debug!("closed a connection to the operator's socket: too many that are not operators"),
+                Err(e) => {
+                    if let Some(count) = self.failures.count() {
+                        let why = descriptors::explain(&e);
+                        log::error!("operator's socket: {why} ({count} times since this was said last)");
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Peer> {
+        let _: SocketAddr = self.listener.local_addr()?;
+        Ok(Peer { uid: Some(nix::unistd::geteuid().as_raw()) })
+    }
+}
+
+/// The other end of a connection, as the kernel tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Who it is.
+    pub uid: Option<u32>,
+}
+
+impl Peer {
+    /// Whether it may operate: root, and the user that the server runs as.
+    pub fn operates(self) -> bool {
+        self.uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
+    }
+}
+
+impl Connected<IncomingStream<'_, Operators>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Operators>) -> Self {
+        *stream.remote_addr()
+    }
+}
+
+/// A connection that holds its place.
+pub struct Held {
+    stream: UnixStream,
+    idle: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Held {
+    /// Sees from what has just been tried whether something passes, and fails when nothing did for too long.
+    fn watch<T>(&mut self, tried: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if tried.is_ready() {
+            self.idle.as_mut().reset(Instant::now() + IDLE);
+        } else if self.idle.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        tried
+    }
+}
+
+impl AsyncRead for Held {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let tried = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.watch(tried, context)
+    }
+}
+
+impl AsyncWrite for Held {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let tried = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch(tried, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let tried = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.watch(tried, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,5 +1,5 @@
 //! Joins that others get in the way of: hosts that share a static key, or a copy of this device, join with the same token at the same
-//! time. The server then asks for another challenge, or for patience. Neither is an operator's refusal, nor a failure until it lasts.
+//! time, or the whole fleet does. The server then asks for another challenge, or for patience. Neither is an operator's refusal, nor a failure until it lasts.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Contention {
             return Ok(None);
         };
         if self.began.is_none() {
-            log::info!("others join with this token at the same time; waiting for a turn");
+            log::info!("{e}; waiting for a turn");
         }
         if now.saturating_sub(*self.began.get_or_insert(now)) >= PATIENCE {
             self.end();
@@ -62,7 +62,7 @@ impl Contention {
 /// The least pause that the server asks for, where others were quicker.
 pub fn told_to_wait(e: &AgentError) -> Option<Duration> {
     let AgentError::Transport(TransportError::Refused(Problem { kind, retry_after, .. })) = e else { return None };
-    matches!(kind, ProblemType::ChallengeStale | ProblemType::PaceExceeded)
+    matches!(kind, ProblemType::Busy | ProblemType::ChallengeStale | ProblemType::PaceExceeded)
         .then(|| Duration::from_secs(retry_after.unwrap_or(0)).min(LONGEST_TOLD))
 }
 
@@ -99,6 +99,7 @@ mod tests {
     fn the_pause_that_a_server_asks_for_is_kept_and_bounded() {
         let paced = pauses(&refused(ProblemType::PaceExceeded, Some(5)));
         assert!(paced.iter().all(|pause| *pause > Duration::from_secs(5) && *pause <= Duration::from_secs(5) + CAP), "{paced:?}");
+        assert!(pauses(&refused(ProblemType::Busy, Some(5))).len() > 20);
         let paced = pauses(&refused(ProblemType::PaceExceeded, Some(u64::MAX)));
         assert!(paced.iter().all(|pause| *pause >= LONGEST_TOLD && *pause <= LONGEST_TOLD + CAP), "{paced:?}");
         assert!(paced.len() <= 5);

@@ -142,6 +142,7 @@ impl Agent {
         loop {
             let joined = self.join();
             let Err(e) = &joined else { return joined };
+            self.https.close();
             match contention.pause(e, since_boot(), &*self.random)? {
                 Some(pause) => std::thread::sleep(pause),
                 None => return joined,
@@ -350,11 +351,11 @@ fn turn(
             Ok(wait)
         }
         Err(e) => {
+            agent.https.close();
             if let Some(pause) = tries.contention.pause(&e, since_boot(), &**random)? {
                 return Ok(pause);
             }
             let is_news = tries.complaint.failed(&e, since_boot());
-            agent.https.close();
             agent.look_error = None;
             agent.reporter.failed(&e, agent.clock.now());
             notifier.status(&e.to_string());

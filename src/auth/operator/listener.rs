@@ -30,15 +30,15 @@ const IDLE: Duration = Duration::from_secs(300);
 /// Listens for operators.
 pub struct Operators {
     listener: UnixListener,
-    operators: Arc<Semaphore>,
-    others: Arc<Semaphore>,
+    own_places: Arc<Semaphore>,
+    other_places: Arc<Semaphore>,
     failures: Tally,
 }
 
 impl From<UnixListener> for Operators {
     fn from(listener: UnixListener) -> Self {
         let places = |count| Arc::new(Semaphore::new(count));
-        Self { listener, operators: places(OPERATORS), others: places(OTHERS), failures: Tally::default() }
+        Self { listener, own_places: places(OPERATORS), other_places: places(OTHERS), failures: Tally::default() }
     }
 }
 
@@ -48,9 +48,9 @@ impl Operators {
         let (stream, _) = self.listener.accept().await?;
         let peer = Peer { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) };
         let place = if peer.operates() {
-            self.operators.clone().acquire_owned().await.ok()
+            self.own_places.clone().acquire_owned().await.ok()
         } else {
-            self.others.clone().try_acquire_owned().ok()
+            self.other_places.clone().try_acquire_owned().ok()
         };
         Ok(place.map(|place| (Held { stream, idle: Box::pin(sleep(IDLE)), _place: place }, peer)))
     }

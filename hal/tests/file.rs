@@ -16,12 +16,6 @@ fn conformance() {
     conformance::run(&|| Box::new(FileStore::new(dir.path())));
 }
 
-#[test]
-fn conformance_of_loaded_keys() {
-    let dir = tempfile::tempdir().expect("temporary directory");
-    conformance::run(&|| Box::new(LoadedFileStore::new(dir.path())));
-}
-
 /// A server that is out of descriptors, or whose disk fails, goes on signing.
 #[test]
 fn a_loaded_key_signs_without_its_file() {

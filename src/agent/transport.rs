@@ -87,7 +87,7 @@ impl std::fmt::Display for TransportError {
             Self::AnswerTooLong(limit) => write!(f, "the answer is longer than {limit} bytes"),
             Self::CertificateExpired(end) => write!(f, "the server's certificate expired at {end}"),
             Self::CertificateName(name) => write!(f, "the server's certificate is not for {name}"),
-            Self::CutShort => f.write_str("the connection ended in the middle of the answer"),
+            Self::CutShort => f.write_str("the connection ended before the whole answer had come"),
             Self::NotBoundkey(what) => write!(f, "what answers is not an auth endpoint of this version: {what}"),
             Self::NotTrusted(why) => write!(f, "the server is not trusted: {why}"),
             Self::Proxy { proxy, why } => write!(f, "no connection through proxy {proxy}: {why}"),

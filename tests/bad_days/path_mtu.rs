@@ -65,7 +65,8 @@ fn requests_that_vanish_are_given_up_in_time_and_cost_nothing() {
     let start = Instant::now();
     let said = said(&cable.join());
     println!("given up after {:?}", start.elapsed());
-    assert_eq!((said.code, &*said.error), (3, "the server did not answer in time"), "{said:?}");
+    // The server has given up before.
+    assert_eq!((said.code, &*said.error), (3, "the connection ended before the whole answer had come"), "{said:?}");
     assert_eq!(cable.server.events("gw"), ["join.first"]);
     Cable::mtu(&cable.far, 1500);
     assert!(cable.join().status.success());

@@ -209,7 +209,7 @@ fn answers_of_others_and_of_other_versions() {
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{\"challenge\":".to_vec(),
             3,
             "cut-short",
-            "the connection ended in the middle of the answer",
+            "the connection ended before the whole answer had come",
             "nothing was lost",
         ),
         (b"220 mail.example ESMTP\r\n".to_vec(), 3, "not-boundkey", "what answers is not an auth endpoint", "check auth_server"),
@@ -233,7 +233,7 @@ fn an_answer_cut_short() {
     let whole = proxy.passed(Way::Down);
     proxy.mend();
     proxy.cut_after(Way::Down, whole - 100);
-    expect(&device, 3, "cut-short", "the connection ended in the middle of the answer", "the next try gets the same answer");
+    expect(&device, 3, "cut-short", "the connection ended before the whole answer had come", "the next try gets the same answer");
     proxy.mend();
     device.join();
     assert_eq!(server.events("gw"), ["join.first", "join.renewal", "join.renewal", "join.replay"]);

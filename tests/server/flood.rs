@@ -178,7 +178,7 @@ fn the_server_takes_the_descriptors_that_it_may_have() {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.process().0.id())).unwrap();
     let files: Vec<_> = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
     assert_eq!(files[3..5], ["1000", "1000"], "{limits}");
-    assert!(server.log().contains("at most 872 connections"), "{}", server.log());
+    wait_for("the log", || server.log().contains("at most 872 connections"));
     server.kill();
     let said = fails(&run(&mut limited(&server.command(), "200:200")), 1);
     assert!(said.contains("may have 200 files open, and needs 256\n  raise the limit"), "{said}");

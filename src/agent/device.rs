@@ -1,8 +1,9 @@
 //! The device as its parts stand on disk: storage directory, memory, key store. One agent at a time.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use boundkey_hal::{Algorithm, ErrorKind, KeyId, KeyStore, PublicKey, durable};
 
@@ -18,6 +19,9 @@ use crate::state::{DirStorage, StateFile, Storage};
 /// Held by the agent that runs on a storage directory.
 pub(super) const LOCK_FILE: &str = "lock";
 
+/// Longest that a command such as `boundkey recovery-code` takes, with a slow key store.
+const COMMAND: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(50);
 /// So many keys of which there is a part alone are passed over: each took a power cut at the wrong moment.
 const MAX_PASSED_OVER: u32 = 10;
 
@@ -52,11 +56,10 @@ impl Device {
         let mut options = File::options();
         options.create(true).truncate(false).write(true).mode(durable::PRIVATE_FILE);
         let lock = options.open(dir.join(LOCK_FILE)).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(AgentError::StorageInUse(dir.display().to_string())),
-            Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
-        }
+        hold(&lock).map_err(|e| match e {
+            TryLockError::WouldBlock => AgentError::StorageInUse(dir.display().to_string()),
+            TryLockError::Error(e) => failed(e),
+        })?;
         let state = StateFile::open(Box::new(storage) as Box<dyn Storage>).map_err(|e| AgentError::State(dir.into(), e))?;
         if let Some(why) = state.damaged() {
             log::warn!("one of the two slots of the state file is {why}; the other one holds, nothing is lost");
@@ -219,7 +222,18 @@ fn forget_outputs(_: &mut dyn KeyStore) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Whether an agent holds the storage directory `dir`. To look does not keep one from starting but for an instant.
+/// Takes the lock of a storage directory. An agent that starts while a command makes a key there waits for it.
+fn hold(lock: &File) -> Result<(), TryLockError> {
+    let start = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if start.elapsed() < COMMAND => std::thread::sleep(LOOK),
+            held => return held,
+        }
+    }
+}
+
+/// Whether an agent holds the storage directory `dir`.
 pub(super) fn is_in_use(dir: &Path) -> Result<bool, AgentError> {
     let failed = |e| AgentError::Storage(dir.display().to_string(), e);
     let lock = match File::open(dir.join(LOCK_FILE)) {
@@ -228,8 +242,8 @@ pub(super) fn is_in_use(dir: &Path) -> Result<bool, AgentError> {
     };
     match lock.try_lock() {
         Ok(()) => Ok(false),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(true),
-        Err(std::fs::TryLockError::Error(e)) => Err(failed(e)),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(failed(e)),
     }
 }
 

@@ -73,18 +73,22 @@ pub fn create(config: &Config, random: &dyn Random, as_json: bool) -> Result<Str
     Ok(told(&token, &key, as_json))
 }
 
-/// Makes the key that `boundkey recovery-code` asked a running agent for. Where that fails, that command is told; the agent goes on.
-pub fn serve(device: &mut Device, config: &Config) {
+/// Makes the key that `boundkey recovery-code` asked a running agent for; returns whether it did. Where it fails, that command is told, and
+/// the agent goes on.
+pub fn serve(device: &mut Device, config: &Config) -> bool {
     if device.is_static {
-        return;
+        return false;
     }
     let made = match take_request(&config.storage) {
-        Ok(None) => return,
+        Ok(None) => return false,
         Ok(Some(request)) => make(device, config, request),
         Err(e) => Err(e),
     };
     match made {
-        Ok(key) => log::info!("made key {} for a recovery code", key.id),
+        Ok(key) => {
+            log::info!("made key {} for a recovery code", key.id);
+            true
+        }
         Err(e) => {
             log::error!("no key for a recovery code: {e}\n{}", e.advice());
             let failure = Failure { message: e.to_string(), advice: e.advice(), exit_code: e.exit_code() };
@@ -94,6 +98,7 @@ pub fn serve(device: &mut Device, config: &Config) {
             if let Err(e) = written {
                 log::warn!("{FAILURE_FILE}: {e}");
             }
+            false
         }
     }
 }
@@ -247,7 +252,8 @@ fn told(token: &str, key: &KnownKey, as_json: bool) -> String {
     format!(
         "recovery code  {code}\n\n\
          Read it to an operator, who types:\n  {command}\n\n\
-         This device, and no copy of it, is let in then, at its next try. `boundkey status` shows the code until it was used.\n"
+         This device, and no copy of it, is let in then, at its next try. A daemon tries within half a minute for the next half hour;\n\
+         `systemctl reload boundkey` has it try at once. `boundkey status` shows the code until it was used.\n"
     )
 }
 

@@ -37,6 +37,10 @@ const CAP_WITHOUT_CERTIFICATE: Duration = Duration::from_secs(60);
 const CAP_WITH_CERTIFICATE: Duration = Duration::from_secs(300);
 /// How long the daemon may go on once it was told to end.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long the daemon hurries for a recovery code, from its making or from the daemon's start.
+const HURRY: Duration = Duration::from_secs(1800);
+/// Longest wait in that time.
+const HURRIED_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for another look at the revocation list after one that failed.
 const CRL_RETRY: Duration = Duration::from_secs(60);
 /// Soonest renewal on account of an output that ends.
@@ -62,6 +66,8 @@ pub struct Agent {
     look_complaint: Complaint,
     /// The [`AgentError::kind`] of a look at it that failed right after the last join: `boundkey status` shows that one.
     look_error: Option<&'static str>,
+    /// Until when it hurries for a recovery code, in time since boot.
+    hurry_until: Duration,
 }
 
 /// What the daemon knows of its last tries.
@@ -99,12 +105,15 @@ impl Agent {
             look_due,
             look_complaint,
             look_error: None,
+            hurry_until: since_boot() + HURRY,
         })
     }
 
     /// Joins once and installs the outputs. Returns how long to wait before the next renewal.
     fn join(&mut self) -> Result<(Joined, Duration), AgentError> {
-        recovery_code::serve(&mut self.device, &self.config);
+        if recovery_code::serve(&mut self.device, &self.config) {
+            self.hurry_until = since_boot() + HURRY;
+        }
         let url = self.https.url(JOIN_PATH);
         let (config, clock, random) = (&self.config, &self.clock, &*self.random);
         let before = self.trust.sequence();
@@ -230,6 +239,13 @@ impl Agent {
         self.reporter.succeeded(next_renewal, warnings);
     }
 
+    /// How long to wait, where it would be `wait` if nobody stood before this device: while an operator is about to let it in by a recovery
+    /// code, it asks often.
+    fn hurried(&self, wait: Duration) -> Duration {
+        let awaited = since_boot() < self.hurry_until && self.device.state.memory().recovery_code().is_some();
+        if awaited { wait.min(HURRIED_WAIT) } else { wait }
+    }
+
     fn has_certificate(&self) -> bool {
         let now = self.clock.now();
         self.device.state.memory().certificate.as_ref().is_some_and(|certificate| certificate.not_after > now)
@@ -339,7 +355,7 @@ fn turn(
             tries.backoff.reset();
             tries.complaint.succeeded();
             tries.contention.end();
-            let wait = jittered(wait, &**random)?;
+            let wait = agent.hurried(jittered(wait, &**random)?);
             let next = agent.clock.now().plus(wait);
             let end = joined.answer.identity.not_after;
             agent.note_success(Some(next), joined.answer.warnings.clone());
@@ -361,7 +377,8 @@ fn turn(
             notifier.status(&e.to_string());
             let with = CAP_WITH_CERTIFICATE.min(config.renewal_interval.unwrap_or(CAP_WITH_CERTIFICATE));
             let cap = if agent.has_certificate() { with } else { CAP_WITHOUT_CERTIFICATE };
-            let wait = tries.backoff.next(cap, &**random)?.max(contention::told_to_wait(&e).unwrap_or_default());
+            let told = contention::told_to_wait(&e).unwrap_or_default();
+            let wait = agent.hurried(tries.backoff.next(cap, &**random)?).max(told);
             if is_news {
                 log::info!("trying again in {}", humantime::format_duration(Duration::from_secs(wait.as_secs().max(1))));
             }

@@ -11,7 +11,7 @@ use super::support::{Device, Running, Server, TempDir, is_root, run, success, wa
 use super::{count, end};
 
 /// What the command prints as JSON; it must succeed.
-fn recovery_code(device: &Device) -> Value {
+pub fn recovery_code(device: &Device) -> Value {
     let printed = success(&mut device.command(&["recovery-code", "--format", "json"]));
     let told: Value = serde_json::from_slice(&printed.stdout).expect("JSON");
     let thumbprint: Thumbprint = told["thumbprint"].as_str().expect("a thumbprint").parse().expect("a thumbprint");

@@ -4,6 +4,8 @@
 #[path = "daemon/recovery_codes.rs"]
 mod recovery_codes;
 mod support;
+#[path = "daemon/theft.rs"]
+mod theft;
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};

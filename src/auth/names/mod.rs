@@ -18,8 +18,15 @@ pub use uri::check as check_uri;
 use crate::auth::resource::{Allow, Role};
 use crate::join::message::OutputRequest;
 
+/// Most names of one certificate: each is compared with every pattern.
+const MAX_NAMES: usize = 100;
+
 /// Says why a name in `request` may stand in no certificate, whatever roles allow: the first name that is not well formed.
 pub fn check(request: &OutputRequest) -> Result<(), String> {
+    let principals = request.ssh_host.as_ref().map_or(0, |ssh| ssh.principals.len());
+    if request.dns_names.len() + request.uris.len() + request.ip_addresses.len() + principals > MAX_NAMES {
+        return Err(format!("more than {MAX_NAMES} names for one certificate"));
+    }
     request.dns_names.iter().try_for_each(|name| dns::check(name))?;
     request.uris.iter().try_for_each(|name| uri::check(name))?;
     request.ip_addresses.iter().try_for_each(|ip| ip::check(*ip))?;

@@ -325,6 +325,17 @@ fn patterns_that_are_wrong_are_refused_when_they_are_written() {
 }
 
 #[test]
+fn a_certificate_has_so_many_names_and_no_more() {
+    let asks = |dns: usize| OutputRequest {
+        dns_names: vec!["a.example".into(); dns],
+        ip_addresses: vec![[10, 0, 0, 1].into(); 50],
+        ..OutputRequest::default()
+    };
+    assert_eq!(check(&asks(50)), Ok(()));
+    assert!(check(&asks(51)).unwrap_err().starts_with("more than 100 names"));
+}
+
+#[test]
 fn networks_hold_their_own_addresses() {
     for (network, ip, expected) in [
         ("10.1.0.0/16", "10.1.255.255", true),

@@ -1,6 +1,6 @@
 # The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
 .POSIX:
-.PHONY: help boot build cross deb demo test test-arm test-deb lint bench size clean fuzz
+.PHONY: help boot build cross deb demo test test-arm test-deb lint bench hold size clean fuzz
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
@@ -21,6 +21,7 @@ help:
 	@echo 'make fuzz      one fuzz target under libFuzzer: make fuzz TARGET=join SECONDS=600'
 	@echo 'make boot      an emulated ARM board with a TPM, whose power is cut in joins; ARCH=armhf: the 32-bit one'
 	@echo 'make bench     the agent and the server against their peers, on this machine'
+	@echo 'make hold      10,000 slow connections stand while 1,000 devices renew and an operator works'
 
 build:
 	@tests/setup build test
@@ -78,6 +79,10 @@ bench:
 	@tests/setup build test bench
 	tests/bench/run
 	tests/bench/keystores
+
+hold:
+	@tests/setup build test
+	tests/bench/hold
 
 # Needs rustup and its nightly toolchain. What `make test` runs of the targets, tests/fuzz/bounded.rs, needs neither.
 TARGET = join

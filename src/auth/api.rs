@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
@@ -14,10 +13,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
 
 use super::joins::{Joins, algorithms};
-use super::serve::{Answer, Connection, Phase, Request, Tally, Turn, Turns};
+use super::serve::{Answer, Connection, Kind, Request, Work};
 use crate::join::message::{
     CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, ChallengeRequest, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH,
     SSH_HOST_CRL_PATH,
@@ -31,30 +29,15 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// As long as this server's own memory of the list ([`super::revocation::FRESH`]).
 const CRL_CACHING: &str = "max-age=5";
 
-/// Joins worked on at once. They wait for each other at the key store and at the database, whose commits hold what has gathered.
-const JOINS: usize = 64;
-/// Challenges worked on at once. They read.
-const CHALLENGES: usize = 16;
-/// Requests for revocation lists worked on at once. They wait for one to make the list.
-const LISTS: usize = 8;
-/// Longest wait of a request for its turn.
-const WAIT: Duration = Duration::from_secs(10);
-/// When a device that waited in vain should come again, in seconds. Agents add jitter of their own.
-const RETRY_AFTER: u64 = 5;
-
 /// What the calls work on.
 struct Api {
     joins: Arc<Joins>,
-    turns_to_join: Arc<Turns>,
-    turns_at_challenges: Arc<Turns>,
-    turns_at_lists: Arc<Turns>,
-    turned_away: Tally,
+    work: Work,
 }
 
 /// The routes.
 pub fn router(joins: Arc<Joins>) -> Router {
-    let (turns_to_join, turns_at_challenges, turns_at_lists) = (Turns::new(JOINS), Turns::new(CHALLENGES), Turns::new(LISTS));
-    let api = Api { joins, turns_to_join, turns_at_challenges, turns_at_lists, turned_away: Tally::default() };
+    let api = Api { joins, work: Work::default() };
     Router::new()
         .route(PING_PATH, get(ping))
         .route(CA_PATH, get(ca))
@@ -99,7 +82,7 @@ async fn ssh_host_crl(State(api): State<Arc<Api>>, Extension(connection): Extens
 async fn list(api: &Api, connection: &Connection, kind: &'static str, made: fn(&Joins) -> Result<Bytes, Problem>) -> Response {
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, CRL_CACHING)];
     let joins = api.joins.clone();
-    match api.blocking(&api.turns_at_lists, connection, move || made(&joins)).await {
+    match api.work.run(Kind::List, connection, move || made(&joins)).await {
         Ok(bytes) => (headers, bytes).into_response(),
         Err(problem) => problem.into_response(),
     }
@@ -114,7 +97,7 @@ async fn challenge(
     let answer = move |request: ChallengeRequest| {
         joins.challenge(&request).inspect_err(|problem| note_unknown(&joins, problem, from, || Some(request.token)))
     };
-    api.respond(&api.turns_at_challenges, &connection, body, answer).await
+    api.respond(Kind::Challenge, &connection, body, answer).await
 }
 
 async fn join(
@@ -127,7 +110,7 @@ async fn join(
         let token = || Some(request::peek(&jws).ok()?.token);
         joins.join(&jws, from).inspect_err(|problem| note_unknown(&joins, problem, from, token))
     };
-    api.respond(&api.turns_to_join, &connection, body, answer).await
+    api.respond(Kind::Join, &connection, body, answer).await
 }
 
 /// Counts a request that names no token of ours.
@@ -141,7 +124,7 @@ impl Api {
     /// Reads the request, answers it on a thread that may block, and writes the answer or the problem.
     async fn respond<Q, A>(
         &self,
-        turns: &Arc<Turns>,
+        kind: Kind,
         connection: &Connection,
         body: Result<Bytes, BytesRejection>,
         answer: impl FnOnce(Q) -> Result<A, Problem> + Send + 'static,
@@ -155,42 +138,13 @@ impl Api {
                 .map_err(|e| Problem::new(ProblemType::BadRequest, format!("not the JSON expected: {e}")))
         });
         let answered = match request {
-            Ok(request) => self.blocking(turns, connection, move || answer(request)).await,
+            Ok(request) => self.work.run(kind, connection, move || answer(request)).await,
             Err(problem) => Err(problem),
         };
         match answered {
             Ok(answer) => Json(answer).into_response(),
             Err(problem) => problem.into_response(),
         }
-    }
-
-    /// Runs `answer` on a thread that may block, at its turn. The turn ends with the work, also when its peer is gone before.
-    async fn blocking<A: Send + 'static>(
-        &self,
-        turns: &Arc<Turns>,
-        connection: &Connection,
-        answer: impl FnOnce() -> Result<A, Problem> + Send + 'static,
-    ) -> Result<A, Problem> {
-        connection.enter(Phase::Queued);
-        let turn: Turn = timeout(WAIT, turns.take(connection.network)).await.map_err(|_| self.busy())?;
-        connection.enter(Phase::Working);
-        let work = move || {
-            let _turn = turn;
-            answer()
-        };
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
-            log::error!("a request died: {e}");
-            Err(ProblemType::ServerError.into())
-        })
-    }
-
-    fn busy(&self) -> Problem {
-        let wait = WAIT.as_secs();
-        if let Some(count) = self.turned_away.count() {
-            log::warn!("{count} requests since this was said last waited {wait} s in vain: more come than are answered");
-        }
-        let detail = format!("the server is busy: the request waited {wait} s for its turn; nothing was consumed");
-        Problem { retry_after: Some(RETRY_AFTER), ..Problem::new(ProblemType::Busy, detail) }
     }
 }
 

@@ -33,6 +33,7 @@ spec:
   bound_keypair: {{recovery: {{limit: 1}}}}
 """
 
+ROW = 40  # tokens that take turns at one place of the load
 LOAD_TOKEN = """\
 kind: token
 version: v2
@@ -129,11 +130,13 @@ class Boundkey:
         return int(fields["VmRSS"]) * 1024, int(fields["VmHWM"]) * 1024, int(fields["Threads"])
 
     def load(self, program, devices, seconds):
-        """Joins per second of the server with so many devices at once, for so long; its commits are durable."""
+        """Joins per second of the server with so many devices at once, for so long; its commits are durable. One token has a pace, so
+        each place has a row of them."""
         secret = "load"
-        tokens = "---\n".join(LOAD_TOKEN.format(name=f"load-{n}", bot=NAME, secret=secret) for n in range(devices))
+        tokens = "---\n".join(LOAD_TOKEN.format(name=f"load-{n}", bot=NAME, secret=secret) for n in range(devices * ROW))
         tool(*self._ctl, "create", "-f", "-", stdin=tokens.encode())
-        options = {"server": self._address, "ca-pin": self._pin, "secret": secret, "devices": devices, "seconds": seconds}
+        options = {"server": self._address, "ca-pin": self._pin, "secret": secret, "devices": devices, "each": ROW,
+                   "seconds": seconds}  # fmt: skip
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         return json.loads(tool(program, *words))["per_second"]
 

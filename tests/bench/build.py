@@ -32,6 +32,12 @@ def build_with_stores():
     return next(path.parent for path in made if path.parent.name != "examples")
 
 
+def build_for_hold():
+    """Server, operator's program and the flood; returns the directory they are in."""
+    made = cargo_build("--release", "--bin", "boundkey-auth", "--bin", "boundkeyctl", "--example", "boundkey-hold")
+    return next(path.parent for path in made if path.parent.name != "examples")
+
+
 def build_load():
     """The load generator for the server; returns the program's path."""
     return cargo_build("--release", "--example", "boundkey-load")[0]

@@ -212,8 +212,9 @@ impl Connections {
             && let Some(count) = self.made_room.count()
         {
             log::warn!(
-                "{open} connections are open, as many as there may be: closed {count} since this was said last to let others in; \
-                 most are of {network}, which has {held}"
+                "{open} of {} connections are open: closed {count} since this was said last, to let others in; most are of {network}, \
+                 which has {held}",
+                self.limit
             );
         }
         admitted

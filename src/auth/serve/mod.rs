@@ -8,6 +8,7 @@ mod network;
 mod tally;
 mod turns;
 mod watched;
+mod work;
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,11 +30,13 @@ use tokio_rustls::server::TlsStream;
 use super::api::serve_request;
 use super::descriptors;
 
-pub use connections::{Connection, Connections, Phase};
-pub use network::Network;
+pub use connections::Connection;
 pub use tally::Tally;
-pub use turns::{Turn, Turns};
 pub use watched::{Answer, Request};
+pub use work::{Kind, Work};
+
+use connections::{Connections, Phase};
+use turns::Turns;
 
 /// Connections that the kernel keeps until they are accepted. It cuts this to `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;

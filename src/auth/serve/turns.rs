@@ -55,6 +55,12 @@ impl Turns {
         turn.await.unwrap_or(Turn(None))
     }
 
+    /// Whether a turn could be had at once.
+    #[cfg(test)]
+    pub fn is_free(&self) -> bool {
+        self.queues().free > 0
+    }
+
     fn pass_on(self: Arc<Self>) {
         let mut queues = self.queues();
         let mut turn = Turn(Some(self.clone()));

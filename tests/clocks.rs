@@ -222,6 +222,6 @@ fn a_server_that_starts_years_ahead_again_and_again_forgets_nothing() {
         end(wrong);
     }
     server.run();
-    let expected = ["join.first", "exemption.granted", "exemption.expired", "join.recovery", "join.renewal"];
+    let expected = ["join.first", "exemption.granted", "exemption.expired", "join.recovery", "key.rotated", "join.renewal"];
     assert_eq!(server.events("gw"), expected);
 }

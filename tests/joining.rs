@@ -1,6 +1,8 @@
 //! Joining from end to end with the real programs: first joins, renewals, recoveries, roles, outputs, and what undoes a binding.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
+#[path = "joining/copies.rs"]
+mod copies;
 mod support;
 
 use std::ffi::OsStr;

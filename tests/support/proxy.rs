@@ -24,6 +24,8 @@ pub struct Proxy {
     link: Arc<Mutex<Link>>,
 }
 
+type Hook = dyn Fn() + Send + Sync;
+
 #[derive(Default)]
 struct Link {
     server: String,
@@ -31,6 +33,7 @@ struct Link {
     passed: [u64; 2],
     seen: [Vec<u8>; 2],
     cut_after: Option<(Way, u64)>,
+    before_each: Option<(Way, Arc<Hook>)>,
     broken: bool,
     closed: bool,
     connections: u64,
@@ -58,6 +61,11 @@ impl Proxy {
     /// Breaks the link, open connections included, once `bytes` have passed this way, counted from the last [`Proxy::mend`].
     pub fn cut_after(&self, way: Way, bytes: u64) {
         lock(&self.link).cut_after = Some((way, bytes));
+    }
+
+    /// Runs `hook` before each piece that passes this way from now on, which waits for it.
+    pub fn before_each(&self, way: Way, hook: impl Fn() + Send + Sync + 'static) {
+        lock(&self.link).before_each = Some((way, Arc::new(hook)));
     }
 
     /// Mends the link, and counts anew.
@@ -134,6 +142,10 @@ fn connect(device: TcpStream, shared: &Arc<Mutex<Link>>) {
 fn pass(mut from: TcpStream, mut to: TcpStream, way: Way, shared: &Mutex<Link>) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
+        let hook = lock(shared).before_each.clone().filter(|(of, _)| *of == way);
+        if let Some((_, hook)) = hook {
+            hook();
+        }
         let mut link = lock(shared);
         if link.broken {
             return;

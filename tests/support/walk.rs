@@ -11,6 +11,9 @@ use serde_json::json;
 
 use super::{Device, Server};
 
+/// Faults that one device meets: two steps for each, and one before, which is the burst that the pace of a token allows.
+const FAULTS_EACH: usize = 4;
+
 /// What the join is that meets a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -30,6 +33,7 @@ pub struct Tried<'a> {
     pub rotations: u64,
     /// Recovery sequence and generation when it was whole last.
     pub last: (u64, u64),
+    faults: usize,
 }
 
 impl<'a> Tried<'a> {
@@ -41,7 +45,7 @@ impl<'a> Tried<'a> {
             device.dir.join("out").display()
         );
         device.configure_with(addr, &server.ca_pin, "  bound_keypair: {registration_secret: s}", &outputs);
-        Self { server, device, lost: 0, rotations: 0, last: (0, 0) }
+        Self { server, device, lost: 0, rotations: 0, last: (0, 0), faults: 0 }
     }
 
     /// Joins with no help after `fault`, and checks that the fault cost nothing.
@@ -112,13 +116,14 @@ pub struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// `addr` is where devices find the server.
     pub fn new(server: &'a Server, addr: &'a str, kind: Kind) -> Self {
-        make_tokens(server, if kind == Kind::First { 200 } else { 1 });
+        make_tokens(server, 200);
         Self { server, addr, kind, made: 0, faults: 0, replays: 0, tried: None }
     }
 
     /// A device that is about to make a join of this kind.
     pub fn ready(&mut self) -> &mut Tried<'a> {
-        if self.kind == Kind::First {
+        let most = if self.kind == Kind::First { 1 } else { FAULTS_EACH };
+        if self.tried.as_ref().is_some_and(|tried| tried.faults >= most) {
             self.finish();
         }
         let tried = self.tried.get_or_insert_with(|| {
@@ -147,6 +152,7 @@ impl<'a> Walk<'a> {
     pub fn goes_on(&mut self, fault: &str) {
         self.faults += 1;
         let tried = self.tried.as_mut().expect("a device");
+        tried.faults += 1;
         assert_outputs_fit(&tried.device.dir.join("out/..current"), false);
         tried.comes_back(fault);
     }

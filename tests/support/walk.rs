@@ -45,6 +45,11 @@ impl<'a> Tried<'a> {
             device.dir.join("out").display()
         );
         device.configure_with(addr, &server.ca_pin, "  bound_keypair: {registration_secret: s}", &outputs);
+        Self::whole(server, device)
+    }
+
+    /// A device that has lost nothing.
+    pub fn whole(server: &'a Server, device: Device) -> Self {
         Self { server, device, lost: 0, rotations: 0, last: (0, 0), faults: 0 }
     }
 

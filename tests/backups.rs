@@ -199,7 +199,7 @@ fn a_restore_that_is_cut_off_is_done_again() {
     device.join();
     assert!(server.stop().success());
     let mut cuts = 0;
-    for call in ["rename", "unlink", "fsync", "fdatasync", "pwrite64"] {
+    for call in ["rename", "renameat", "unlink", "unlinkat", "fsync", "fdatasync", "pwrite64"] {
         for nth in 1..200 {
             let mut cut = Command::new(&strace);
             cut.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"]);

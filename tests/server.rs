@@ -168,7 +168,7 @@ fn what_init_cannot_use_is_named() {
 fn an_init_that_was_interrupted_goes_on() {
     let dir = TempDir::new("init");
     let whole = dir.join("whole");
-    let calls = ["fsync", "fdatasync", "rename", "mkdir"];
+    let calls = ["fsync", "fdatasync", "renameat", "mkdirat"];
     let counts = count_calls(&init(&whole), &calls);
     assert!(counts["fsync"] >= 10, "{counts:?}");
     let mut deaths = 0;

@@ -30,6 +30,8 @@ extern crate std;
 
 pub mod der;
 #[cfg(any(feature = "file", feature = "tpm"))]
+pub mod dir;
+#[cfg(any(feature = "file", feature = "tpm"))]
 pub mod durable;
 mod error;
 #[cfg(feature = "file")]

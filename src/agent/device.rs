@@ -1,10 +1,11 @@
 //! The device as its parts stand on disk: storage directory, memory, key store. One agent at a time.
 
 use std::fs::{File, TryLockError};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use boundkey_hal::dir::Dir;
 use boundkey_hal::{Algorithm, ErrorKind, KeyId, KeyStore, PublicKey, durable};
 
 use super::config::Keystore;
@@ -53,9 +54,7 @@ impl Device {
     pub fn open(dir: &Path, keystore: &Keystore, pinning: Pinning) -> Result<Self, AgentError> {
         let failed = |e| AgentError::Storage(dir.display().to_string(), e);
         let storage = DirStorage::create(dir).map_err(failed)?;
-        let mut options = File::options();
-        options.create(true).truncate(false).write(true).mode(durable::PRIVATE_FILE);
-        let lock = options.open(dir.join(LOCK_FILE)).map_err(failed)?;
+        let lock = Dir::open(dir).and_then(|dir| dir.write_or_make(LOCK_FILE, durable::PRIVATE_FILE)).map_err(failed)?;
         hold(&lock).map_err(|e| match e {
             TryLockError::WouldBlock => AgentError::StorageInUse(dir.display().to_string()),
             TryLockError::Error(e) => failed(e),
@@ -126,8 +125,10 @@ impl Device {
 
     /// Refuses what it remembers, where that is an old copy.
     pub fn verify(&mut self) -> Result<(), AgentError> {
-        let (guard, memory) = (self.guard.clone(), self.state.memory().clone());
-        guard.verify(&memory, &mut |memory| self.remember(memory))
+        let (mut guard, memory) = (std::mem::take(&mut self.guard), self.state.memory().clone());
+        let verified = guard.verify(&memory, &mut |memory| self.remember(memory));
+        self.guard = guard;
+        verified
     }
 
     /// Writes down what the device is to remember.

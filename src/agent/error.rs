@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use boundkey_hal::dir::Exposed;
 use boundkey_hal::{Error as KeyError, ErrorKind};
 
 use super::config::ConfigError;
@@ -102,6 +103,8 @@ impl std::fmt::Display for AgentError {
             Self::Reload(e) => e.fmt(f),
             Self::StaticKey(fault) => fault.fmt(f),
             Self::State(dir, e) => write!(f, "{}/{e}", dir.display()),
+            // It names the directory itself, which may be one on the way.
+            Self::Storage(_, e) if Exposed::of(e).is_some() => write!(f, "storage: {e}"),
             Self::Storage(what, e) => write!(f, "storage: {what}: {e}"),
             Self::RolledBack(why) => write!(f, "what the storage directory holds is not used: {why}"),
             Self::StorageInUse(dir) => write!(f, "storage: {dir} is in use by another boundkey"),
@@ -209,7 +212,9 @@ impl AgentError {
                 "look at the server: it renews its certificate by itself while it runs; if this device's clock is ahead, set it".into()
             }
             Self::State(_, LoadError::Newer(_)) => "install the newer version of boundkey again".into(),
-            Self::State(_, LoadError::Io(e)) | Self::Storage(_, e) => storage_advice(e).into(),
+            Self::State(_, LoadError::Io(e)) | Self::Storage(_, e) => {
+                Exposed::of(e).map_or_else(|| storage_advice(e).into(), Exposed::advice)
+            }
             Self::State(_, LoadError::Unusable(_)) => {
                 "nothing was overwritten; move the file `state` away and run `boundkeyctl exempt token/NAME`: the device then rejoins with its key".into()
             }

@@ -16,6 +16,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use boundkey_hal::dir::Dir;
 use boundkey_hal::{Algorithm, durable};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
@@ -111,7 +112,7 @@ fn take_request(dir: &Path) -> Result<Option<Id>, AgentError> {
         Ok(Some(content)) => Ok(content),
         Err(e) => Err(failed(e)),
     };
-    remove(&dir.join(REQUEST_FILE))?;
+    remove(dir, REQUEST_FILE)?;
     let request = std::str::from_utf8(&content?).ok().and_then(|text| text.parse().ok());
     request.map(Some).ok_or_else(|| failed(ErrorKind::InvalidData.into()))
 }
@@ -149,7 +150,7 @@ fn make_here(config: &Config, request: Id) -> Result<Option<KnownKey>, AgentErro
         device => device?,
     };
     // One that a command left behind would have the next agent make a newer key, and this code void.
-    remove(&config.storage.join(REQUEST_FILE))?;
+    remove(&config.storage, REQUEST_FILE)?;
     match device.state.memory().pending_recovery_key().filter(|key| key.request == request) {
         Some(key) => Ok(device.state.memory().key(key.thumbprint).cloned()),
         None => make(&mut device, config, request).map(Some),
@@ -171,10 +172,12 @@ fn check_owner(dir: &Path) -> Result<(), AgentError> {
 fn ask(config: &Config, request: Id, start: Instant) -> Result<Option<KnownKey>, AgentError> {
     let dir = &config.storage;
     let request_file = dir.join(REQUEST_FILE);
-    remove(&dir.join(FAILURE_FILE))?;
+    remove(dir, FAILURE_FILE)?;
     // Not secret, and the agent may run as another user, whom the caller's umask is not to keep out.
     umask(Mode::from_bits_truncate(0o022));
-    durable::replace(&request_file, request.to_string().as_bytes(), REQUEST_MODE)
+    // The directory is the agent's, who has no reason to lead us elsewhere, and cannot: no link in it is followed.
+    Dir::to_read(dir)
+        .and_then(|dir| dir.replace(REQUEST_FILE, request.to_string().as_bytes(), REQUEST_MODE))
         .map_err(|e| AgentError::Storage(request_file.display().to_string(), e))?;
     if let Err(why) = wake(dir) {
         log::warn!(
@@ -196,14 +199,14 @@ fn ask(config: &Config, request: Id, start: Instant) -> Result<Option<KnownKey>,
             return Ok(None);
         }
     }
-    remove(&request_file)?;
+    remove(dir, REQUEST_FILE)?;
     Err(AgentError::RecoveryCode(RecoveryCodeFault::NoAnswer(dir.clone())))
 }
 
 fn failure(dir: &Path) -> Result<Option<AgentError>, AgentError> {
     let read = DirStorage::open(dir).read(FAILURE_FILE).map_err(|e| AgentError::Storage(FAILURE_FILE.into(), e))?;
     let Some(json) = read else { return Ok(None) };
-    remove(&dir.join(FAILURE_FILE))?;
+    remove(dir, FAILURE_FILE)?;
     let fault = match serde_json::from_slice(&json) {
         Ok(Failure { message, advice, exit_code }) => RecoveryCodeFault::Failed { message, advice, exit_code },
         Err(e) => RecoveryCodeFault::Failed {
@@ -215,12 +218,13 @@ fn failure(dir: &Path) -> Result<Option<AgentError>, AgentError> {
     Ok(Some(AgentError::RecoveryCode(fault)))
 }
 
-/// Removes a file that may have gone already.
-fn remove(path: &Path) -> Result<(), AgentError> {
-    match durable::remove(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|e| AgentError::Storage(path.display().to_string(), e)),
-    }
+/// Removes a file of the storage directory `dir`, which may have gone already.
+fn remove(dir: &Path, name: &str) -> Result<(), AgentError> {
+    let removed = Dir::to_read(dir).and_then(|dir| {
+        dir.remove_if_there(name)?;
+        dir.sync()
+    });
+    removed.map_err(|e| AgentError::Storage(dir.join(name).display().to_string(), e))
 }
 
 /// Has the daemon try at once.

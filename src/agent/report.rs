@@ -3,9 +3,9 @@
 //! Nothing depends on it, so it is not synced; and it is written only when it changed, to spare flash.
 
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use boundkey_hal::dir::Dir;
 use boundkey_hal::durable;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,9 @@ use super::error::AgentError;
 use crate::time::Timestamp;
 
 const REPORT_FILE: &str = "status.json";
+const STAGED_FILE: &str = "status.new";
+/// Larger than any report of ours; more is not read.
+const MAX_REPORT: u64 = 256 * 1024;
 
 /// What is left for `boundkey status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,16 +58,16 @@ impl LastError {
 /// The file, if there is to be one, and what it holds.
 #[derive(Default)]
 pub struct Reporter {
-    path: Option<PathBuf>,
+    dir: Option<PathBuf>,
     report: Report,
 }
 
 impl Reporter {
     /// The report in storage directory `dir`. One that cannot be read is an empty one: it is only a report.
     pub fn open(dir: &Path) -> Self {
-        let path = dir.join(REPORT_FILE);
-        let report = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
-        Self { path: Some(path), report }
+        let json = Dir::to_read(dir).and_then(|dir| dir.read(REPORT_FILE, MAX_REPORT)).ok().flatten();
+        let report = json.and_then(|json| serde_json::from_slice(&json.content).ok()).unwrap_or_default();
+        Self { dir: Some(dir.into()), report }
     }
 
     /// What it holds.
@@ -107,17 +110,17 @@ impl Reporter {
             return;
         }
         self.report = report;
-        let Some(path) = &self.path else { return };
-        if let Err(e) = self.write(path) {
-            log::debug!("{}: {e}", path.display());
+        let Some(dir) = &self.dir else { return };
+        if let Err(e) = self.write(dir) {
+            log::debug!("{}: {e}", dir.join(REPORT_FILE).display());
         }
     }
 
-    fn write(&self, path: &Path) -> std::io::Result<()> {
-        let staged = path.with_extension("new");
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(durable::PRIVATE_FILE).open(&staged)?;
+    fn write(&self, dir: &Path) -> std::io::Result<()> {
+        let dir = Dir::open(dir)?;
+        dir.remove_if_there(STAGED_FILE)?;
+        let mut file = dir.make_file(STAGED_FILE, durable::PRIVATE_FILE)?;
         file.write_all(&serde_json::to_vec(&self.report)?)?;
-        std::fs::rename(staged, path)
+        dir.rename(STAGED_FILE, REPORT_FILE)
     }
 }

@@ -1,10 +1,10 @@
 //! The few calls that durable state needs of a file system, as a trait: tests cut the power behind it.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use boundkey_hal::dir::Dir;
 use boundkey_hal::durable;
 
 /// Longest file that is read whole.
@@ -44,6 +44,9 @@ impl Storage for Box<dyn Storage> {
 }
 
 /// A directory of the file system. Files are 0600.
+///
+/// The directory is found anew for each call, as it may be mounted anew while an agent runs. What is written goes to a directory that
+/// nobody may write but root and this process's user, or nowhere; reading is for anybody.
 #[derive(Debug)]
 pub struct DirStorage {
     dir: PathBuf,
@@ -53,8 +56,7 @@ impl DirStorage {
     /// Storage in `dir`, which is made if missing, private to its owner. Names that a process put there and did not live to make
     /// durable are made so: keys among them.
     pub fn create(dir: &Path) -> io::Result<Self> {
-        durable::create_dir(dir)?;
-        durable::sync_parent(&dir.join("any"))?;
+        durable::create_dir(dir)?.sync()?;
         Ok(Self::open(dir))
     }
 
@@ -66,25 +68,22 @@ impl DirStorage {
 
 impl Storage for DirStorage {
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        use io::Read as _;
-        let file = match File::open(self.dir.join(name)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE).read_to_end(&mut bytes)?;
-        Ok(Some(bytes))
+        match Dir::to_read(&self.dir).and_then(|dir| dir.read(name, MAX_FILE)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            found => Ok(found?.map(|found| found.content.to_vec())),
+        }
     }
 
     fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        OpenOptions::new().write(true).open(self.dir.join(name))?.write_all_at(bytes, offset)
+        Dir::open(&self.dir)?.write(name)?.write_all_at(bytes, offset)
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
-        File::open(self.dir.join(name))?.sync_data()
+        let found = Dir::to_read(&self.dir)?.read(name, 0)?;
+        found.ok_or(io::ErrorKind::NotFound)?.file.sync_data()
     }
 
     fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        durable::replace(&self.dir.join(name), bytes, durable::PRIVATE_FILE)
+        Dir::open(&self.dir)?.replace(name, bytes, durable::PRIVATE_FILE)
     }
 }

@@ -21,9 +21,11 @@ fn without_override(command: &Command) -> Command {
 /// `command` with a file system of its own on `dir`, which goes with it. `None` where the system does not let tests mount.
 fn with_mount(command: &Command, dir: &Path, options: &str) -> Option<Command> {
     let root = nix::unistd::geteuid().is_root();
+    // A tmpfs is for all to write, unless it is told otherwise; the agent uses none that is.
+    let options = format!("mode=0700,{options}");
     let namespace = |script: &str| {
         let mut unshare = Command::new(tool("unshare", "util-linux"));
-        unshare.args([if root { "-m" } else { "-rm" }, "sh", "-c", script]).arg(options).arg(dir);
+        unshare.args([if root { "-m" } else { "-rm" }, "sh", "-c", script]).arg(&options).arg(dir);
         unshare
     };
     std::fs::create_dir_all(dir).unwrap();

@@ -34,7 +34,8 @@ impl TempDir {
         loop {
             let unique = format!("boundkey-{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
             let path = std::env::temp_dir().join(unique);
-            match std::fs::create_dir(&path) {
+            // Whatever the umask: the programs use no directory that others may write.
+            match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o755).create(&path) {
                 // Left behind by a process of this number that was killed.
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
                 made => return made.map(|()| Self(path)).expect("temporary directory"),

@@ -1,6 +1,11 @@
 //! Outputs as programs on the device see them: files that change together, and reloads.
 #![cfg(feature = "agent")]
 
+#[path = "agent_outputs/others.rs"]
+mod others;
+#[path = "agent_outputs/pid_files.rs"]
+mod pid_files;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -278,11 +283,8 @@ fn a_full_or_read_only_file_system_leaves_the_set_before() {
     let dir = tempfile::tempdir().expect("directory");
     // Four pages: room for the three files of one set, and not for those of two.
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().expect("page size");
-    let Some(_mounted) = Mounted::new(dir.path(), &format!("size={}", 4 * page)) else {
-        assert!(!nix::unistd::geteuid().is_root(), "root may not mount");
-        // Not by eprintln!, which shows nothing of a test that passes.
-        writeln!(std::io::stderr(), "NOT TRIED: an output's file system that is full or read-only, which takes root's rights")
-            .expect("stderr");
+    let Some(_mounted) = Mounted::new(dir.path(), &format!("mode=0755,size={}", 4 * page)) else {
+        assert!(!is_root("an output's file system that is full or read-only"), "root may not mount");
         return;
     };
     let (ca, output) = (Ca::new(), output(dir.path()));
@@ -346,6 +348,16 @@ fn one_output_that_fails_does_not_stop_the_others() {
     let now = boundkey::agent::clock::since_boot();
     assert!(reloads.run_due(now).is_some_and(|due| due <= now), "the first of two is done");
     assert_eq!(reloads.run_due(now), None, "the second is done");
+}
+
+/// Whether root runs the tests; if not, says what is not tried for that.
+fn is_root(what: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        // Not by eprintln!, which shows nothing of a test that passes.
+        writeln!(std::io::stderr(), "NOT TRIED: {what}, which takes root's rights").expect("stderr");
+    }
+    root
 }
 
 fn reload_by(reload: Reload) -> (Reloads, Output) {
@@ -441,6 +453,13 @@ fn a_command_that_does_not_end_is_killed_with_its_children() {
         assert!(started.elapsed() < SOON, "the child lives");
         std::thread::yield_now();
     }
+}
+
+/// A relative name in a command, or a program that reads its directory, must not depend on where somebody started the agent.
+#[test]
+fn a_command_runs_in_the_root_directory() {
+    let error = reload_by(shell("pwd; exit 1")).0.run_all().expect_err("failed");
+    assert!(error.to_string().ends_with("and said: /"), "{error}");
 }
 
 #[test]

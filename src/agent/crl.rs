@@ -54,6 +54,11 @@ impl RevocationList {
     }
 }
 
+/// Whether `der` is a list that one of the CAs in `bundle` signed.
+pub fn is_signed(der: &[u8], bundle: &[Vec<u8>]) -> bool {
+    number(der, bundle).is_ok()
+}
+
 /// The number of a list that one of the CAs in `bundle` signed.
 fn number(der: &[u8], bundle: &[Vec<u8>]) -> Result<u64, &'static str> {
     const FORM: &str = "it is not a revocation list, version 2";

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use boundkey_hal::ErrorKind as KeyErrorKind;
+use boundkey_hal::dir::Exposed;
 
 use crate::agent::config::Output;
 use crate::agent::error::AgentError;
@@ -47,8 +48,20 @@ impl Fault {
 
 impl OutputError {
     /// What to do next.
-    pub fn advice(&self) -> &'static str {
-        match &self.fault {
+    pub fn advice(&self) -> String {
+        if let Fault::Storage(_, e) = &self.fault
+            && let Some(exposed) = Exposed::of(e)
+        {
+            let advice = exposed.advice();
+            return format!("{advice}; a program gets its files by `owner` or `group`, not by a directory of its own");
+        }
+        self.fault.advice().to_owned()
+    }
+}
+
+impl Fault {
+    fn advice(&self) -> &'static str {
+        match self {
             Fault::Key(e) if e.kind() == KeyErrorKind::Other => "try again; if it stays, report it with the log",
             Fault::Key(_) => {
                 "nothing was overwritten; delete that key (its file, or `boundkey hsm delete-key NAME --yes`), and the next renewal makes \
@@ -85,6 +98,8 @@ impl fmt::Display for OutputError {
             Fault::NoGroup(name) => write!(f, "there is no group {name}"),
             Fault::NoLinks(path) => write!(f, "the file system of {} has no symbolic links", path.display()),
             Fault::NoUser(name) => write!(f, "there is no user {name}"),
+            // It names the directory itself, which may be one on the way.
+            Fault::Storage(_, e) if Exposed::of(e).is_some() => write!(f, "not written: {e}"),
             Fault::Storage(path, e) => write!(f, "{}: {e}", path.display()),
             Fault::Unusable(why) => write!(f, "the server's answer cannot be used: {why}"),
         }
@@ -95,7 +110,7 @@ impl std::error::Error for OutputError {}
 
 impl From<OutputError> for AgentError {
     fn from(e: OutputError) -> Self {
-        Self::Output(e.to_string(), e.advice().to_owned())
+        Self::Output(e.to_string(), e.advice())
     }
 }
 

@@ -11,6 +11,7 @@
 //! One output that fails does not stop the others: all are tried, then the first error is returned.
 
 mod error;
+mod pid_file;
 pub mod reload;
 pub mod set;
 mod ssh;
@@ -22,16 +23,18 @@ use std::path::Path;
 use boundkey_hal::file::PrivateKey;
 use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyStore, PublicKey, Signature};
 use rcgen::{CertificateParams, DistinguishedName, PublicKeyData as _};
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::ParsedCertificate;
 use zeroize::Zeroizing;
 
 use super::clock::since_boot;
 use super::config::{Form, KeyPlace, Keystore, Output};
+use super::crl;
 use super::error::AgentError;
 use crate::certify::Signer;
 use crate::join::base64url;
-use crate::join::message::{IssuedCertificate, JoinAnswer, OutputRequest};
+use crate::join::message::{IssuedCertificate, JoinAnswer, MAX_CRL, OutputRequest};
 use crate::pem;
 
 pub use error::{Fault, OutputError};
@@ -39,6 +42,8 @@ pub use reload::Reloads;
 use set::{File, Visibility};
 
 const REVOCATION_FILE: &str = "ca.crl";
+/// A list in PEM: four characters for three bytes, a line feed each 64, and the two lines around it.
+const MAX_REVOCATION_FILE: u64 = MAX_CRL as u64 / 3 * 4 / 64 * 65 + 256;
 
 /// The device's key store, as outputs use it.
 pub struct Store<'a> {
@@ -218,10 +223,10 @@ impl Fresh {
     ///
     /// Programs see either all of the old files or all of the new ones, also after a power cut. On an error the old ones stay.
     pub fn install(&self, bundle: &[Vec<u8>], revoked: Option<&[u8]>) -> Result<(), OutputError> {
-        let bundle: String = bundle.iter().map(|der| pem::certificate(der)).collect();
+        let roots: String = bundle.iter().map(|der| pem::certificate(der)).collect();
         let revoked = match revoked.filter(|_| self.output.crl) {
             Some(der) => Some(pem::revocation_list(der).into_bytes()),
-            None if self.output.crl => std::fs::read(self.output.destination.path.join(REVOCATION_FILE)).ok(),
+            None if self.output.crl => self.kept_list(bundle),
             None => None,
         };
         let public = |name, content| File { name, content, visibility: Visibility::Public };
@@ -229,9 +234,23 @@ impl Fresh {
         let mut files = vec![File { name, content, visibility: *visibility }];
         files.extend(self.public.iter().map(|(name, text)| public(name, text.as_bytes())));
         if self.output.form == Form::X509 {
-            files.push(public("ca.crt", bundle.as_bytes()));
+            files.push(public("ca.crt", roots.as_bytes()));
         }
         files.extend(revoked.iter().map(|pem| public(REVOCATION_FILE, pem)));
         set::replace(&self.output.destination, &files).map_err(|fault| fault.of(&self.output))
+    }
+
+    /// The revocation list of the set that is current, to go on with. Only a list that a CA of the bundle signed is one.
+    fn kept_list(&self, bundle: &[Vec<u8>]) -> Option<Vec<u8>> {
+        let why = match set::read(&self.output.destination, REVOCATION_FILE, MAX_REVOCATION_FILE) {
+            Ok(None) => return None,
+            Ok(Some(pem)) => match CertificateRevocationListDer::from_pem_slice(&pem) {
+                Ok(der) if crl::is_signed(&der, bundle) => return Some(pem),
+                _ => "it is not a list of the trusted CA".to_owned(),
+            },
+            Err(fault) => fault.of(&self.output).to_string(),
+        };
+        log::warn!("output {}: the {REVOCATION_FILE} that is there is left out: {why}", self.output.name);
+        None
     }
 }

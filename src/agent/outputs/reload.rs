@@ -8,14 +8,16 @@ use std::fmt;
 use std::io::{self, PipeReader, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use boundkey_hal::dir::Exposed;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::pid_file::{self, Moment};
 use crate::agent::config::{Output, Reload};
 use crate::agent::error::AgentError;
 
@@ -49,6 +51,8 @@ const PRIVATE_VARIABLES: [&str; 9] = [
 pub struct Reloads {
     pending: Vec<Pending>,
     time_limit: Duration,
+    /// When this was made, before the programs that it is to tell began or not.
+    made: Moment,
     /// The last failure that nobody took yet.
     failure: Option<ReloadError>,
 }
@@ -71,7 +75,7 @@ impl Default for Reloads {
 impl Reloads {
     /// None to do yet; commands may take up to `time_limit`.
     pub fn with_time_limit(time_limit: Duration) -> Self {
-        Self { pending: Vec::new(), time_limit, failure: None }
+        Self { pending: Vec::new(), time_limit, made: Moment::now(), failure: None }
     }
 
     /// Takes note that the files of `output` changed. Outputs that share a reload share one run of it.
@@ -126,7 +130,7 @@ impl Reloads {
 
     fn run(&mut self, mut pending: Pending, now: Duration) -> Result<(), ReloadError> {
         let outputs = pending.outputs.join(", ");
-        let Err(fault) = run(&pending.reload, self.time_limit) else {
+        let Err(fault) = run(&pending.reload, self.time_limit, &self.made) else {
             log::info!("output {outputs}: reloaded by {}", Shown(&pending.reload));
             return Ok(());
         };
@@ -158,12 +162,32 @@ pub struct ReloadError {
 pub enum ReloadFault {
     /// The command ended so, and these were its last lines.
     Ended(ExitStatus, String),
+    /// The PID file is of a user who could not send a signal to the process that it names.
+    Foreign {
+        /// The PID file.
+        pid_file: PathBuf,
+        /// Its owner's user id.
+        owner: u32,
+        /// The process that it names.
+        pid: Pid,
+        /// The user id that this process runs as.
+        user: u32,
+    },
+    /// The kernel does not tell whose the process is.
+    Hidden(Pid, io::Error),
     /// The PID file has no process id that one may send signals to.
     NoPid(PathBuf),
     /// The signal was not sent to that process.
     NotSent(Pid, nix::Error),
     /// The command did not start, or could not be watched.
     NotStarted(io::Error),
+    /// The PID file is older than the process that it names.
+    Stale {
+        /// The PID file.
+        pid_file: PathBuf,
+        /// The process.
+        pid: Pid,
+    },
     /// The command ran for so long that it was killed, and these were its last lines.
     TimedOut(Duration, String),
     /// The PID file cannot be read.
@@ -174,10 +198,20 @@ impl ReloadError {
     /// What to do next.
     pub fn advice(&self) -> String {
         let next = match &self.fault {
+            ReloadFault::Unreadable(_, e) if Exposed::of(e).is_some() => {
+                "let the program write it as its own user with mode 0644 (its umask), or use `command`"
+            }
+            ReloadFault::Foreign { .. } => {
+                "find out who wrote it; if that is the program, let it write the file as root or as the user that it runs as, or use \
+                 `command`"
+            }
+            ReloadFault::Hidden(..) => {
+                "let boundkey see processes of others: ProtectProc=default in its unit, no hidepid for /proc"
+            }
             ReloadFault::Ended(..) | ReloadFault::TimedOut(..) => "run it by hand, as boundkey's user, to see why",
             ReloadFault::NoPid(_) | ReloadFault::Unreadable(..) => "check `pid_file`, and that the program runs and writes it",
             ReloadFault::NotSent(_, nix::Error::EPERM) => "let boundkey send it signals: CAP_KILL, or the same user",
-            ReloadFault::NotSent(..) => "start the program; its PID file is from an earlier run",
+            ReloadFault::NotSent(..) | ReloadFault::Stale { .. } => "start the program; its PID file is from an earlier run",
             ReloadFault::NotStarted(_) => "check `command`: the program's path, and that boundkey's user may run it",
         };
         match self.again_in {
@@ -192,9 +226,18 @@ impl fmt::Display for ReloadError {
         write!(f, "output {}: reload by {} failed", self.outputs, self.by)?;
         match &self.fault {
             ReloadFault::Ended(status, output) => write!(f, ": {status}{}", Said(output)),
+            ReloadFault::Foreign { pid_file, owner, pid, user } => write!(
+                f,
+                ": {} belongs to user {owner}, and names process {pid} of user {user}, which that user may not signal",
+                pid_file.display()
+            ),
+            ReloadFault::Hidden(pid, e) => write!(f, ": whose process {pid} is cannot be seen: {e}"),
             ReloadFault::NoPid(path) => write!(f, ": {} has no process id of another program", path.display()),
             ReloadFault::NotSent(pid, e) => write!(f, ": process {pid}: {}", e.desc()),
             ReloadFault::NotStarted(e) => write!(f, ": {e}"),
+            ReloadFault::Stale { pid_file, pid } => {
+                write!(f, ": {} was written before process {pid} began, so it means another", pid_file.display())
+            }
             ReloadFault::TimedOut(limit, output) => {
                 write!(f, ": killed after {}{}", humantime::format_duration(*limit), Said(output))
             }
@@ -232,25 +275,15 @@ impl fmt::Display for Said<'_> {
     }
 }
 
-fn run(reload: &Reload, time_limit: Duration) -> Result<(), ReloadFault> {
+fn run(reload: &Reload, time_limit: Duration, made: &Moment) -> Result<(), ReloadFault> {
     match reload {
         Reload::Command { program, args } => {
             let mut command = Command::new(program);
             command.args(args);
             run_command(command, time_limit)
         }
-        Reload::Signal { pid_file, signal } => send(pid_file, *signal),
+        Reload::Signal { pid_file, signal } => pid_file::send(pid_file, *signal, made),
     }
-}
-
-fn send(pid_file: &Path, signal: Signal) -> Result<(), ReloadFault> {
-    let mut text = String::new();
-    let read = std::fs::File::open(pid_file).and_then(|file| file.take(64).read_to_string(&mut text));
-    read.map_err(|e| ReloadFault::Unreadable(pid_file.to_path_buf(), e))?;
-    // Zero, negative numbers and 1 are groups of processes and the init process: kill(2) would hit far more than meant.
-    let pid = text.trim().parse().ok().filter(|pid| *pid > 1).map(Pid::from_raw);
-    let pid = pid.filter(|pid| *pid != Pid::this()).ok_or_else(|| ReloadFault::NoPid(pid_file.to_path_buf()))?;
-    kill(pid, signal).map_err(|e| ReloadFault::NotSent(pid, e))
 }
 
 fn run_command(mut command: Command, time_limit: Duration) -> Result<(), ReloadFault> {
@@ -287,7 +320,8 @@ fn start(command: &mut Command) -> io::Result<(Child, PipeReader)> {
     for name in PRIVATE_VARIABLES {
         command.env_remove(name);
     }
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+    // Not where the agent happens to have been started: that directory may be anybody's.
+    command.current_dir("/").stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
     Ok((command.spawn()?, reader))
 }
 

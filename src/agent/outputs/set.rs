@@ -16,13 +16,16 @@
 //! the oldest set goes. On tmpfs (`/run`) that costs nothing; on flash it is five syncs a renewal, and `/run` is the better place.
 //! What a power cut leaves half written is under no name that programs use, and is removed at the next change.
 //!
-//! The directory has to be the agent's alone to write: who may write there may put another key in place.
+//! The directory, and those that it is in, have to be the agent's or root's alone to write, or nothing is written ([`Dir::open`]): who
+//! may write there could put another key in place, or lead the agent elsewhere. A program that runs as another user gets its files by
+//! `owner` and `group`, or by the group of a set-group-id directory, which the sets and files in it keep.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, symlink};
+use std::os::unix::fs::fchown;
 use std::path::{Path, PathBuf};
 
+use boundkey_hal::dir::{self, Access, Dir};
 use nix::unistd::{Group, User};
 
 use super::error::{Fault, at};
@@ -31,8 +34,6 @@ use crate::agent::config::{Account, Destination};
 const CURRENT: &str = "..current";
 const NEXT: &str = "..current.new";
 const SET: &str = "..set-";
-/// Directories are open to all: the private key's own mode protects it, and certificates are public.
-const DIRECTORY_MODE: u32 = 0o755;
 const PUBLIC_MODE: u32 = 0o644;
 
 /// A file of a set.
@@ -57,33 +58,49 @@ pub enum Visibility {
 
 /// Puts `files` into the directory as its current set. On an error the set before stays current.
 pub fn replace(destination: &Destination, files: &[File<'_>]) -> Result<(), Fault> {
-    let dir = &destination.path;
     let owner = Owner::find(destination)?;
-    make_directory(dir).map_err(at(dir))?;
+    // Directories are open to all: the private key's own mode protects it, and certificates are public.
+    let dir = Dir::create(&destination.path, Access::Public).map_err(at(&destination.path))?;
     for file in files {
-        check_name(dir, file.name)?;
+        check_name(&dir, file.name)?;
     }
-    let current = current(dir)?;
-    let previous = current.and_then(|current| previous(dir, current));
-    remove_sets(dir, |n| Some(n) == current || Some(n) == previous);
+    let current = current(&dir)?;
+    let previous = current.and_then(|current| previous(&dir, current));
+    remove_sets(&dir, |n| Some(n) == current || Some(n) == previous);
 
     // Greater than all: the number of one that could not be removed is not free.
-    let number = sets(dir).into_iter().chain(current).max().map_or(1, |n| n.saturating_add(1));
-    let link = prepare_link(dir, number)?;
-    let new = dir.join(set_name(number));
-    let written = write_set(&new, files, destination.mode.0, owner);
-    let switched = written.and_then(|()| fs::rename(&link, dir.join(CURRENT)).map_err(at(&link)));
+    let number = sets(&dir).into_iter().chain(current).max().map_or(1, |n| n.saturating_add(1));
+    prepare_link(&dir, number)?;
+    let written = write_set(&dir, number, files, destination.mode.0, owner);
+    let switched = written.and_then(|()| dir.rename(NEXT, CURRENT).map_err(at(&dir.path().join(NEXT))));
     if let Err(fault) = switched {
-        let _ = fs::remove_file(&link);
-        remove_set(&new);
+        if let Err(e) = dir.remove(NEXT) {
+            log::debug!("{}: {e}", dir.path().join(NEXT).display());
+        }
+        remove_set(&dir, number);
         return Err(fault);
     }
     for file in files {
-        make_name(dir, file.name)?;
+        make_name(&dir, file.name)?;
     }
-    sync(dir)?;
-    remove_sets(dir, |n| n == number || Some(n) == current);
+    dir.sync().map_err(at(dir.path()))?;
+    remove_sets(&dir, |n| n == number || Some(n) == current);
     Ok(())
+}
+
+/// The file `name` of the current set, up to `limit` bytes; `None` where there is no such set or file.
+pub fn read(destination: &Destination, name: &str, limit: u64) -> Result<Option<Vec<u8>>, Fault> {
+    let dir = match Dir::open(&destination.path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(at(&destination.path))?,
+    };
+    let Some(number) = current(&dir)? else { return Ok(None) };
+    let set = dir.path().join(set_name(number));
+    let found = match dir.subdir(set_name(number)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.and_then(|opened| opened.read(name, limit)).map_err(at(&set.join(name)))?,
+    };
+    Ok(found.map(|found| found.content.to_vec()))
 }
 
 /// To whom files are given.
@@ -116,38 +133,29 @@ impl Owner {
     }
 }
 
-/// Makes the directory and its missing parents, each open to all whatever the umask.
-fn make_directory(dir: &Path) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = dir.parent() {
-        make_directory(parent)?;
-    }
-    DirBuilder::new().mode(DIRECTORY_MODE).create(dir)?;
-    fs::set_permissions(dir, Permissions::from_mode(DIRECTORY_MODE))
-}
-
 /// A name is free, or one of our links; what somebody else put there is not ours to replace.
-fn check_name(dir: &Path, name: &str) -> Result<(), Fault> {
-    let path = dir.join(name);
-    match fs::read_link(&path) {
-        Ok(target) if target == target_of(name) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        // InvalidInput: no link, but a file or directory.
-        Ok(_) => Err(Fault::NotOurs(path)),
-        Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(Fault::NotOurs(path)),
-        Err(e) => Err(Fault::Storage(path, e)),
+fn check_name(dir: &Dir, name: &str) -> Result<(), Fault> {
+    match target(dir, name)? {
+        Some(target) if target != target_of(name) => Err(Fault::NotOurs(dir.path().join(name))),
+        _ => Ok(()),
     }
 }
 
 /// Makes the link of a name where it is missing; fails where anything else has come to be.
-fn make_name(dir: &Path, name: &str) -> Result<(), Fault> {
-    let path = dir.join(name);
-    match symlink(target_of(name), &path) {
+fn make_name(dir: &Dir, name: &str) -> Result<(), Fault> {
+    match dir.link(target_of(name), name) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => check_name(dir, name),
-        made => made.map_err(at(&path)),
+        made => made.map_err(at(&dir.path().join(name))),
     }
+}
+
+/// Where a link of ours leads; `None` where there is nothing of that name. What is no link is not ours.
+fn target(dir: &Dir, name: &str) -> Result<Option<PathBuf>, Fault> {
+    let path = dir.path().join(name);
+    dir.link_target(name).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidInput => Fault::NotOurs(path),
+        _ => Fault::Storage(path, e),
+    })
 }
 
 fn target_of(name: &str) -> PathBuf {
@@ -155,27 +163,18 @@ fn target_of(name: &str) -> PathBuf {
 }
 
 /// The number of the current set.
-fn current(dir: &Path) -> Result<Option<u64>, Fault> {
-    let path = dir.join(CURRENT);
-    match fs::read_link(&path) {
-        Ok(target) => target.to_str().and_then(number_of).map(Some).ok_or(Fault::NotOurs(path)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(Fault::NotOurs(path)),
-        Err(e) => Err(Fault::Storage(path, e)),
-    }
+fn current(dir: &Dir) -> Result<Option<u64>, Fault> {
+    let Some(target) = target(dir, CURRENT)? else { return Ok(None) };
+    target.to_str().and_then(number_of).map(Some).ok_or_else(|| Fault::NotOurs(dir.path().join(CURRENT)))
 }
 
 /// Makes the link that is to become `..current`, before anything is written: where it cannot be, no key is left lying about.
-fn prepare_link(dir: &Path, number: u64) -> Result<PathBuf, Fault> {
-    let path = dir.join(NEXT);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Fault::Storage(path, e)),
-        _ => {}
-    }
-    match symlink(set_name(number), &path) {
-        Ok(()) => Ok(path),
-        Err(e) if no_links(&e) => Err(Fault::NoLinks(dir.to_path_buf())),
-        Err(e) => Err(Fault::Storage(path, e)),
+fn prepare_link(dir: &Dir, number: u64) -> Result<(), Fault> {
+    let path = dir.path().join(NEXT);
+    dir.remove_if_there(NEXT).map_err(at(&path))?;
+    match dir.link(set_name(number), NEXT) {
+        Err(e) if no_links(&e) => Err(Fault::NoLinks(dir.path().to_path_buf())),
+        made => made.map_err(at(&path)),
     }
 }
 
@@ -185,31 +184,26 @@ fn no_links(e: &io::Error) -> bool {
     [Errno::EPERM, Errno::EOPNOTSUPP, Errno::ENOSYS].iter().any(|errno| e.raw_os_error() == Some(*errno as i32))
 }
 
-fn write_set(set: &Path, files: &[File<'_>], mode: u32, owner: Owner) -> Result<(), Fault> {
-    DirBuilder::new().mode(DIRECTORY_MODE).create(set).map_err(at(set))?;
-    fs::set_permissions(set, Permissions::from_mode(DIRECTORY_MODE)).map_err(at(set))?;
+fn write_set(dir: &Dir, number: u64, files: &[File<'_>], mode: u32, owner: Owner) -> Result<(), Fault> {
+    let path = dir.path().join(set_name(number));
+    let set = dir.make_subdir(set_name(number), Access::Public).map_err(at(&path))?;
     for file in files {
-        let path = set.join(file.name);
         let mode = if file.visibility == Visibility::Public { PUBLIC_MODE } else { mode };
-        write_file(&path, file.content, mode, owner).map_err(at(&path))?;
+        write_file(&set, file, mode, owner).map_err(at(&path.join(file.name)))?;
     }
-    sync(set)
+    set.sync().map_err(at(&path))
 }
 
 /// Mode and owner are as they should be before there is anything to read.
-fn write_file(path: &Path, content: &[u8], mode: u32, owner: Owner) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+fn write_file(set: &Dir, file: &File<'_>, mode: u32, owner: Owner) -> io::Result<()> {
+    let mut made = set.make_file(file.name, 0o600)?;
     // Mode first: for a file that was given away it would take CAP_FOWNER.
-    file.set_permissions(Permissions::from_mode(mode))?;
+    dir::set_mode(&made, mode)?;
     if owner.user.is_some() || owner.group.is_some() {
-        fchown(&file, owner.user, owner.group)?;
+        fchown(&made, owner.user, owner.group)?;
     }
-    file.write_all(content)?;
-    file.sync_all()
-}
-
-fn sync(dir: &Path) -> Result<(), Fault> {
-    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(at(dir))
+    made.write_all(file.content)?;
+    made.sync_all()
 }
 
 fn set_name(number: u64) -> String {
@@ -221,33 +215,38 @@ fn number_of(name: &str) -> Option<u64> {
 }
 
 /// The numbers of all sets, whole or not. A link of such a name is not ours, and leads who knows where.
-fn sets(dir: &Path) -> Vec<u64> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let entries = entries.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
-    entries.filter_map(|entry| entry.file_name().to_str().and_then(number_of)).collect()
+fn sets(dir: &Dir) -> Vec<u64> {
+    let names = dir.names(true).unwrap_or_else(|e| {
+        log::warn!("{} could not be listed: {e}", dir.path().display());
+        Vec::new()
+    });
+    names.iter().filter_map(|name| name.to_str().and_then(number_of)).collect()
 }
 
 /// The set before `current`; a greater one was never switched to.
-fn previous(dir: &Path, current: u64) -> Option<u64> {
+fn previous(dir: &Dir, current: u64) -> Option<u64> {
     sets(dir).into_iter().filter(|n| *n < current).max()
 }
 
 /// Removes the sets that `keep` does not name. What cannot be removed now is tried again at the next change.
-fn remove_sets(dir: &Path, keep: impl Fn(u64) -> bool) {
+fn remove_sets(dir: &Dir, keep: impl Fn(u64) -> bool) {
     for number in sets(dir).into_iter().filter(|n| !keep(*n)) {
-        remove_set(&dir.join(set_name(number)));
+        remove_set(dir, number);
     }
 }
 
-/// Removes a set: plain files in one directory; anything else in it is not ours, and stays.
-fn remove_set(set: &Path) {
-    for entry in fs::read_dir(set).into_iter().flatten().flatten() {
-        let _ = fs::remove_file(entry.path());
-    }
-    if let Err(e) = fs::remove_dir(set)
-        && e.kind() != io::ErrorKind::NotFound
-    {
-        log::warn!("{} could not be removed: {e}", set.display());
+/// Removes a set: plain files in one directory; a directory in it is not ours, and stays.
+fn remove_set(dir: &Dir, number: u64) {
+    let remove = || {
+        let set = match dir.subdir(set_name(number)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        set.names(false)?.into_iter().try_for_each(|name: OsString| set.remove(name))?;
+        dir.remove_subdir(set_name(number))
+    };
+    if let Err(e) = remove() {
+        log::warn!("{} could not be removed: {e}", dir.path().join(set_name(number)).display());
     }
 }
 

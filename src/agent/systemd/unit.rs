@@ -180,6 +180,8 @@ impl Unit<'_> {
         }
         if self.needs.commands {
             text.push_str("# The `reload` commands run in this sandbox too; they may look for other processes.\n");
+        } else if self.needs.signals {
+            text.push_str("# Whose process a `pid_file` names has to be seen.\nProcSubset=pid\n");
         } else {
             text.push_str("ProtectProc=invisible\nProcSubset=pid\n");
         }

@@ -243,7 +243,7 @@ fn with_an_owners_password_the_storage_key_is_used_as_it_is() {
     config.derive_storage_key = true;
     let error = TpmStore::new(config.clone()).generate(&id("device"), Algorithm::EcdsaP256).expect_err("refused");
     assert!(error.kind() == ErrorKind::Denied && error.to_string().contains("owner password"), "{error}");
-    let error = Counter::new(config, counter::DEFAULT_INDEX).expect("an index").define().expect_err("refused");
+    let error = Counter::new(config, counter::DEFAULT_INDEX, b"auth value").expect("an index").define().expect_err("refused");
     assert!(error.kind() == ErrorKind::Denied && error.to_string().contains("owner password"), "{error}");
     assert_eq!(tpm.loaded(), "");
 }
@@ -342,7 +342,7 @@ fn sessions_that_protect_something_are_salted_to_a_key_just_derived() {
     let config = Config { tcti: bus.tcti(), ..tpm.config(dir.path()) };
     let mut plain = TpmStore::new(config.clone());
     let mut with_auth = TpmStore::new(Config { auth: Some(auth_file(dir.path()).0), ..config.clone() });
-    let counter = Counter::new(config, counter::DEFAULT_INDEX).expect("an index");
+    let counter = Counter::new(config, counter::DEFAULT_INDEX, b"auth value").expect("an index");
     plain.generate(&id("plain"), Algorithm::EcdsaP256).expect("generate");
     assert_eq!(salted_to(&bus), DERIVED);
     with_auth.generate(&id("with-auth"), Algorithm::EcdsaP256).expect("generate");
@@ -350,7 +350,9 @@ fn sessions_that_protect_something_are_salted_to_a_key_just_derived() {
     with_auth.sign(&id("with-auth"), b"message").expect("sign");
     assert_eq!(salted_to(&bus), DERIVED);
     counter.define().expect("define");
-    assert_eq!(salted_to(&bus), DERIVED);
+    assert_eq!(salts(&bus)[0], DERIVED, "its auth value crosses the bus once, when it is made");
+    counter.increment().expect("increment");
+    assert_eq!(salted_to(&bus), PERSISTENT, "after that it is a key of the HMAC");
     // Nothing secret, and verified in software: here the key that costs no derivation will do.
     plain.sign(&id("plain"), b"message").expect("sign");
     assert_eq!(salted_to(&bus), PERSISTENT);
@@ -360,10 +362,16 @@ fn sessions_that_protect_something_are_salted_to_a_key_just_derived() {
 const DERIVED: u8 = 0x80;
 const PERSISTENT: u8 = 0x81;
 
+/// Which kinds of key the sessions since the last reset were salted to.
+fn salts(bus: &TpmProxy) -> Vec<u8> {
+    let keys = bus.commands().iter().filter(|c| code(c) == command::START_AUTH_SESSION).map(|c| c[10]).collect();
+    bus.reset();
+    keys
+}
+
 /// Which kind of key all sessions since the last reset were salted to.
 fn salted_to(bus: &TpmProxy) -> u8 {
-    let keys: Vec<u8> = bus.commands().iter().filter(|c| code(c) == command::START_AUTH_SESSION).map(|c| c[10]).collect();
-    bus.reset();
+    let keys = salts(bus);
     assert!(!keys.is_empty() && keys.iter().all(|k| *k == keys[0]), "{keys:x?}");
     keys[0]
 }

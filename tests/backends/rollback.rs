@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use boundkey::join::device::Memory;
+use boundkey::state::{DirStorage, StateFile};
+
 use super::support::{Device, Server, run, success, tool};
 use super::{Swtpm, create, process, secret, tpm_yaml};
 
@@ -33,7 +36,11 @@ fn refused(server: &Server, device: &Device, why: &str) {
 }
 
 fn value(tpm: &Swtpm) -> u64 {
-    let output = tpm.tool("tpm2_nvread").args([INDEX, "-C", INDEX]).output().expect("run");
+    value_with(tpm, &[])
+}
+
+fn value_with(tpm: &Swtpm, owner: &[&str]) -> u64 {
+    let output = tpm.tool("tpm2_nvread").args([INDEX, "-C", "o"]).args(owner).output().expect("run");
     assert!(output.status.success(), "{output:?}");
     u64::from_be_bytes(output.stdout.try_into().expect("8 bytes"))
 }
@@ -87,17 +94,90 @@ fn a_counter_that_is_missing_or_made_anew_is_tampering() {
     process::run(tpm.tool("tpm2_nvundefine").args(["-C", "o", INDEX]));
     refused(&server, &device, "the TPM's counter is gone");
     // Made anew it goes on where the old one was, and then counts once: the device is behind it.
-    process::run(tpm.tool("tpm2_nvdefine").args([
-        INDEX,
-        "-C",
-        "o",
-        "-s",
-        "8",
-        "-a",
-        "authread|authwrite|ownerread|no_da|nt=counter",
-    ]));
-    process::run(tpm.tool("tpm2_nvincrement").args([INDEX, "-C", INDEX]));
+    make_open(&tpm);
+    refused(&server, &device, "in the place of the TPM's counter is another");
+    // The auth value that goes with it is lost: the same.
+    std::fs::remove_file(device.storage().join("counter.auth")).expect("remove");
     refused(&server, &device, "joins old by the TPM's counter");
+    back(&server, &device);
+}
+
+/// A counter as older versions made it, and as anybody can who may use the TPM.
+fn make_open(tpm: &Swtpm) {
+    let attributes = "authread|authwrite|ownerread|no_da|nt=counter";
+    process::run(tpm.tool("tpm2_nvdefine").args([INDEX, "-C", "o", "-s", "8", "-a", attributes]));
+    process::run(tpm.tool("tpm2_nvincrement").args([INDEX, "-C", INDEX]));
+}
+
+/// The way back that the agent advises: for whatever was done to the counter, it is one.
+fn back(server: &Server, device: &Device) {
+    std::fs::rename(device.storage().join("state"), device.dir.join("state")).expect("move away");
+    server.ctl(&["exempt", "token/gw"]);
+    device.join();
+    device.join();
+    let doctor = run(&mut device.command(&["doctor"]));
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("ok    rollback    the state fits"), "{doctor:?}");
+}
+
+fn count_up(tpm: &Swtpm) -> bool {
+    tpm.tool("tpm2_nvincrement").args([INDEX, "-C", INDEX]).output().expect("run").status.success()
+}
+
+/// A user who may talk to the TPM counted up, and the agent refused its own memory until an operator acted.
+#[test]
+fn a_user_of_the_tpm_cannot_count_up_and_what_he_can_do_is_mended() {
+    let (server, tpm) = (Server::start(), Swtpm::start());
+    let device = protected(&server, &tpm, 2);
+    device.join();
+    let file = std::fs::metadata(device.storage().join("counter.auth")).expect("the counter's auth value");
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&file) & 0o777, 0o600);
+    let at = value(&tpm);
+    assert!(!count_up(&tpm), "not without the auth value");
+    device.join();
+    assert_eq!(value(&tpm), at + 1);
+    // Deleting takes the owner's password, where there is one.
+    process::run(tpm.tool("tpm2_nvundefine").args(["-C", "o", INDEX]));
+    refused(&server, &device, "the TPM's counter is gone");
+    back(&server, &device);
+    // Another index in its place, of another kind.
+    process::run(tpm.tool("tpm2_nvundefine").args(["-C", "o", INDEX]));
+    process::run(tpm.tool("tpm2_nvdefine").args([INDEX, "-C", "o", "-s", "8", "-a", "ownerread|ownerwrite"]));
+    refused(&server, &device, "in the place of the TPM's counter is another");
+    back(&server, &device);
+    process::run(tpm.tool("tpm2_changeauth").args(["-c", "owner", "owner-password"]));
+    assert!(!tpm.tool("tpm2_nvundefine").args(["-C", "o", INDEX]).output().expect("run").status.success());
+    let at = value_with(&tpm, &["-P", "owner-password"]);
+    device.join();
+    assert_eq!(value_with(&tpm, &["-P", "owner-password"]), at + 1, "the agent needs no password");
+    assert!(server.events("gw").iter().all(|event| event != "lock.created"));
+}
+
+/// What the memory says of the counter, written as another version would have.
+fn remember_counter(device: &Device, value: u64) {
+    let mut state = StateFile::open(DirStorage::open(&device.storage())).expect("a state file");
+    let memory = Memory { rollback_counter: Some(value), ..state.memory().clone() };
+    state.store(&memory).expect("written");
+}
+
+/// A counter of an older version takes no auth value. It counts on, and is made anew with one before the next join.
+#[test]
+fn a_counter_of_an_older_version_goes_on_and_gets_an_auth_value() {
+    let (server, tpm) = (Server::start(), Swtpm::start());
+    let device = protected(&server, &tpm, 1);
+    device.join();
+    process::run(tpm.tool("tpm2_nvundefine").args(["-C", "o", INDEX]));
+    make_open(&tpm);
+    remember_counter(&device, value(&tpm));
+    std::fs::remove_file(device.storage().join("counter.auth")).expect("remove");
+    let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("text");
+    assert!(doctor.contains("warn  rollback") && doctor.contains("group tss) can count up"), "{doctor}");
+    assert!(count_up(&tpm));
+    refused(&server, &device, "1 joins old by the TPM's counter, which anybody who may use the TPM can count up");
+    remember_counter(&device, value(&tpm));
+    device.join();
+    assert!(!count_up(&tpm), "it has an auth value now");
+    device.join();
+    assert!(server.events("gw").iter().all(|event| event == "join.first" || event == "join.renewal"));
 }
 
 /// An operator's way back from a cleared TPM is the same as without protection, and protection goes on.

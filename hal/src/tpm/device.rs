@@ -21,14 +21,17 @@ pub(super) trait Tpm {
     /// Signs a SHA-256 digest; `r || s`.
     fn sign(&mut self, key: &WrappedKey, auth: &[u8], digest: &[u8; 32]) -> Result<[u8; 64], Fault>;
 
-    /// Makes the NV counter `index`; one that is there is left as it is.
-    fn define_counter(&mut self, index: u32) -> Result<(), Fault>;
+    /// Makes the NV counter `index`, which takes this auth value; what is there is left as it is.
+    fn define_counter(&mut self, index: u32, auth: &[u8]) -> Result<(), Fault>;
+
+    /// Removes the NV index `index`, whatever it is, by the owner's right; one that is gone is no error.
+    fn remove_counter(&mut self, index: u32) -> Result<(), Fault>;
 
     /// Counts one up.
-    fn increment_counter(&mut self, index: u32) -> Result<(), Fault>;
+    fn increment_counter(&mut self, index: u32, auth: &[u8]) -> Result<(), Fault>;
 
     /// The value, `None` where it was never counted up.
-    fn read_counter(&mut self, index: u32) -> Result<Option<u64>, Fault>;
+    fn read_counter(&mut self, index: u32, auth: &[u8]) -> Result<Option<u64>, Fault>;
 
     /// How dictionary-attack protection stands.
     fn lockout(&mut self) -> Result<Lockout, Fault>;

@@ -6,7 +6,8 @@
 //! answer must be believed, sessions are salted to a key that was just derived from the owner seed; there libtss2 (and
 //! we) recompute the Name from the public half that it uses. A signature without an auth value has no secret and is
 //! verified in software, so there the persistent key, which costs no derivation, is good enough, and the
-//! session authenticates without encrypting, for encryption costs libtss2 milliseconds.
+//! session authenticates without encrypting, for encryption costs libtss2 milliseconds. A counter with an auth value is
+//! read and bumped so too, but for the encryption: the auth value is a key of the HMAC.
 
 use std::str::FromStr as _;
 use std::string::{String, ToString as _};
@@ -162,22 +163,31 @@ impl Esys {
         opened.ok_or_else(|| Fault::told(ErrorKind::Other, "the TPM opened no session"))
     }
 
-    /// The NV counter `index` and a session to use it with.
-    fn counter(&mut self, index: u32) -> Result<(NvIndexHandle, AuthSession), Fault> {
-        let storage = self.storage_key()?;
-        let session = self.session(storage)?;
+    /// The NV index `index`, if there is one.
+    fn nv_index(&mut self, index: u32) -> Result<Option<NvIndexHandle>, Fault> {
         let place = TpmHandle::NvIndex(NvIndexTpmHandle::new(index)?);
-        let object = found(self.context.execute_without_session(|c| c.tr_from_tpm_public(place)))?.ok_or_else(|| {
+        Ok(found(self.context.execute_without_session(|c| c.tr_from_tpm_public(place)))?.map(NvIndexHandle::from))
+    }
+
+    /// The NV counter `index` and a session to use it with.
+    fn counter(&mut self, index: u32, auth: &[u8]) -> Result<(NvIndexHandle, AuthSession), Fault> {
+        // A random auth value keys the HMAC of commands and answers, and does not cross the bus: whom the session is salted to is then of
+        // no consequence, and the owner's password, which a derivation takes, is not needed.
+        let storage = if auth.is_empty() { self.storage_key()? } else { self.quick_storage_key()? };
+        let session = self.session(storage)?;
+        let counter = self.nv_index(index)?.ok_or_else(|| {
             Fault::told(
                 ErrorKind::NotFound,
                 format_args!("the TPM has no NV counter {index:#x}: never made, deleted, or TPM cleared"),
             )
         })?;
-        let counter = NvIndexHandle::from(object);
         let (public, _) = self.context.execute_with_session(Some(session), |c| c.nv_read_public(counter))?;
         // Anything but a counter can be written, backwards too.
         if public.attributes().index_type()? != NvIndexType::Counter || public.data_size() != 8 {
-            return Err(Fault::told(ErrorKind::Corrupt, format_args!("the TPM's NV index {index:#x} is not a counter")));
+            return Err(Fault::told(ErrorKind::Exists, format_args!("the TPM's NV index {index:#x} is not a counter")));
+        }
+        if !auth.is_empty() {
+            self.context.tr_set_auth(counter.into(), Auth::try_from(auth)?)?;
         }
         Ok((counter, session))
     }
@@ -250,10 +260,10 @@ impl Tpm for Esys {
         }
     }
 
-    fn define_counter(&mut self, index: u32) -> Result<(), Fault> {
+    fn define_counter(&mut self, index: u32, auth: &[u8]) -> Result<(), Fault> {
         let storage = self.storage_key()?;
         let session = self.session(storage)?;
-        // Usable without the owner's password, which may be set later; noDA, for power cuts must not lock it.
+        // Usable without the owner's password, which may be set later; noDA, for neither power cuts nor who guesses may lock it.
         let attributes = NvIndexAttributesBuilder::new()
             .with_nv_index_type(NvIndexType::Counter)
             .with_auth_read(true)
@@ -267,24 +277,34 @@ impl Tpm for Esys {
             .with_index_attributes(attributes)
             .with_data_area_size(8)
             .build()?;
-        let made = self.context.execute_with_session(Some(session), |c| c.nv_define_space(Provision::Owner, None, public));
+        let secret = if auth.is_empty() { None } else { Some(Auth::try_from(auth)?) };
+        let made = self.context.execute_with_session(Some(session), |c| c.nv_define_space(Provision::Owner, secret, public));
         match made.map_err(Fault::from) {
             Ok(_) | Err(Fault::Code(fault::NV_DEFINED)) => Ok(()),
             Err(fault) => Err(owner_refused(fault)),
         }
     }
 
-    fn increment_counter(&mut self, index: u32) -> Result<(), Fault> {
-        let (counter, session) = self.counter(index)?;
-        Ok(self.context.execute_with_session(Some(session), |c| c.nv_increment(NvAuth::NvIndex(counter), counter))?)
+    fn remove_counter(&mut self, index: u32) -> Result<(), Fault> {
+        let Some(counter) = self.nv_index(index)? else { return Ok(()) };
+        let storage = self.storage_key()?;
+        let session = self.session(storage)?;
+        let removed = self.context.execute_with_session(Some(session), |c| c.nv_undefine_space(Provision::Owner, counter));
+        removed.map_err(owner_refused)
     }
 
-    fn read_counter(&mut self, index: u32) -> Result<Option<u64>, Fault> {
-        let (counter, session) = self.counter(index)?;
+    fn increment_counter(&mut self, index: u32, auth: &[u8]) -> Result<(), Fault> {
+        let (counter, session) = self.counter(index, auth)?;
+        let counted = self.context.execute_with_session(Some(session), |c| c.nv_increment(NvAuth::NvIndex(counter), counter));
+        counted.map_err(|e| not_ours(index, e))
+    }
+
+    fn read_counter(&mut self, index: u32, auth: &[u8]) -> Result<Option<u64>, Fault> {
+        let (counter, session) = self.counter(index, auth)?;
         let read = self.context.execute_with_session(Some(session), |c| c.nv_read(NvAuth::NvIndex(counter), counter, 8, 0));
         match read.map_err(Fault::from) {
             Err(Fault::Code(fault::NV_UNWRITTEN)) => Ok(None),
-            Err(fault) => Err(fault),
+            Err(fault) => Err(not_ours(index, fault)),
             Ok(value) => match value.value().try_into() {
                 Ok(bytes) => Ok(Some(u64::from_be_bytes(bytes))),
                 Err(_) => Err(Fault::told(ErrorKind::Corrupt, format_args!("the TPM's NV counter {index:#x} is not 8 bytes"))),
@@ -354,6 +374,16 @@ fn owner_refused(fault: impl Into<Fault>) -> Fault {
             ErrorKind::Denied,
             "the TPM's owner password is set or its owner hierarchy off: clear that, or use the storage key at 0x81000001 as it is",
         );
+    }
+    fault
+}
+
+/// Says of a refusal that it is a counter's, which somebody else has made.
+fn not_ours(index: u32, fault: impl Into<Fault>) -> Fault {
+    let fault = fault.into();
+    if fault.is_refusal() || fault.is_refused_by_index() {
+        let what = format_args!("the TPM's NV counter {index:#x} does not take our auth value: somebody else made it");
+        return Fault::told(ErrorKind::Exists, what);
     }
     fault
 }

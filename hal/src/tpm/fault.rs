@@ -17,6 +17,10 @@ use crate::{Error, ErrorKind};
 pub(super) const NO_SUCH_HANDLE: u32 = 0x18b;
 /// An NV index was never written.
 pub(super) const NV_UNWRITTEN: u32 = 0x14a;
+/// The attributes of an NV index do not let this authorization use it.
+const NV_AUTHORIZATION: u32 = 0x149;
+/// Neither do they let it use an auth value at all.
+const AUTH_UNAVAILABLE: u32 = 0x12f;
 /// The handle of an NV index or persistent object is taken.
 pub(super) const NV_DEFINED: u32 = 0x14c;
 
@@ -62,6 +66,11 @@ impl Fault {
     /// Whether the TPM did not accept an auth value, or has the hierarchy switched off.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Code(code) if tpm_code(*code).is_some_and(|c| [AUTH_FAIL, BAD_AUTH, HIERARCHY].contains(&base(c))))
+    }
+
+    /// Whether an NV index is not for whom it was used by.
+    pub(super) fn is_refused_by_index(&self) -> bool {
+        self.is_one_of(&[NV_AUTHORIZATION, AUTH_UNAVAILABLE])
     }
 
     /// Whether libtss2 or the way to the TPM failed: its context is then of no use any more, not even for flushing.

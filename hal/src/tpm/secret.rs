@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use crate::{Error, ErrorKind, durable};
 
 /// A TPM takes auth values up to the size of the key's name digest (TPM 2.0 part 1, section 19.6.4.2).
-const MAX_AUTH: usize = 32;
+pub(super) const MAX_AUTH: usize = 32;
 
 /// Where an auth value comes from. It is never part of a configuration file or command line.
 #[derive(Clone, Debug, PartialEq, Eq)]

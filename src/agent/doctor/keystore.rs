@@ -119,8 +119,14 @@ fn lockout(report: &mut Report, config: &Config) {
 fn rollback(report: &mut Report, config: &Config, memory: Option<&Memory>) {
     use crate::agent::rollback::Guard;
     let Some(memory) = memory.filter(|_| config.rollback_protection) else { return };
-    match Guard::new(&config.keystore, &config.storage, memory).and_then(|guard| guard.look(memory)) {
-        Ok(()) => report.ok("rollback", "the state fits the TPM's counter"),
+    let guard = Guard::new(&config.keystore, &config.storage, memory);
+    match guard.and_then(|guard| guard.look(memory).map(|()| guard.is_open(memory))) {
+        Ok(false) => report.ok("rollback", "the state fits the TPM's counter"),
+        Ok(true) => report.warn(
+            "rollback",
+            "the state fits the TPM's counter, which everybody who may use the TPM (group tss) can count up",
+            "nothing to do: the next join makes the counter anew, with an auth value",
+        ),
         Err(e) => report.fail("rollback", e.to_string(), e.advice()),
     }
 }

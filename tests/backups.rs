@@ -188,6 +188,43 @@ fn what_is_no_backup_of_ours_is_refused_and_changes_nothing() {
     device.join();
 }
 
+/// What is restored says which key each device has, and the data directory has the keys of all: neither is for others to write.
+#[test]
+fn directories_that_others_may_write_are_not_used() {
+    let mut server = Server::start();
+    let backup = backup(&server);
+    let mode = |path: &Path, bits| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(bits)).expect("mode");
+    };
+    assert!(server.stop().success());
+    mode(&backup, 0o770);
+    let said = fails(&auth("restore", &server, &backup));
+    assert!(said.contains("mode 0770) lets other users write") && said.contains("no other user may write in it"), "{said}");
+    mode(&backup, 0o700);
+    let data = server.dir.join("data");
+    mode(&data, 0o707);
+    for output in [auth("restore", &server, &backup), run(&mut server.command())] {
+        let said = fails(&output);
+        assert!(said.contains("mode 0707) lets other users write") && said.contains("runuser -u boundkey-auth"), "{said}");
+    }
+    mode(&data, 0o700);
+    // A link in the data directory is not what is copied.
+    std::os::unix::fs::symlink("/etc/hostname", data.join("keys/key-planted.pem")).expect("link");
+    let tls = data.join("tls.pem");
+    let tls = if tls.exists() { tls } else { data.join("challenge.key") };
+    let kept = std::fs::read(&tls).expect("a file");
+    std::fs::remove_file(&tls).expect("remove");
+    std::os::unix::fs::symlink(&backup, &tls).expect("link");
+    let said = fails(&auth("backup", &server, &server.dir.join("second")));
+    assert!(said.contains("a symbolic link, which is not followed here"), "{said}");
+    std::fs::remove_file(&tls).expect("remove");
+    std::fs::write(&tls, kept).expect("write");
+    mode(&tls, 0o600);
+    done(&auth("backup", &server, &server.dir.join("third")));
+    assert!(!server.dir.join("third/keys/key-planted.pem").exists());
+    server.run();
+}
+
 /// Killed at any of its steps, it can be done again, and no server starts on half of it.
 #[test]
 fn a_restore_that_is_cut_off_is_done_again() {

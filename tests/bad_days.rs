@@ -14,6 +14,8 @@ mod flash;
 mod names;
 #[path = "bad_days/offline.rs"]
 mod offline;
+#[path = "bad_days/others.rs"]
+mod others;
 #[path = "bad_days/path_mtu.rs"]
 mod path_mtu;
 #[path = "bad_days/proxy.rs"]

@@ -343,6 +343,13 @@ fn edit_keeps_the_text_of_what_failed() {
         assert!(said.contains(why) && said.contains(file.to_str().unwrap()), "{said}");
         std::fs::remove_file(file).unwrap();
     }
+    // Not where others could put another text in place.
+    let open = server.dir.join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let said = fails_in_two_lines(&run(server.edit_command("token/t", "false").env("TMPDIR", &open)), 1);
+    assert!(said.contains("lets other users write") && said.contains("TMPDIR may name another directory"), "{said}");
+    assert_eq!(std::fs::read_dir(&open).unwrap().count(), 0);
     let said = fails_in_two_lines(&run(&mut server.edit_command("token/none", "true")), 1);
     assert!(said.contains("there is no token/none"), "{said}");
 }

@@ -237,9 +237,12 @@ fn hold(lock: &File) -> Result<(), TryLockError> {
 /// Whether an agent holds the storage directory `dir`.
 pub(super) fn is_in_use(dir: &Path) -> Result<bool, AgentError> {
     let failed = |e| AgentError::Storage(dir.display().to_string(), e);
-    let lock = match File::open(dir.join(LOCK_FILE)) {
+    let lock = match Dir::to_read(dir).and_then(|dir| dir.read(LOCK_FILE, 0)) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        lock => lock.map_err(failed)?,
+        found => match found.map_err(failed)? {
+            Some(found) => found.file,
+            None => return Ok(false),
+        },
     };
     match lock.try_lock() {
         Ok(()) => Ok(false),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use base64::Engine as _;
 use boundkey_hal::file::PrivateKey;
-use boundkey_hal::{Algorithm, PublicKey, durable};
+use boundkey_hal::{Algorithm, PublicKey, dir, durable};
 use zeroize::Zeroizing;
 
 use super::config::Keystore;
@@ -12,6 +12,8 @@ use super::device::{Device, Pinning};
 use super::error::AgentError;
 use crate::join::SshKey;
 
+/// Larger than any static key; more is not read.
+const MAX_STATIC_KEY: u64 = 64 * 1024;
 /// What a key that is there has to sign before it is shown.
 const PROBE: &[u8] = b"boundkey keypair create";
 
@@ -103,14 +105,16 @@ fn static_key(request: &Request, path: Option<&PathBuf>) -> Result<Zeroizing<Str
     let failed = |e| AgentError::Storage(path.display().to_string(), e);
     if path.exists() && !request.overwrite {
         log::warn!("{} exists and is kept; --overwrite makes a new key", path.display());
-        return std::fs::read_to_string(path).map(Zeroizing::new).map_err(failed);
+        let content = dir::read(path, MAX_STATIC_KEY).map_err(failed)?.content;
+        let text = str::from_utf8(&content).map_err(|e| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, e)))?;
+        return Ok(Zeroizing::new(text.into()));
     }
     if path.exists() {
         log::warn!("overwriting the key in {}", path.display());
     }
     let pem = make()?;
     // A name alone is a file where we are.
-    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
         durable::create_dir(dir).map_err(failed)?;
     }
     durable::replace(path, pem.as_bytes(), durable::PRIVATE_FILE).map_err(failed)?;

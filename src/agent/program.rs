@@ -176,6 +176,7 @@ fn usage(what: impl Into<String>, advice: impl Into<String>) -> AgentError {
 fn start(matches: &ArgMatches) -> Result<String, AgentError> {
     let level = matches.get_one::<String>("log-level").map(|text| text.parse::<Level>()).transpose();
     let config = load(matches, level.map_err(|e| usage(e.what, e.advice))?)?;
+    config.check_writers()?;
     let (clock, random): (Arc<dyn Clock>, Arc<dyn Random>) = (Arc::new(System), Arc::new(System));
     if matches.get_flag("oneshot") {
         run::oneshot(&config, &clock, &random)?;

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use boundkey_hal::dir::{self, Dir};
 use boundkey_hal::durable;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -14,6 +15,9 @@ use super::ca::CaSet;
 use super::data_dir::{CA, CA_PEM, CHALLENGE_KEY, CLUSTER, DATABASE, DataDir, DataDirError, KEYS, TLS};
 use super::store::SqliteStore;
 use crate::time::Random;
+
+/// Larger than any file that is copied whole.
+const MAX_COPIED: u64 = 1024 * 1024;
 
 impl DataDir {
     /// Copies what the server needs into the directory `to`, which is made, or empty. `cluster.json` comes last: a backup that was
@@ -50,6 +54,8 @@ impl DataDir {
             DataDirError::Missing(dir) => DataDirError::NoBackup(dir),
             e => e,
         })?;
+        // Its records say which key each device has: nobody may have put others in their place.
+        Dir::open(from).map_err(|e| DataDirError::Io(from.into(), e))?;
         let (theirs, ours) = (backup.ca_certificates()?, self.ca_certificates()?);
         if !theirs.iter().any(|certificate| ours.contains(certificate)) {
             return Err(DataDirError::Foreign(from.into()));
@@ -112,7 +118,10 @@ impl DataDir {
 
 /// Copies a file, durably and privately.
 fn copy(from: &Path, to: &Path) -> Result<(), DataDirError> {
-    let content = std::fs::read(from).map(zeroize::Zeroizing::new).map_err(|e| DataDirError::Io(from.into(), e))?;
+    let content = dir::read(from, MAX_COPIED).map_err(|e| DataDirError::Io(from.into(), e))?.content;
+    if content.len() as u64 == MAX_COPIED {
+        return Err(DataDirError::Io(from.into(), io::ErrorKind::FileTooLarge.into()));
+    }
     durable::create(to, &content, durable::PRIVATE_FILE).map_err(|e| DataDirError::Io(to.into(), e))
 }
 

@@ -14,9 +14,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use boundkey_hal::dir::{Dir, Exposed};
 use boundkey_hal::{KeyStore, durable};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -132,6 +132,10 @@ impl DataDirError {
             Self::NotEmpty(_) => "name a new directory for each backup",
             Self::InUse(_) => "stop the other server first, or give this one another --data-dir",
             Self::Missing(_) => "make it with `boundkey-auth init --data-dir DIR --cluster-name NAME`",
+            Self::Io(_, e) if Exposed::of(e).is_some() => {
+                "run as the user that owns the data directory (runuser -u boundkey-auth -- ...); no other user may write in it, nor in \
+                 a directory that it is in"
+            }
             Self::Io(_, e) if e.kind() == io::ErrorKind::PermissionDenied => "run as the user that owns the data directory",
             Self::Io(_, e) if e.kind() == io::ErrorKind::StorageFull => "make room on that file system and try again",
             Self::Io(_, e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
@@ -327,9 +331,8 @@ impl DataDir {
     pub fn lock(&self) -> Result<File, DataDirError> {
         let path = self.path(LOCK);
         let io_error = |e| DataDirError::Io(path.clone(), e);
-        let mut options = File::options();
-        options.create(true).write(true).truncate(false).mode(durable::PRIVATE_FILE);
-        let file = options.open(&path).map_err(io_error)?;
+        // Whoever else may write here could put other keys and records in place.
+        let file = Dir::open(&self.0).and_then(|dir| dir.write_or_make(LOCK, durable::PRIVATE_FILE)).map_err(io_error)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(std::fs::TryLockError::WouldBlock) => Err(DataDirError::InUse(self.0.clone())),

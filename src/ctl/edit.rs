@@ -1,10 +1,11 @@
 //! `edit`: a resource through the operator's own editor.
 
-use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use boundkey_hal::dir::{Dir, Exposed};
+use boundkey_hal::durable;
 
 use super::client::{CallError, Client};
 use super::{Failure, document, say};
@@ -92,8 +93,14 @@ fn read(client: &Client, key: &Key) -> Result<Entry, Failure> {
 fn write_file(key: &Key, text: &str) -> Result<PathBuf, Failure> {
     let random = Id::random(&System).map_err(|e| Failure::new(e.to_string(), "try again"))?;
     let path = std::env::temp_dir().join(format!("boundkeyctl-{}-{}-{random}.yaml", key.kind, key.name));
-    let unwritable = |e| Failure::new(format!("{}: {e}", path.display()), "TMPDIR may name another directory");
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(unwritable)?;
+    let unwritable = |e: std::io::Error| {
+        let advice = "TMPDIR may name another directory";
+        let advice = Exposed::of(&e).map_or(advice.into(), |exposed| format!("{}; {advice}", exposed.advice()));
+        Failure::new(format!("{}: {e}", path.display()), advice)
+    };
+    // What is applied is what the operator wrote: nobody else may put another file there while the editor is open.
+    let (dir, name) = Dir::of_file(&path).map_err(unwritable)?;
+    let mut file = dir.make_file(name, durable::PRIVATE_FILE).map_err(unwritable)?;
     file.write_all(text.as_bytes()).map_err(unwritable)?;
     Ok(path)
 }

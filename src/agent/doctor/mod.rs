@@ -73,8 +73,10 @@ fn configuration(report: &mut Report, config: &Config) {
         let (what, advice) = warning.rsplit_once("; ").unwrap_or((&warning, "see docs/configuration.md"));
         report.warn("config", what, advice);
     }
-    if let Err(e) = config.onboarding.token.read() {
-        report.fail("config", e.to_string(), e.advice());
+    for problem in [config.check_writers(), config.onboarding.token.read().map(drop)] {
+        if let Err(e) = problem {
+            report.fail("config", e.to_string(), e.advice());
+        }
     }
     if report.len() == before {
         report.ok("config", config.path.display().to_string());

@@ -2,16 +2,28 @@
 
 use std::path::Path;
 
+use boundkey_hal::dir::{Dir, Exposed};
 use nix::unistd::{AccessFlags, Group, User, access};
 
 use super::Report;
-use crate::agent::config::{Account, Config, Output, Reload};
+use crate::agent::config::{Account, Config, Destination, Output, Reload};
 
 pub fn check(report: &mut Report, config: &Config) {
     for output in &config.outputs {
         match examine(output) {
             Ok(()) => report.ok("output", format!("{} can be written", output.name)),
             Err((what, advice)) => report.fail("output", format!("{}: {what}", output.name), advice),
+        }
+        if let Some(Reload::Command { program, .. }) = &output.reload
+            && program.starts_with('/')
+            && let Err(e) = Dir::check_file(Path::new(program))
+            && let Some(exposed) = Exposed::of(&e)
+        {
+            report.warn(
+                "output",
+                format!("{}: reload.command runs what others may write: {exposed}", output.name),
+                exposed.advice(),
+            );
         }
         if let Some(Reload::Command { program, .. }) = &output.reload
             && !is_found(program)
@@ -30,8 +42,17 @@ fn is_found(program: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| runs(&dir.join(program))))
 }
 
-fn examine(output: &Output) -> Result<(), (String, &'static str)> {
+fn examine(output: &Output) -> Result<(), (String, String)> {
     let destination = &output.destination;
+    if let Err(e) = Dir::check(&destination.path)
+        && let Some(exposed) = Exposed::of(&e)
+    {
+        return Err((exposed.to_string(), exposed.advice()));
+    }
+    writable(destination).map_err(|(what, advice)| (what, advice.to_owned()))
+}
+
+fn writable(destination: &Destination) -> Result<(), (String, &'static str)> {
     // What is missing is made, in the first parent that is there.
     let existing = destination.path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let place = existing.display();

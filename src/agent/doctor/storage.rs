@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use boundkey_hal::dir::{Dir, Exposed};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 
@@ -80,6 +81,11 @@ fn directory(report: &mut Report, dir: &Path) {
     if let Err(e) = access(dir, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK) {
         let e = AgentError::Storage(place.to_string(), e.into());
         return report.fail(CHECK, e.to_string(), e.advice());
+    }
+    if let Err(e) = Dir::check(dir)
+        && let Some(exposed) = Exposed::of(&e)
+    {
+        return report.fail(CHECK, exposed.to_string(), exposed.advice());
     }
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {

@@ -1,0 +1,224 @@
+//! Other users of the device: directories of theirs in which the agent, as root, is told to work.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::support::{Device, Running, Server, agent, is_root, run};
+
+const NOBODY: u32 = 65534;
+
+/// A directory of another user.
+fn theirs(path: &Path) {
+    fs::create_dir(path).expect("directory");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode");
+    chown(path, Some(NOBODY), Some(NOBODY)).expect("owner");
+}
+
+/// What another user runs, until it is dropped.
+fn attacker(script: &str, arguments: &[&Path]) -> Running {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, "sh"]).args(arguments).uid(NOBODY).gid(NOBODY).stderr(Stdio::null());
+    Running(shell.spawn().expect("sh"))
+}
+
+fn with_output(server: &Server, path: &Path, more: &str) -> Device {
+    let device = server.device("gw", 1);
+    server.create(
+        "kind: role\nversion: v1\nmetadata: {name: r}\nspec: {}\n---\nkind: bot\nversion: v1\nmetadata: {name: gw}\nspec: {roles: [r]}\n",
+    );
+    let secret = server.status("gw")["registration_secret"].as_str().expect("a secret").to_owned();
+    let outputs = format!(
+        "outputs:\n  - type: x509\n    name: mqtt\n    destination: {{type: directory, path: {}}}\n{more}",
+        path.display()
+    );
+    device.configure(server, &format!("  bound_keypair: {{registration_secret: {secret}}}"), &outputs);
+    device
+}
+
+/// All that root has there, as it was.
+fn precious(path: &Path) -> impl Fn() + use<> {
+    fs::create_dir(path).expect("directory");
+    let names: Vec<_> = (0..10).map(|n| path.join(format!("file-{n}"))).collect();
+    for name in &names {
+        fs::write(name, "precious").expect("write");
+        fs::set_permissions(name, fs::Permissions::from_mode(0o600)).expect("mode");
+    }
+    let path = path.to_path_buf();
+    move || {
+        for name in &names {
+            assert_eq!(
+                (fs::read(name).expect("still there"), fs::metadata(name).expect("file").mode() & 0o777),
+                (b"precious".to_vec(), 0o600)
+            );
+        }
+        assert_eq!(fs::read_dir(&path).expect("directory").count(), names.len(), "nothing was added");
+    }
+}
+
+/// The agent deleted all files of a directory of root's, three times of three: the owner of the output's directory put a link to it in
+/// place of an old set while the agent went through the sets.
+#[test]
+fn the_owner_of_an_outputs_directory_leads_the_agent_nowhere() {
+    let server = Server::start();
+    if !is_root("directories of another user") {
+        return;
+    }
+    let base = super::support::TempDir::new("others");
+    let untouched = precious(&base.join("precious"));
+    let out = base.join("out");
+    theirs(&out);
+    let device = with_output(&server, &out, "");
+    let _flipping = attacker(
+        "cd \"$1\"; while :; do for n in 1 2 3 4 5 6 7 8 9; do
+            mkdir ..set-$n; touch ..set-$n/tls.key; mv ..set-$n aside; ln -s \"$2\" ..set-$n; rm ..set-$n; rm -r aside
+         done; done",
+        &[&out, &base.join("precious")],
+    );
+    for _ in 0..10 {
+        let (code, said) = device.try_join();
+        let expected =
+            format!("output mqtt: not written: {} (owner {NOBODY}, group {NOBODY}, mode 0755) belongs to user", out.display());
+        assert!(code == 1 && said.contains(&expected) && said.contains("(chown)"), "{code}: {said}");
+        assert!(!out.join("tls.key").exists());
+    }
+    untouched();
+    assert_eq!(device.status()["last_error"]["type"], "output");
+    let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("text");
+    assert!(doctor.contains("fail  output") && doctor.contains("who may replace what is in it"), "{doctor}");
+    // What it is told to do, it does: the device had its identity all the while.
+    assert_eq!(server.events("gw").iter().filter(|event| *event == "join.renewal").count(), 9);
+    drop(_flipping);
+    chown(&out, Some(0), Some(0)).expect("owner");
+    device.join();
+    assert!(out.join("tls.key").exists());
+}
+
+/// The directory that is to hold the output's is another user's: he puts a link in its place and takes it away again, all the while.
+#[test]
+fn the_owner_of_a_directory_on_the_way_leads_the_agent_nowhere() {
+    let server = Server::start();
+    if !is_root("directories of another user") {
+        return;
+    }
+    let base = super::support::TempDir::new("others");
+    let untouched = precious(&base.join("precious"));
+    let home = base.join("home");
+    theirs(&home);
+    let device = with_output(&server, &home.join("certs/mqtt"), "");
+    let _flipping = attacker(
+        "cd \"$1\"; while :; do mkdir -p certs/mqtt; mv certs aside; ln -s \"$2\" certs; rm certs; ln -s ../precious certs; rm certs; rm -r aside; done",
+        &[&home, &base.join("precious")],
+    );
+    for _ in 0..10 {
+        let (code, said) = device.try_join();
+        assert!(code == 1 && said.contains(&format!("{} (owner {NOBODY}", home.display())), "{code}: {said}");
+    }
+    untouched();
+}
+
+/// Root runs the agent on the storage of the agent's own user, as a technician may: `lock`, `state.new` and `status.new` are links then.
+#[test]
+fn a_storage_directory_of_another_user_is_read_and_not_written() {
+    let server = Server::start();
+    if !is_root("directories of another user") {
+        return;
+    }
+    let base = super::support::TempDir::new("others");
+    let device = server.device("gw", 1);
+    device.join();
+    let untouched = precious(&base.join("precious"));
+    let storage = device.storage();
+    let precious = base.join("precious/file-0");
+    for name in ["status.json", "lock"] {
+        fs::remove_file(storage.join(name)).expect("remove");
+    }
+    symlink(base.join("precious/made"), storage.join("lock")).expect("link");
+    for name in ["state.new", "status.new", "status.json", "identity.pem.new"] {
+        symlink(&precious, storage.join(name)).expect("link");
+    }
+    let owned = Command::new("chown").args(["-hR", &NOBODY.to_string()]).arg(&storage).status().expect("chown");
+    assert!(owned.success());
+    let (code, said) = device.try_join();
+    assert!(code == 8 && said.contains(&format!("{} (owner {NOBODY}", storage.display())), "{code}: {said}");
+    assert!(said.contains("run boundkey as user 65534 (runuser -u NAME -- ...)"), "{said}");
+    let create = run(&mut device.command(&["keypair", "create", "--overwrite"]));
+    assert_eq!(create.status.code(), Some(8), "{create:?}");
+    untouched();
+    // To look is for root as before.
+    assert_eq!(device.status()["token"], "gw");
+    let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("text");
+    assert!(doctor.contains("fail  storage") && doctor.contains("runuser"), "{doctor}");
+    untouched();
+    // Its owner can: he takes the links away, and is the agent.
+    for name in ["lock", "status.json"] {
+        fs::remove_file(storage.join(name)).expect("remove");
+    }
+    for path in [device.dir.path(), &device.config(), &storage] {
+        chown(path, Some(NOBODY), Some(NOBODY)).expect("owner");
+    }
+    let mut command = agent();
+    let joined = run(command.args(["start", "--oneshot", "-c"]).arg(device.config()).uid(NOBODY).gid(NOBODY));
+    assert!(joined.status.success(), "{joined:?}");
+    untouched();
+}
+
+/// Somebody wrote the process id of one of root's into a PID file of his own.
+#[test]
+fn a_pid_file_of_another_user_ends_no_process_of_roots() {
+    let server = Server::start();
+    if !is_root("a PID file of another user") {
+        return;
+    }
+    let base = super::support::TempDir::new("others");
+    let run_dir = base.join("run");
+    theirs(&run_dir);
+    let mut victim = Running(Command::new("sleep").arg("600").spawn().expect("sleep"));
+    let pid_file = run_dir.join("pid");
+    fs::write(&pid_file, victim.0.id().to_string()).expect("write");
+    chown(&pid_file, Some(NOBODY), Some(NOBODY)).expect("owner");
+    let device =
+        with_output(&server, &base.join("out"), &format!("    reload: {{pid_file: {}, signal: TERM}}\n", pid_file.display()));
+    let (code, said) = device.try_join();
+    assert!(code == 1 && said.contains("which that user may not signal"), "{code}: {said}");
+    assert!(victim.0.try_wait().expect("a child").is_none(), "it lives");
+    assert!(base.join("out/tls.key").exists());
+    chown(&pid_file, Some(0), Some(0)).expect("owner");
+    device.join();
+    assert!(!victim.wait().success(), "root's word is good for any process");
+}
+
+/// Who may write the configuration says which commands root runs.
+#[test]
+fn a_configuration_that_others_may_write_is_not_used() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    fs::set_permissions(device.config(), fs::Permissions::from_mode(0o602)).expect("mode");
+    let (code, said) = device.try_join();
+    let expected = format!("the configuration {} is not used", device.config().display());
+    assert!(code == 2 && said.contains(&expected) && said.contains("run chmod go-w"), "{code}: {said}");
+    let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("text");
+    assert!(doctor.contains("fail  config") && doctor.contains("lets other users write"), "{doctor}");
+    fs::set_permissions(device.config(), fs::Permissions::from_mode(0o600)).expect("mode");
+    if is_root("a configuration of another user") {
+        chown(device.config(), Some(NOBODY), None).expect("owner");
+        let (code, said) = device.try_join();
+        assert!(code == 2 && said.contains("belongs to user 65534, who may replace it"), "{code}: {said}");
+        chown(device.config(), Some(0), None).expect("owner");
+    }
+    #[cfg(feature = "pkcs11")]
+    {
+        let module = device.dir.join("module.so");
+        fs::write(&module, "").expect("write");
+        fs::set_permissions(&module, fs::Permissions::from_mode(0o666)).expect("mode");
+        let yaml = fs::read_to_string(device.config()).expect("configuration");
+        let with = format!("{yaml}keystore: {{type: pkcs11, module: {}, token: x}}\n", module.display());
+        fs::write(device.config(), with).expect("configuration");
+        let (code, said) = device.try_join();
+        assert!(code == 2 && said.contains(&format!("the PKCS#11 module {} is not used", module.display())), "{code}: {said}");
+        fs::write(device.config(), yaml).expect("configuration");
+    }
+    device.join();
+}

@@ -99,6 +99,41 @@ fn what_outputs_need_is_granted() {
     assert_lacks(&user, &["ExecStartPre"]);
 }
 
+/// Whose process a PID file names has to be seen, though not what else the kernel tells.
+#[test]
+fn signals_need_a_look_at_the_processes_of_others() {
+    let output = "outputs:\n  - type: x509\n    destination: {type: directory, path: /run/boundkey/web}\n    reload: {pid_file: /run/nginx.pid}\n";
+    let unit = unit(&config(&format!("{MINIMAL}{output}")), Some("gw"));
+    assert_has(&unit, &["ProcSubset=pid", "AmbientCapabilities=CAP_KILL"]);
+    assert_lacks(&unit, &["ProtectProc"]);
+}
+
+/// A user of its own has no right to anything but its own files: where packages made one, the unit takes it.
+#[test]
+fn a_user_without_rights_is_preferred() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("boundkey.yaml");
+    fs::write(&path, MINIMAL).expect("write");
+    let install = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey"));
+        let output = command.args(["install", "systemd", "-c"]).arg(&path).args(more).output().expect("boundkey");
+        assert!(output.status.success(), "{output:?}");
+        (String::from_utf8(output.stdout).expect("text"), String::from_utf8(output.stderr).expect("text"))
+    };
+    let (unit, said) = install(&[]);
+    if matches!(nix::unistd::User::from_name("boundkey"), Ok(Some(_))) {
+        assert_has(&unit, &["User=boundkey"]);
+        assert!(!said.contains("useradd"), "{said}");
+    } else {
+        assert_lacks(&unit, &["User="]);
+        assert!(said.contains("WARN the service runs as root") && said.contains("useradd --system"), "{said}");
+    }
+    let (unit, said) = install(&["--user", "root"]);
+    assert_lacks(&unit, &["User="]);
+    assert!(!said.contains("useradd"), "{said}");
+    assert_has(&install(&["--user", "gw"]).0, &["User=gw"]);
+}
+
 #[test]
 #[cfg(feature = "tpm")]
 fn a_tpm_is_the_only_device() {

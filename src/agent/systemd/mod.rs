@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use boundkey_hal::durable;
 use clap::builder::PathBufValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use nix::unistd::User;
 
 use super::config::{Config, ConfigError, DEFAULT_PATH};
 use super::error::AgentError;
@@ -23,6 +24,10 @@ pub use unit::{MadeFor, Unit};
 const UNIT_DIR: &str = "/etc/systemd/system";
 const NAME: &str = "boundkey";
 const UNIT_MODE: u32 = 0o644;
+/// What is said of a unit without a user of its own.
+const ROOT_IS_MORE: &str = "the service runs as root, without root's powers, but as the owner of root's files; for a user without rights: useradd \
+                            --system --no-create-home --shell /usr/sbin/nologin boundkey, then this command again with --force; --user root \
+                            keeps it so";
 
 /// The command line of `install systemd`; `config` is the option that names the configuration.
 pub fn command(config: Arg) -> Command {
@@ -38,7 +43,12 @@ pub fn command(config: Arg) -> Command {
         .arg(flag("force").requires("write").help("Replace a unit file that differs"))
         .arg(Arg::new("name").long("name").value_name("NAME").default_value(NAME).help("Name of the service"))
         .arg(path("bin").help("The program [default: this one]"))
-        .arg(Arg::new("user").long("user").value_name("USER").help("User to run as [default: root without its powers]"))
+        .arg(
+            Arg::new("user")
+                .long("user")
+                .value_name("USER")
+                .help("User to run as [default: boundkey where there is that user, else root without its powers]"),
+        )
 }
 
 /// Runs `install systemd`; returns what goes to stdout.
@@ -46,7 +56,10 @@ pub fn install(matches: &ArgMatches, config: &Config) -> Result<String, AgentErr
     let text = |name| matches.get_one::<String>(name).map(String::as_str);
     let path = |name| matches.get_one::<PathBuf>(name).map(PathBuf::as_path);
     let name = word("name", text("name").unwrap_or(NAME))?;
-    let user = text("user").map(|user| word("user", user)).transpose()?;
+    let asked: Option<&str> = text("user").map(|user| word("user", user)).transpose()?;
+    let user = if asked.is_some() { asked } else { own_user() };
+    // Asked for by name, root is root.
+    let user = user.filter(|user| *user != "root");
     let failed = |what: &str, e: io::Error| AgentError::Other(format!("{what}: {e}"));
     let program = match path("bin") {
         Some(path) => std::path::absolute(path),
@@ -56,6 +69,9 @@ pub fn install(matches: &ArgMatches, config: &Config) -> Result<String, AgentErr
     let config_path = std::path::absolute(&config.path).map_err(|e| failed("the configuration's path", e))?;
     let (made_for, needs) = (MadeFor::Configuration, &Needs::of(config));
     let unit = Unit { name, program: &program, config_path: &config_path, user, made_for, needs }.text();
+    if user.is_none() && asked.is_none() {
+        log::warn!("{ROOT_IS_MORE}");
+    }
     if !matches.get_flag("write") {
         return Ok(unit);
     }
@@ -67,6 +83,11 @@ pub fn install(matches: &ArgMatches, config: &Config) -> Result<String, AgentErr
         Written::Same => "already there, and the same",
     };
     Ok(format!("{}: {done}\nnext: systemctl daemon-reload && systemctl enable --now {name}\n", file.display()))
+}
+
+/// The user that packages make for the agent, where there is one.
+fn own_user() -> Option<&'static str> {
+    matches!(User::from_name(NAME), Ok(Some(_))).then_some(NAME)
 }
 
 /// The unit that packages bring, such as Debian's: for any device, configured or not.

@@ -186,7 +186,11 @@ impl Device {
             if passed_over == MAX_PASSED_OVER {
                 return Err(why.into());
             }
-            log::warn!("key {id} was left by a power cut, and is passed over: {why}");
+            let state = match interrupted {
+                Interrupted::PassOver => "may be older than it must be",
+                Interrupted::TakeUp => "was not made whole",
+            };
+            log::warn!("key {id} {state}, and is passed over: {why}");
             name = number(&name).map_or(name, |n| format!("bound-{}", n.saturating_add(1)));
             passed_over += 1;
         }

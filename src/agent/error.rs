@@ -316,10 +316,11 @@ fn refusal_advice(problem: &Problem) -> &'static str {
         ProblemType::FirstJoinWithCredentials => "the token is not bound; `boundkeyctl get token/NAME` shows its state",
         ProblemType::Locked => {
             "`boundkeyctl get locks` tells who locked it and why; `boundkeyctl rm lock/ID` lifts an operator's lock, and after two holders \
-             of one key `boundkeyctl exempt token/NAME` lets this device back in"
+             of one key `boundkey recovery-code` here tells how `boundkeyctl exempt token/NAME` lets in this device alone"
         }
         ProblemType::JoinStateMismatch => {
-            "find out whether the key was copied; then, to let this device back in, run `boundkeyctl exempt token/NAME`"
+            "find out whether the key was copied; if it was, `boundkey recovery-code` here tells how to let in this device alone, else run \
+             `boundkeyctl exempt token/NAME`"
         }
         ProblemType::JoinStateRequired => {
             "this device lost its join state; run `boundkeyctl exempt token/NAME` to let it back in"

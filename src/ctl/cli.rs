@@ -180,10 +180,10 @@ fn exempt() -> Command {
                 .help("Withdraw it"),
         )
         .after_help(
-            "Lifts the token's automatic locks (not those of operators) and ends when used or out of time. The device needs nothing:\n\
-             it is back at its next try. Be sure that it is the right device: a copy of it would be let in as well.\n\n\
-             Where there is a copy, have `boundkey recovery-code` run on the device, and give its code by --key: only the device with\n\
-             that key, which is no older than the code, is let in. Blanks, hyphens and lower case do not matter.\n\n\
+            "Lifts the token's automatic locks (not those of operators), orders a new key, and ends when used or out of time. The device\n\
+             needs nothing: it is back at its next try. A copy of it would be let in as well, if it comes first.\n\n\
+             Where there is a copy, have `boundkey recovery-code` run on the device, and give its code by --key: the token stays locked\n\
+             until the device with that key comes, and every older copy is out for good. Blanks, hyphens and case do not matter.\n\n\
              Examples:\n  \
              boundkeyctl exempt token/gateway-0042 --key J3XC-NZN9-P5AP-D629\n  \
              boundkeyctl exempt token/gateway-0042 --reason 'board swapped by service'\n  \

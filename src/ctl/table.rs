@@ -1,9 +1,11 @@
 //! Resources for a person: a table, or one token in full.
 
+use std::collections::HashMap;
+
 use super::client::Client;
 use super::{Failure, print};
 use crate::auth::operator::message::Get;
-use crate::auth::resource::{Instance, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::auth::resource::{Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::join::RecoveryMode;
 use crate::join::server::record::rotation_due;
 use crate::text;
@@ -12,13 +14,13 @@ use crate::time::{Clock as _, System, Timestamp};
 /// The resources in words; `one`: there is one, and all of it is wanted.
 pub(super) fn show(client: &Client, kind: Kind, resources: &[Resource], one: bool) -> Result<String, Failure> {
     let now = System.now();
-    let locks = if matches!(kind, Kind::Bot | Kind::Token) { locks(client, now)? } else { vec![] };
+    let locks = if matches!(kind, Kind::Bot | Kind::Token) { Locks::read(client, now)? } else { Locks(HashMap::new()) };
     if let ([Resource::Token(token)], true) = (resources, one) {
         return Ok(token_in_full(token, &locks, now));
     }
     let rows = resources.iter().map(|resource| match resource {
         Resource::Bot(bot) => {
-            let locked = stopped(&locks, &LockTarget::Bot(bot.metadata.name.clone()));
+            let locked = !locks.on(&LockTarget::Bot(bot.metadata.name.clone())).is_empty();
             vec![bot.metadata.name.clone(), listed(&bot.spec.roles), yes(locked)]
         }
         Resource::Instance(instance) => instance_row(instance),
@@ -40,30 +42,36 @@ fn header(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-fn locks(client: &Client, now: Timestamp) -> Result<Vec<Lock>, Failure> {
-    let found = client.send(&Get { kind: Kind::Lock, name: None, with_secrets: false })?;
-    let locks = found.into_iter().filter_map(|entry| match entry.resource {
-        Resource::Lock(lock) if lock.in_force(now) => Some(lock),
-        _ => None,
-    });
-    Ok(locks.collect())
+/// The locks in force, by what they stop: one look-up for each row, however many locks there are.
+struct Locks(HashMap<Key, Vec<Lock>>);
+
+impl Locks {
+    fn read(client: &Client, now: Timestamp) -> Result<Self, Failure> {
+        let mut by_target: HashMap<Key, Vec<Lock>> = HashMap::new();
+        for entry in client.send(&Get { kind: Kind::Lock, name: None, with_secrets: false })? {
+            if let Resource::Lock(lock) = entry.resource
+                && lock.in_force(now)
+            {
+                by_target.entry(lock.spec.target.key()).or_default().push(lock);
+            }
+        }
+        Ok(Self(by_target))
+    }
+
+    fn on(&self, target: &LockTarget) -> &[Lock] {
+        self.0.get(&target.key()).map_or(&[], Vec::as_slice)
+    }
+
+    /// The locks that stop a token: on itself, its bot, or its instance.
+    fn on_token<'a>(&'a self, token: &Token) -> impl Iterator<Item = &'a Lock> {
+        let itself = Some(LockTarget::Token(token.metadata.name.clone()));
+        let bot = token.spec.bot_name.clone().map(LockTarget::Bot);
+        let instance = token.status.bound_keypair.bound_instance().map(|id| token.instance(id));
+        [itself, bot, instance].into_iter().flatten().flat_map(|target| self.on(&target))
+    }
 }
 
-fn stopped(locks: &[Lock], target: &LockTarget) -> bool {
-    locks.iter().any(|lock| lock.spec.target == *target)
-}
-
-/// The locks that stop a token: on itself, its bot, or its instance.
-fn locks_on<'a>(token: &'a Token, locks: &'a [Lock]) -> impl Iterator<Item = &'a Lock> {
-    let instance = token.status.bound_keypair.bound_instance().map(|id| token.instance(id));
-    locks.iter().filter(move |lock| match &lock.spec.target {
-        LockTarget::Bot(name) => Some(name) == token.spec.bot_name.as_ref(),
-        LockTarget::BotInstance(_) | LockTarget::Host(_) => Some(&lock.spec.target) == instance.as_ref(),
-        LockTarget::Token(name) => *name == token.metadata.name,
-    })
-}
-
-fn token_row(token: &Token, locks: &[Lock], now: Timestamp) -> Vec<String> {
+fn token_row(token: &Token, locks: &Locks, now: Timestamp) -> Vec<String> {
     let status = &token.status.bound_keypair;
     let recoveries = status.recoveries(&token.spec.bound_keypair);
     let limit = if recoveries.mode == RecoveryMode::Standard { recoveries.limit.to_string() } else { "-".into() };
@@ -73,7 +81,7 @@ fn token_row(token: &Token, locks: &[Lock], now: Timestamp) -> Vec<String> {
         bound(token, now).into(),
         format!("{}/{limit}", recoveries.count),
         mode(recoveries.mode).into(),
-        yes(locks_on(token, locks).next().is_some()),
+        yes(locks.on_token(token).next().is_some()),
     ]
 }
 
@@ -135,7 +143,7 @@ fn role_row(role: &Role) -> Vec<String> {
     vec![role.metadata.name.clone(), listed(&all), or_dash(ttl.as_deref())]
 }
 
-fn token_in_full(token: &Token, locks: &[Lock], now: Timestamp) -> String {
+fn token_in_full(token: &Token, locks: &Locks, now: Timestamp) -> String {
     let (spec, status) = (&token.spec.bound_keypair, &token.status.bound_keypair);
     let mut lines = vec![("token", token.metadata.name.clone())];
     if let Some(bot) = &token.spec.bot_name {
@@ -190,7 +198,7 @@ fn token_in_full(token: &Token, locks: &[Lock], now: Timestamp) -> String {
         };
         lines.push(("exemption", format!("{what}, until {}{reason}", exemption.expires)));
     }
-    for lock in locks_on(token, locks) {
+    for lock in locks.on_token(token) {
         lines.push(("locked by", format!("lock/{} on {}: {}", lock.metadata.name, lock.spec.target.key(), lock.spec.message)));
     }
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
@@ -201,11 +209,15 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let header = header.iter().map(ToString::to_string).collect();
     let all: Vec<Vec<String>> =
         std::iter::once(header).chain(rows).map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();
-    let width =
-        |column: usize| all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or_default();
+    let mut widths = vec![0; all[0].len()];
+    for row in &all {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
     let mut text = String::new();
     for row in &all {
-        let cells = row.iter().enumerate().map(|(column, cell)| format!("{cell:0$}", width(column)));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text.push('\n');
     }

@@ -22,7 +22,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 use support::strace::{count_calls, killed_at, was_killed};
 use support::wall_clock::WallClock;
-use support::{Server, TempDir, is_root, run, success, tool, wait_for};
+use support::{Server, TempDir, copy_program, is_root, run, success, tool, wait_for};
 
 fn auth(args: &[&str], dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boundkey-auth"));
@@ -389,7 +389,7 @@ fn another_user_is_not_an_operator() {
     }
     // A copy where anyone can run it: the build directory may be private.
     let program = server.dir.join("boundkeyctl");
-    std::fs::copy(env!("CARGO_BIN_EXE_boundkeyctl"), &program).unwrap();
+    copy_program(env!("CARGO_BIN_EXE_boundkeyctl"), &program);
     let mut other = Command::new(tool("setpriv", "util-linux"));
     other
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::support::{Running, Server, TempDir, is_root, run};
+use super::support::{Running, Server, TempDir, copy_program, is_root, run};
 use super::{BOT, bound, fails, fails_in_two_lines, token};
 
 #[test]
@@ -126,7 +126,7 @@ fn only_root_and_the_servers_own_user_are_let_in() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
     let program = server.dir.join("boundkeyctl");
-    std::fs::copy(env!("CARGO_BIN_EXE_boundkeyctl"), &program).unwrap();
+    copy_program(env!("CARGO_BIN_EXE_boundkeyctl"), &program);
     let mut command = Command::new(&program);
     command.args(["get", "token", "--socket"]).arg(&socket).uid(65534).gid(65534);
     let said = fails_in_two_lines(&run(&mut command), 1);

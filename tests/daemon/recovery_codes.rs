@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::support::said::said;
-use super::support::{Device, Running, Server, TempDir, is_root, run, success, wait_for};
+use super::support::{Device, Running, Server, TempDir, copy_program, is_root, run, success, wait_for};
 use super::{count, end};
 
 /// What the command prints as JSON; it must succeed.
@@ -192,7 +192,7 @@ fn roots_command_leaves_the_daemons_user_its_files() {
     let programs = TempDir::new("program");
     std::os::unix::fs::chown(programs.path(), Some(USER), None).expect("chown");
     let program = programs.join("boundkey");
-    std::fs::copy(device.command(&[]).get_program(), &program).expect("a copy");
+    copy_program(device.command(&[]).get_program(), &program);
     let start = |args: &[&str]| {
         let mut command = std::process::Command::new(&program);
         command.args(args).arg("-c").arg(device.config()).uid(USER).gid(USER);

@@ -399,6 +399,12 @@ pub fn agent() -> Command {
     Command::new(std::env::var_os("BOUNDKEY_AGENT").or(own).expect("built with feature agent"))
 }
 
+/// Copies a program that is to be run. Another process writes it: a child that another test forks meanwhile would hold a file of ours open
+/// for writing, and the kernel refuses to run such a file.
+pub fn copy_program(from: impl AsRef<std::ffi::OsStr>, to: &Path) {
+    success(Command::new("cp").arg(from.as_ref()).arg(to));
+}
+
 /// Waits until `done`, checking often: how long it takes is the machine's matter.
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();

@@ -1,6 +1,6 @@
 # The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
 .POSIX:
-.PHONY: help boot build cross deb demo test test-arm test-deb lint bench hold size clean fuzz
+.PHONY: help advisories boot build cross deb demo test test-arm test-deb lint bench hold reproducible sbom size clean fuzz
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
@@ -18,6 +18,9 @@ help:
 	@echo 'make cross     the agent for ARM and RISC-V, in target/cross/'
 	@echo 'make deb       packages for Debian (amd64, arm64, armhf), in target/debian/'
 	@echo 'make test-deb  the life of each package in a Debian of its own, ARM emulated; ARCH=armhf: of that one'
+	@echo 'make sbom      a bill of materials of each program (CycloneDX), in target/sbom/'
+	@echo 'make reproducible  builds twice in different directories, and compares the bytes; WHAT=deb: the packages'
+	@echo 'make advisories    known faults of the crates, by the database of today where it can be had'
 	@echo 'make fuzz      one fuzz target under libFuzzer: make fuzz TARGET=join SECONDS=600'
 	@echo 'make boot      an emulated ARM board with a TPM, whose power is cut in joins; ARCH=armhf: the 32-bit one'
 	@echo 'make bench     the agent and the server against their peers, on this machine'
@@ -63,6 +66,20 @@ cross:
 deb:
 	@tests/setup build deb
 	@tests/timed deb cross/debian/build
+
+# Debian's compiler, whose version is told, comes with what builds for other targets.
+sbom:
+	@tests/setup build cross
+	@tests/timed sbom cross/sbom --all target/sbom
+
+WHAT = agent
+reproducible:
+	@tests/setup build test $(if $(filter deb,$(WHAT)),deb) $(if $(findstring linux,$(WHAT)),cross)
+	@tests/timed reproducible cross/reproduce $(WHAT)
+
+advisories:
+	@tests/setup build lint
+	@tests/timed advisories tests/advisories/check
 
 # The auth endpoint, which every agent needs, is a package of amd64.
 test-deb:

@@ -129,15 +129,16 @@ fn c062_c065_tokens_that_do_not_fit_together_are_refused() {
 #[test]
 fn c063_c067_c068_c069_what_a_new_token_gets() {
     let server = Server::start();
-    let fixed = token("fixed", "onboarding: {registration_secret: s3cret}", "");
-    let known = token("known", &format!("onboarding: {{initial_public_key: {KEY}, registration_secret: ignored}}"), "");
+    let fixed = token("fixed", "onboarding: {registration_secret: s3cret-s3cret-s3cret}", "");
+    let known =
+        token("known", &format!("onboarding: {{initial_public_key: {KEY}, registration_secret: ignored-ignored-ignored}}"), "");
     server.create(&(BOT.to_owned() + &token("plain", "", "") + &token("plain2", "", "") + &fixed + &known));
 
     let secret = |name| server.status(name)["registration_secret"].clone();
     let made = secret("plain").as_str().unwrap().to_owned();
     assert!(made.len() == 32 && made.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')), "{made}");
     assert_ne!(secret("plain2"), made);
-    assert_eq!(secret("fixed"), "s3cret");
+    assert_eq!(secret("fixed"), "s3cret-s3cret-s3cret");
     let known = server.status("known");
     assert_eq!((&known["registration_secret"], &known["bound_public_key"]), (&Value::Null, &Value::Null));
     assert_eq!(known["recovery_count"], 0);
@@ -174,7 +175,7 @@ fn c071_c077_no_update_takes_a_binding_away() {
     let spec = server.get("token/t")["spec"]["bound_keypair"]["recovery"].clone();
     assert_eq!(spec, json!({"limit": 5, "mode": "relaxed"}));
 
-    server.create(&token("waiting", "recovery: {limit: 2}, onboarding: {registration_secret: late}", ""));
+    server.create(&token("waiting", "recovery: {limit: 2}, onboarding: {registration_secret: late-late-late-late}", ""));
     assert_eq!(server.status("waiting"), secret);
     // Preregistered, then not any more: something to join with is made, and only now.
     let known = format!("onboarding: {{initial_public_key: {KEY}}}");
@@ -286,13 +287,13 @@ fn get_prints_for_people_and_for_programs() {
 #[test]
 fn a_hidden_secret_never_becomes_the_secret() {
     let server = Server::start();
-    server.create(&(BOT.to_owned() + &token("t", "onboarding: {registration_secret: s3cret}", "")));
+    server.create(&(BOT.to_owned() + &token("t", "onboarding: {registration_secret: s3cret-s3cret-s3cret}", "")));
     let hidden = server.ctl(&["get", "token/t", "--format", "yaml"]);
     server.create(&hidden.replace("limit: 1", "limit: 4"));
     let token = server.get("token/t");
     assert_eq!(token["spec"]["bound_keypair"]["recovery"]["limit"], 4);
-    assert_eq!(token["spec"]["bound_keypair"]["onboarding"]["registration_secret"], "s3cret");
-    assert_eq!(token["status"]["bound_keypair"]["registration_secret"], "s3cret");
+    assert_eq!(token["spec"]["bound_keypair"]["onboarding"]["registration_secret"], "s3cret-s3cret-s3cret");
+    assert_eq!(token["status"]["bound_keypair"]["registration_secret"], "s3cret-s3cret-s3cret");
     server.ctl(&["rm", "token/t"]);
     assert!(fails_in_two_lines(&apply(&server, &hidden), 1).contains("--with-secrets"));
 }
@@ -305,7 +306,7 @@ fn files_of_edit(server: &Server) -> Vec<std::path::PathBuf> {
 #[test]
 fn edit_changes_what_was_edited_and_nothing_else() {
     let server = Server::start();
-    server.create(&(BOT.to_owned() + &token("t", "onboarding: {registration_secret: s3cret}", "")));
+    server.create(&(BOT.to_owned() + &token("t", "onboarding: {registration_secret: s3cret-s3cret-s3cret}", "")));
     let told = server.audit().len();
     let run_edit =
         |editor: &str| String::from_utf8(support::success(&mut server.edit_command("token/t", editor)).stdout).unwrap();
@@ -319,12 +320,12 @@ fn edit_changes_what_was_edited_and_nothing_else() {
     assert_eq!(run_edit("sed -i 's/limit: 1/limit: 5/'"), "token/t updated\n");
     let token = server.get("token/t");
     assert_eq!(token["spec"]["bound_keypair"]["recovery"]["limit"], 5);
-    assert_eq!(token["spec"]["bound_keypair"]["onboarding"]["registration_secret"], "s3cret");
+    assert_eq!(token["spec"]["bound_keypair"]["onboarding"]["registration_secret"], "s3cret-s3cret-s3cret");
     assert!(files_of_edit(&server).is_empty());
 
     // VISUAL comes first; and what the editor is given is for nobody else to read.
     let mut command = server.edit_command("token/t", "false");
-    command.env("VISUAL", "test \"$(stat -c %a \"$1\")\" = 600 && ! grep -q s3cret \"$1\" && true");
+    command.env("VISUAL", "test \"$(stat -c %a \"$1\")\" = 600 && ! grep -q s3cret-s3cret-s3cret \"$1\" && true");
     support::success(&mut command);
 }
 

@@ -111,10 +111,10 @@ fn it_waits_for_a_server_that_is_not_there_yet() {
 #[test]
 fn it_keeps_trying_when_it_is_refused() {
     let server = Server::start();
-    let device = Device::new(&server, "gw", "geheim");
+    let device = Device::new(&server, "gw", "geheim-geheim-geheim");
     let daemon = device.daemon();
     wait_for("a refusal", || device.storage().join("status.json").exists() && error_type(&device) == "not-found");
-    server.token("gw", "    onboarding: {registration_secret: geheim}\n    recovery: {limit: 1}");
+    server.token("gw", "    onboarding: {registration_secret: geheim-geheim-geheim}\n    recovery: {limit: 1}");
     wait_for("the first join", || server.events("gw") == ["join.first"]);
     wait_for("the error to go", || device.status()["last_error"].is_null());
 

@@ -62,7 +62,7 @@ impl Contention {
 /// The least pause that the server asks for, where others were quicker.
 pub fn told_to_wait(e: &AgentError) -> Option<Duration> {
     let AgentError::Transport(TransportError::Refused(Problem { kind, retry_after, .. })) = e else { return None };
-    matches!(kind, ProblemType::Busy | ProblemType::ChallengeStale | ProblemType::PaceExceeded)
+    matches!(kind, ProblemType::Busy | ProblemType::ChallengeStale | ProblemType::PaceExceeded | ProblemType::RegistrationPaused)
         .then(|| Duration::from_secs(retry_after.unwrap_or(0)).min(LONGEST_TOLD))
 }
 

@@ -337,6 +337,10 @@ fn refusal_advice(problem: &Problem) -> &'static str {
         ProblemType::PaceExceeded => {
             "nothing: the agent tries again when it was told to; if it stays, see who else joins with this token (`boundkeyctl audit --token NAME`)"
         }
+        ProblemType::RegistrationPaused => {
+            "nothing: the agent tries again when it was told to; if it stays, somebody else tries secrets of this token (`boundkeyctl audit --token \
+             NAME` has the addresses): give the token this device's key (initial_public_key), or the device a token of another name"
+        }
         ProblemType::RegistrationRefused => {
             "check the registration secret and the token's must_register_before; `boundkeyctl get token/NAME --with-secrets` shows both"
         }

@@ -108,7 +108,10 @@ async fn join(
     let (joins, from) = (api.joins.clone(), connection.from);
     let answer = move |jws: Jws| {
         let token = || Some(request::peek(&jws).ok()?.token);
-        joins.join(&jws, from).inspect_err(|problem| note_unknown(&joins, problem, from, token))
+        let registration = joins.registration(&jws, from)?;
+        let answer = joins.join(&jws, from).inspect_err(|problem| note_unknown(&joins, problem, from, token));
+        joins.registered(registration, &answer);
+        answer
     };
     api.respond(Kind::Join, &connection, body, answer).await
 }

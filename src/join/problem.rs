@@ -46,6 +46,8 @@ pub enum ProblemType {
     NotFound,
     /// The token's joins come too fast: [`Problem::retry_after`] says when the next one may come.
     PaceExceeded,
+    /// First joins by secret failed too often: [`Problem::retry_after`] says when the next one may come.
+    RegistrationPaused,
     /// Secret, key or deadline of a first join: which of them is not told.
     RegistrationRefused,
     /// A rotation is due and the request brought no new key.
@@ -61,7 +63,7 @@ pub enum ProblemType {
 }
 
 impl ProblemType {
-    const ALL: [(Self, &str, u16, &str); 20] = [
+    const ALL: [(Self, &str, u16, &str); 21] = [
         (Self::BadRequest, "bad-request", 400, "the request is malformed"),
         (Self::Busy, "busy", 503, "the server is busy"),
         (Self::ChallengeExpired, "challenge-expired", 403, "the challenge has expired"),
@@ -77,6 +79,7 @@ impl ProblemType {
         (Self::NoRecoveriesLeft, "no-recoveries-left", 403, "no recoveries left"),
         (Self::NotFound, "not-found", 404, "not found"),
         (Self::PaceExceeded, "pace-exceeded", 429, "the token is joined with too often"),
+        (Self::RegistrationPaused, "registration-paused", 429, "registrations of this token failed too often"),
         (Self::RegistrationRefused, "registration-refused", 403, "the registration was refused"),
         (Self::RotationRequired, "rotation-required", 403, "a new key is required"),
         (Self::ServerError, "server-error", 500, "the server failed"),

@@ -132,7 +132,7 @@ class Boundkey:
     def load(self, program, devices, seconds):
         """Joins per second of the server with so many devices at once, for so long; its commits are durable. One token has a pace, so
         each place has a row of them."""
-        secret = "load"
+        secret = "load-load-load-load"
         tokens = "---\n".join(LOAD_TOKEN.format(name=f"load-{n}", bot=NAME, secret=secret) for n in range(devices * ROW))
         tool(*self._ctl, "create", "-f", "-", stdin=tokens.encode())
         options = {"server": self._address, "ca-pin": self._pin, "secret": secret, "devices": devices, "each": ROW,

@@ -5,9 +5,14 @@ use super::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use boundkey::text::is_graphic;
+use support::Device;
 
 /// A join by a stranger with `token`, for the server at `url`. It is signed by nobody.
 fn join(server: &Server, token: &str, url: &str) -> Answer {
+    join_with(server, token, url, Value::Null)
+}
+
+fn join_with(server: &Server, token: &str, url: &str, binding: Value) -> Answer {
     let challenge: Value =
         serde_json::from_str(&ask(server, "POST", "/v1/join/challenge", &json!({ "token": token }).to_string()).body).unwrap();
     let text = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
@@ -15,9 +20,16 @@ fn join(server: &Server, token: &str, url: &str) -> Answer {
     let header = json!({ "alg": "EdDSA", "jwk": key, "nonce": challenge["challenge"], "url": url });
     let heartbeat = json!({ "version": "", "hostname": "", "architecture": "", "keystore": "" });
     let attempt = "00112233-4455-6677-8899-aabbccddeeff";
-    let request = json!({ "token": token, "attempt": attempt, "csr": "", "heartbeat": heartbeat });
+    let request = json!({
+        "token": token, "attempt": attempt, "csr": "", "heartbeat": heartbeat, "external_account_binding": binding,
+    });
     let jws = json!({ "protected": text(header), "payload": text(request), "signature": "AA" });
     ask(server, "POST", "/v1/join", &jws.to_string())
+}
+
+/// A first join by a secret, as [`join`]: which one, nobody can tell.
+fn register(server: &Server, token: &str) -> Answer {
+    join_with(server, token, "https://127.0.0.1/v1/join", json!({ "protected": "", "payload": "", "signature": "" }))
 }
 
 fn size_of_events(server: &Server) -> u64 {
@@ -101,4 +113,66 @@ fn what_is_not_graphic_reaches_no_terminal() {
     assert!(long.contains("spec.message is longer than 1024 bytes"), "{long}");
     let long = fails(&run(&mut server.ctl_command(&["exempt", "token/gw", "--reason", &"x".repeat(1025)])), 1);
     assert!(long.contains("the reason is longer than 1024 bytes"), "{long}");
+}
+
+/// A secret of 4 digits fell in half a second.
+#[test]
+fn registrations_that_fail_have_to_pause_and_the_device_gets_in() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    let stranger = Device::new(&server, "gw", "a-secret-of-tests");
+    for _ in 0..3 {
+        assert_ne!(
+            register(&server, "gw").problem()["type"],
+            "urn:boundkey:problem:registration-paused",
+            "no secret was looked at"
+        );
+        assert_eq!(stranger.try_join().0, 6);
+    }
+    for _ in 0..100 {
+        let paused = register(&server, "gw");
+        if paused.status != 429 {
+            continue; // a pause of 2 s may be over by now
+        }
+        assert_eq!(paused.problem()["type"], "urn:boundkey:problem:registration-paused");
+        let wait = paused
+            .head
+            .to_ascii_lowercase()
+            .split("retry-after: ")
+            .nth(1)
+            .and_then(|rest| rest.split("\r\n").next()?.parse().ok());
+        assert!(wait.is_some_and(|seconds: u64| (1..=60).contains(&seconds)), "{}", paused.head);
+    }
+    let told = server.audit();
+    let paused: Vec<_> = told.iter().filter(|event| event["problem"] == "registration-paused").collect();
+    assert!(paused.len() > 10 && paused.iter().all(|event| event["token"] == "gw"), "{paused:?}");
+    // It is at the same address, so it waits as long as the stranger has to.
+    assert_eq!(device.try_join().0, 0);
+    assert_eq!(server.events("gw").last().expect("an event"), "join.first");
+    assert_ne!(register(&server, "gw").status, 429, "a token that is bound takes no secret");
+}
+
+#[test]
+fn a_secret_that_can_be_guessed_is_refused_where_it_is_chosen() {
+    let server = Server::start();
+    let token = |secret: &str, status: &str| {
+        format!(
+            "kind: bot\nversion: v1\nmetadata: {{name: gw}}\n---\nkind: token\nversion: v2\nmetadata: {{name: gw}}\nspec:\n  roles: [Bot]\n  \
+             bot_name: gw\n  join_method: bound_keypair\n  bound_keypair:\n    onboarding: {{registration_secret: {secret}}}\n{status}"
+        )
+    };
+    let apply = |yaml: &str| support::run_with_input(&mut server.ctl_command(&["create", "-f", "-"]), yaml);
+    let said = fails(&apply(&token("\"1234\"", "")), 1);
+    assert!(said.contains("has 4 characters and can be guessed: give it 16 or more, or leave it out"), "{said}");
+    // One that is there from before goes on to work, and is warned of.
+    let stored = "status: {bound_keypair: {registration_secret: \"1234\"}}\n";
+    server.create(&token("\"1234\"", stored));
+    server.create(&token("\"1234\"", "").replace("name: gw}", "name: gw, labels: {site: one}}"));
+    fails(&apply(&token("\"12345\"", "")), 1);
+    let device = Device::new(&server, "gw", "\"1234\"");
+    device.join();
+    assert!(server.log().contains("token/gw was registered by a secret of less than 16 characters"), "{}", server.log());
+    server.ctl(&["reset", "token/gw"]);
+    assert!(server.log().contains("token/gw: its registration secret of less than 16 characters can be guessed"));
+    server.create(&token("a-secret-of-tests", ""));
 }

@@ -44,7 +44,7 @@ impl<'a> Tried<'a> {
             "outputs:\n  - type: x509\n    destination: {{type: directory, path: {}}}\n",
             device.dir.join("out").display()
         );
-        device.configure_with(addr, &server.ca_pin, "  bound_keypair: {registration_secret: s}", &outputs);
+        device.configure_with(addr, &server.ca_pin, "  bound_keypair: {registration_secret: a-secret-of-tests}", &outputs);
         Self::whole(server, device)
     }
 
@@ -84,12 +84,12 @@ impl<'a> Tried<'a> {
     }
 }
 
-/// Tokens `t0`, `t1` ... with secret `s`, of one bot with a role.
+/// Tokens `t0`, `t1` ... with secret `a-secret-of-tests`, of one bot with a role.
 pub fn make_tokens(server: &Server, count: usize) {
     let token = |n| {
         format!(
             "---\nkind: token\nversion: v2\nmetadata: {{name: t{n}}}\nspec:\n  roles: [Bot]\n  bot_name: b\n  join_method: bound_keypair\n  \
-             bound_keypair: {{onboarding: {{registration_secret: s}}, recovery: {{limit: 1000}}}}\n"
+             bound_keypair: {{onboarding: {{registration_secret: a-secret-of-tests}}, recovery: {{limit: 1000}}}}\n"
         )
     };
     let role = "kind: role\nversion: v1\nmetadata: {name: r}\nspec: {}\n---\nkind: bot\nversion: v1\nmetadata: {name: b}\nspec: {roles: [r]}\n";

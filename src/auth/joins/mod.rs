@@ -6,6 +6,7 @@
 mod certify;
 mod commit;
 mod outstanding;
+mod registration;
 mod view;
 
 use std::net::SocketAddr;

@@ -7,7 +7,7 @@ use super::fault::{Fault, insist, refused};
 use super::message::{Reset, Rotate, Unbound};
 use super::{Operator, Who, event};
 use crate::auth::audit::EventKind;
-use crate::auth::resource::{HIDDEN_SECRET, Key, Kind, Lock, LockTarget, Resource, Token};
+use crate::auth::resource::{HIDDEN_SECRET, Key, Kind, Lock, LockTarget, MIN_SECRET, Resource, Token};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::server::record::Status;
 use crate::join::{Id, Problem, ProblemType};
@@ -23,6 +23,10 @@ pub(super) fn create(token: &mut Token, random: &dyn Random) -> Result<(), Fault
     if secrets.into_iter().flatten().any(|secret| secret == HIDDEN_SECRET) {
         let why = format!("token/{}: its registration secret is hidden; get the token with --with-secrets", token.metadata.name);
         return refused(ProblemType::BadRequest, why);
+    }
+    // A status brings what was stored before: that goes on as it was.
+    if status.bound_public_key.is_none() && status.registration_secret.is_none() {
+        check_secret(&token.metadata.name, spec.onboarding.registration_secret.as_deref())?;
     }
     if status.incarnation.is_none() {
         status.incarnation = Some(Id::random(random)?);
@@ -44,7 +48,25 @@ pub(super) fn update(token: &mut Token, old: &Token, random: &dyn Random) -> Res
     if secret.as_deref() == Some(HIDDEN_SECRET) {
         secret.clone_from(&old.spec.bound_keypair.onboarding.registration_secret);
     }
+    if *secret != old.spec.bound_keypair.onboarding.registration_secret {
+        check_secret(&token.metadata.name, secret.as_deref())?;
+    }
     ensure_secret(token, random)
+}
+
+/// A secret that can be guessed is refused where it is chosen. One that is stored already goes on to work.
+fn check_secret(token: &str, secret: Option<&str>) -> Result<(), Fault> {
+    match secret {
+        Some(secret) if secret.len() < MIN_SECRET => {
+            let why = format!(
+                "token/{token}: spec.bound_keypair.onboarding.registration_secret has {} characters and can be guessed: give it {MIN_SECRET} or \
+                 more, or leave it out to have 128 random bits made",
+                secret.chars().count()
+            );
+            refused(ProblemType::BadRequest, why)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Gives a token that nothing could join with a secret: the fixed one, or 128 random bits.
@@ -55,7 +77,15 @@ fn ensure_secret(token: &mut Token, random: &dyn Random) -> Result<(), Fault> {
         return Ok(());
     }
     status.registration_secret = Some(match &spec.onboarding.registration_secret {
-        Some(fixed) => fixed.clone(),
+        Some(fixed) => {
+            if fixed.len() < MIN_SECRET {
+                log::warn!(
+                    "token/{}: its registration secret of less than {MIN_SECRET} characters can be guessed",
+                    token.metadata.name
+                );
+            }
+            fixed.clone()
+        }
         None => random_secret(random)?,
     });
     Ok(())

@@ -18,7 +18,7 @@ pub use bot::{Bot, BotSpec};
 pub use instance::{Authentication, Instance, InstanceSpec, InstanceStatus, MAX_KEPT, SeenHeartbeat};
 pub use lock::{Lock, LockSpec, LockTarget};
 pub use role::{Allow, GREATEST_MAX_TTL, LEAST_MAX_TTL, Role, RoleSpec};
-pub use token::{HIDDEN_SECRET, HostSpec, JoinMethod, NODE_ROLE, Token, TokenSpec, TokenStatus};
+pub use token::{HIDDEN_SECRET, HostSpec, JoinMethod, MIN_SECRET, NODE_ROLE, Token, TokenSpec, TokenStatus};
 
 use crate::time::Timestamp;
 

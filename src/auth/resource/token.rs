@@ -19,6 +19,10 @@ const SERVICE_ROLES: [&str; 7] = ["App", "Db", "Discovery", "Kube", NODE_ROLE, "
 /// What stands in place of a secret that is not shown.
 pub const HIDDEN_SECRET: &str = "********";
 
+/// Least length in bytes of a registration secret that an operator chooses. What a fast attacker tries is limited by
+/// `auth::throttle`; this is for guesses that nobody counts, at an HMAC that came to a false server.
+pub const MIN_SECRET: usize = 16;
+
 /// A token, version v2.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,6 +101,13 @@ impl Token {
     pub fn instance(&self, id: Id) -> LockTarget {
         let id = id.to_string();
         if self.is_for_bot() { LockTarget::BotInstance(id) } else { LockTarget::Host(id) }
+    }
+
+    /// The secret that its first join has to prove, if that is what it waits for.
+    pub fn secret_awaited(&self) -> Option<&str> {
+        let (spec, status) = (&self.spec.bound_keypair, &self.status.bound_keypair);
+        let by_key = status.bound_public_key.is_some() || spec.onboarding.initial_public_key.is_some();
+        status.registration_secret.as_deref().filter(|_| !by_key)
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {

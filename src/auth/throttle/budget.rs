@@ -1,4 +1,4 @@
-//! Budgets of bytes: token buckets by name, of which a bounded number is remembered.
+//! Budgets, of bytes or of tries: token buckets by name, of which a bounded number is remembered.
 
 use std::collections::HashMap;
 
@@ -11,9 +11,9 @@ const MINUTE_MS: u64 = 60_000;
 /// How much may be spent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate {
-    /// Bytes at once.
+    /// So much at once.
     pub(super) burst: u64,
-    /// Bytes a minute after that.
+    /// So much a minute after that.
     pub(super) per_minute: u64,
 }
 
@@ -26,8 +26,9 @@ pub(super) struct Budgets {
     others: Budget,
 }
 
+/// What is left of one.
 #[derive(Clone, Copy, Debug)]
-struct Budget {
+pub(super) struct Budget {
     /// Bytes left at [`Self::at`].
     left: u64,
     at: Timestamp,
@@ -55,7 +56,7 @@ impl Budgets {
 }
 
 impl Budget {
-    fn full(rate: Rate, now: Timestamp) -> Self {
+    pub(super) fn full(rate: Rate, now: Timestamp) -> Self {
         Self { left: rate.burst, at: now }
     }
 
@@ -63,7 +64,7 @@ impl Budget {
         self.left + self.gained(rate, now).1 >= rate.burst
     }
 
-    fn spend(&mut self, rate: Rate, bytes: u64, now: Timestamp) -> bool {
+    pub(super) fn spend(&mut self, rate: Rate, bytes: u64, now: Timestamp) -> bool {
         let (at, gained) = self.gained(rate, now);
         *self = Self { left: (self.left + gained).min(rate.burst), at };
         if self.left < bytes {
@@ -71,6 +72,11 @@ impl Budget {
         }
         self.left -= bytes;
         true
+    }
+
+    /// Takes back what was spent.
+    pub(super) fn give_back(&mut self, rate: Rate, much: u64) {
+        self.left = (self.left + much).min(rate.burst);
     }
 
     /// What has come since [`Self::at`], in whole bytes, and up to when. A clock that was set back brings nothing.

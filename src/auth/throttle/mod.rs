@@ -1,13 +1,17 @@
 //! What strangers, and holders of one key, can make the server keep: budgets of bytes, in memory that is bounded as well.
 
 mod budget;
+mod registrations;
 mod unknown;
 
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::audit::Event;
 use crate::time::Timestamp;
 use budget::{Budgets, Rate};
+use registrations::Registrations;
 use unknown::UnknownTokens;
 
 /// What all strangers together may add to the audit log, in bytes: some 60 refusals at once, then four a minute. In 400 days that is 1.2 GB.
@@ -17,9 +21,12 @@ const TOKEN: Rate = Rate { burst: 32 * 1024, per_minute: 1024 };
 /// What a row of an event takes in the database beside its document: number, time, token, and its places in two indexes.
 const ROW: u64 = 200;
 
-/// Bounds what is written of refusals.
-#[derive(Debug)]
-pub struct Throttle(Mutex<Refusals>);
+/// Bounds what is written of refusals, and how often a registration secret can be tried.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    refusals: Mutex<Refusals>,
+    registrations: Mutex<Registrations>,
+}
 
 #[derive(Debug)]
 struct Refusals {
@@ -29,14 +36,9 @@ struct Refusals {
     unknown: UnknownTokens,
 }
 
-impl Default for Throttle {
+impl Default for Refusals {
     fn default() -> Self {
-        Self(Mutex::new(Refusals {
-            strangers: Budgets::new(STRANGERS),
-            tokens: Budgets::new(TOKEN),
-            unwritten: 0,
-            unknown: UnknownTokens::default(),
-        }))
+        Self { strangers: Budgets::new(STRANGERS), tokens: Budgets::new(TOKEN), unwritten: 0, unknown: UnknownTokens::default() }
     }
 }
 
@@ -45,7 +47,7 @@ impl Throttle {
     /// was proven.
     pub fn admit(&self, proven: Option<&str>, event: &Event, now: Timestamp) -> Option<u64> {
         let bytes = size(event);
-        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let is_within = match proven {
             Some(token) => refusals.tokens.spend(token, bytes, now),
             None => refusals.strangers.spend("", bytes, now),
@@ -57,15 +59,30 @@ impl Throttle {
         Some(std::mem::take(&mut refusals.unwritten))
     }
 
+    /// Counts a first join of `token` by secret from `address`, or says how long it has to wait for those that failed.
+    pub fn admit_registration(&self, token: &str, address: IpAddr, now: Timestamp) -> Result<(), Duration> {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner).admit(token, address, now)
+    }
+
+    /// Takes back a first join of `token` by secret from `address` that was no guess.
+    pub fn give_back_registration(&self, token: &str, address: IpAddr, now: Timestamp) {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner).give_back(token, address, now);
+    }
+
+    /// Notes that a first join of `token` by secret succeeded.
+    pub fn registered(&self, token: &str) {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner).succeeded(token);
+    }
+
     /// Notes that somebody at `address` named `token`, of which there is none.
     pub fn note_unknown(&self, token: &str, address: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).unknown.note(token, address);
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).unknown.note(token, address);
     }
 
     /// The event that tells of the tokens that were named since the last one and do not exist, to be asked for once a minute. `None` where
     /// there were none, or the budget of strangers is used up: then the next event counts them too.
     pub fn unknown_tokens(&self, now: Timestamp) -> Option<Event> {
-        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let event = refusals.unknown.event(now)?;
         if !refusals.strangers.spend("", size(&event), now) {
             return None;

@@ -99,7 +99,9 @@ fn a_link_put_in_place_of_a_set_in_between_leads_nowhere() {
     let precious = dir.path().join("precious");
     fs::create_dir(&precious).expect("directory");
     let names: Vec<_> = (0..20).map(|n| precious.join(format!("file-{n}"))).collect();
-    names.iter().for_each(|name| fs::write(name, "precious").expect("write"));
+    for name in &names {
+        fs::write(name, "precious").expect("write");
+    }
     let path = dir.path().join("mqtt");
     let (ca, output) = (Ca::new(), output(&path));
     ca.install(&output);

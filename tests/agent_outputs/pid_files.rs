@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use boundkey::agent::config::{Output, Reload};
 use boundkey::agent::outputs::Reloads;
@@ -115,7 +115,8 @@ fn a_pid_file_from_before_the_process_is_refused() {
     let mut process = Sleeper::of(None);
     fs::write(&pid_file, process.id().to_string()).expect("write");
     let file = fs::File::options().write(true).open(&pid_file).expect("file");
-    file.set_modified(SystemTime::now() - Duration::from_secs(3600)).expect("time");
+    let written = file.metadata().and_then(|file| file.modified()).expect("time");
+    file.set_modified(written - Duration::from_secs(3600)).expect("time");
     reloads.add(&Output { reload: Some(reload(&pid_file)), ..output(Path::new("/run/mqtt")) }, BOOT);
     let error = reloads.run_all().expect_err("an earlier run's").to_string();
     let expected = format!("{} was written before process {} began, so it means another", pid_file.display(), process.id());

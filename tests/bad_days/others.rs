@@ -71,7 +71,7 @@ fn the_owner_of_an_outputs_directory_leads_the_agent_nowhere() {
     let out = base.join("out");
     theirs(&out);
     let device = with_output(&server, &out, "");
-    let _flipping = attacker(
+    let flipping = attacker(
         "cd \"$1\"; while :; do for n in 1 2 3 4 5 6 7 8 9; do
             mkdir ..set-$n; touch ..set-$n/tls.key; mv ..set-$n aside; ln -s \"$2\" ..set-$n; rm ..set-$n; rm -r aside
          done; done",
@@ -90,7 +90,7 @@ fn the_owner_of_an_outputs_directory_leads_the_agent_nowhere() {
     assert!(doctor.contains("fail  output") && doctor.contains("who may replace what is in it"), "{doctor}");
     // What it is told to do, it does: the device had its identity all the while.
     assert_eq!(server.events("gw").iter().filter(|event| *event == "join.renewal").count(), 9);
-    drop(_flipping);
+    drop(flipping);
     chown(&out, Some(0), Some(0)).expect("owner");
     device.join();
     assert!(out.join("tls.key").exists());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use boundkey_hal::PublicKey;
 
 use super::outstanding::Outstanding;
-use super::{Joins, failed, incarnation, no_key};
+use super::{Joins, failed, incarnation, no_key, server_name};
 use crate::auth::ca::{self, CaError, Issued, Profile};
 use crate::auth::names::{self, Subject, first_forbidden};
 use crate::auth::resource::{GREATEST_MAX_TTL, LEAST_MAX_TTL, NODE_ROLE, Token};
@@ -63,6 +63,12 @@ impl Joins {
             step: grant.step,
         };
         let common_name = bot.unwrap_or(name);
+        let not_of_server = |found: Option<String>| match found {
+            Some(name) => Err(Problem::new(ProblemType::NameNotAllowed, server_name::refusal(&name))),
+            None => Ok(()),
+        };
+        let is_of_server = server_name::is_of_server(common_name, &self.server_names);
+        not_of_server(is_of_server.then(|| common_name.to_owned()))?;
         let key = ca::subject_key(&request.csr).map_err(bad_csr)?;
         let identity = self.issue(&key, common_name, &Profile::Identity(holder), (now, grant.not_after))?;
         let mut outputs = Vec::with_capacity(request.outputs.len());
@@ -74,6 +80,7 @@ impl Joins {
         };
         for (index, wanted) in request.outputs.iter().enumerate() {
             names::check(wanted).map_err(|why| Problem::new(ProblemType::BadRequest, why))?;
+            not_of_server(server_name::first_in(wanted, &self.server_names))?;
             if let Some(name) = first_forbidden(&view.roles, wanted, subject) {
                 return Err(Problem::new(ProblemType::NameNotAllowed, not_allowed(&name, view)));
             }

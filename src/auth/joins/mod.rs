@@ -7,6 +7,7 @@ mod certify;
 mod commit;
 mod outstanding;
 mod registration;
+mod server_name;
 mod view;
 
 use std::net::SocketAddr;

@@ -13,7 +13,7 @@ pub use dns::check as check_dns_name;
 pub use ip::Network;
 pub use pattern::Subject;
 pub use principal::check as check_principal;
-pub use uri::check as check_uri;
+pub use uri::{check as check_uri, host as uri_host};
 
 use crate::auth::resource::{Allow, Role};
 use crate::join::message::OutputRequest;

@@ -20,6 +20,23 @@ pub fn check(name: &str) -> Result<(), String> {
     Parts::of(name).map(|_| ()).map_err(|why| format!("{name:?} {why}"))
 }
 
+/// The host that `name` stands for, if it stands for one, without the brackets of an IPv6 address. A SPIFFE ID has a trust domain in that
+/// place (SPIFFE-ID section 2.1). A SIP URI has its host in the path (RFC 3261 section 19.1.1).
+pub fn host(name: &str) -> Option<String> {
+    let parts = Parts::of(name).ok().filter(|parts| parts.scheme != SPIFFE)?;
+    match parts.host {
+        Some(Host::Ip(ip)) => Some(ip.to_string()),
+        Some(Host::Name(name)) => Some(name),
+        None if matches!(&*parts.scheme, "sip" | "sips") => {
+            let host = parts.path.split(';').next()?.rsplit('@').next()?;
+            let end_of_address = host.find(']').map_or(0, |at| at + 1);
+            let port = host[end_of_address..].find(':').map_or(host.len(), |at| end_of_address + at);
+            Some(host[..port].trim_matches(['[', ']']).to_owned())
+        }
+        None => None,
+    }
+}
+
 /// Whether `name` begins like a SPIFFE ID.
 pub(super) fn is_spiffe(name: &str) -> bool {
     name.split_once(':').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case(SPIFFE))

@@ -182,6 +182,7 @@ impl AgentError {
                 TransportError::AnswerTooLong(_) | TransportError::NotBoundkey(_) => "not-boundkey",
                 TransportError::CertificateExpired(_) => "server-expired",
                 TransportError::CertificateName(_) => "wrong-name",
+                TransportError::CertificatePurpose(..) => "not-auth-endpoint",
                 TransportError::CutShort => "cut-short",
                 TransportError::NotTrusted(_) => "not-trusted",
                 TransportError::RevocationList(_) => "revocation-list",
@@ -287,6 +288,10 @@ fn transport_advice(e: &TransportError) -> &'static str {
         }
         TransportError::CertificateExpired(_) => "look at the server's certificate, and at this device's clock",
         TransportError::CertificateName(_) => "use a name that was given to `boundkey-auth init --name`, or correct auth_server",
+        TransportError::CertificatePurpose(..) => {
+            "nothing was sent: a device may be posing as the server, so look at it, and at proxy and name service on the way; if it is \
+             the server, run a boundkey-auth there that is as new as this agent"
+        }
         TransportError::CutShort => {
             "nothing was lost: the next try gets the same answer; if it stays, look at what is between device and server"
         }
@@ -329,7 +334,9 @@ fn refusal_advice(problem: &Problem) -> &'static str {
             "check that onboarding.token is this device's own token, and that its key is the registered one"
         }
         ProblemType::KeyReused => "restart the agent: it makes another key",
-        ProblemType::NameNotAllowed => "allow it in a role of the bot (`boundkeyctl edit role/NAME`), or correct outputs",
+        ProblemType::NameNotAllowed => {
+            "correct outputs, or allow the name in a role of the bot (`boundkeyctl edit role/NAME`); a name of the server itself is never allowed"
+        }
         ProblemType::NoRecoveriesLeft => {
             "raise recovery.limit of the token, or run `boundkeyctl exempt token/NAME`; the device needs nothing"
         }

@@ -26,7 +26,7 @@ use crate::join::device::answer::Issued;
 use crate::join::device::request::{Identity, Parts};
 use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
 use crate::join::{Id, TrustError, Trusted, base64url};
-use crate::time::{Random, Timestamp};
+use crate::time::Random;
 
 /// What a join needs beside the device.
 pub struct Joiner<'a> {
@@ -110,7 +110,8 @@ impl Joiner<'_> {
         let answer: JoinAnswer = parse(&answer)?;
         let Issued { mut memory, certificate, answer } = prepared.answered(answer)?;
         let trusted = self.judge(&answer)?;
-        memory.last_known_time = memory.last_known_time.max(self.believe(answer.time));
+        let believed = self.transport.told(answer.time).map_err(AgentError::ServerExpired)?;
+        memory.last_known_time = memory.last_known_time.max(believed);
 
         // Before all else: it holds whatever becomes of this join.
         let bundle = trusted.bundle.certificates();
@@ -150,10 +151,9 @@ impl Joiner<'_> {
         let body = serde_json::to_vec(&request).map_err(|e| AgentError::Other(e.to_string()))?;
         let challenge: ChallengeAnswer = parse(&self.transport.post(CHALLENGE_PATH, &body)?)?;
         let time = challenge.time;
+        let was_behind = self.clock.is_behind();
+        self.transport.told(time).map_err(AgentError::ServerExpired)?;
         match self.transport.presented() {
-            Some(Presented { not_after, is_doubtful: true }) if time > not_after => {
-                return Err(AgentError::ServerExpired(not_after));
-            }
             Some(Presented { is_doubtful: true, .. }) => {
                 log::warn!("this device's clock is ahead: the server says that it is {time}");
             }
@@ -162,22 +162,12 @@ impl Joiner<'_> {
                     "the server says that it is {time}, but its certificate ended at {not_after}: its clock is not believed"
                 );
             }
-            _ if self.clock.is_behind() => {
+            _ if was_behind => {
                 log::info!("this device's clock is behind: going by the last time known, and the server's, {time}");
             }
             _ => {}
         }
-        self.believe(time);
         Ok(challenge)
-    }
-
-    /// Moves device time on to what the server told, but not past the end of the certificate that it showed: if its clock is wrong,
-    /// this certificate and those that follow it would have expired for this device ever after.
-    fn believe(&self, told: Timestamp) -> Timestamp {
-        let end = self.transport.presented().map_or(Timestamp::default(), |presented| presented.not_after);
-        let believed = told.min(end);
-        self.clock.raise(believed);
-        believed
     }
 
     fn heartbeat(&self) -> Heartbeat {

@@ -1,23 +1,30 @@
-//! Trust in the auth endpoint: a CA whose key is pinned, or one given as a file.
+//! Trust in the auth endpoint: a CA whose key is pinned, or one given as a file, and the mark of an auth endpoint in the certificate
+//! ([`crate::join::endpoint`]): outputs of devices are certificates of TLS servers under the same CA.
 //!
 //! Certificates are judged by device time, with two allowances for clocks that are wrong, both only for certificates that the
 //! trusted CA signed:
 //! - not yet valid: the CA's own word that it is at least that late. The certificate's first moment counts as the time.
 //! - expired: perhaps the system's clock is ahead. If the certificate held, or was yet to be made, at the last time known for sure,
-//!   the connection is made, and [`Trust::presented`] tells it: the caller must end the exchange if the server's own clock is past it.
+//!   it is doubtful: a connection is made to ask for the time, and [`Trust::told`] ends the exchange if the server's own clock is past
+//!   the end of the certificate. Nothing else goes over a connection with a doubtful certificate before that.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod endpoint;
+mod sessions;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::ring::{cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, GetRandomFailed, KeyProvider, SecureRandom, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme, version::TLS13,
 };
+
+use sessions::Sessions;
 
 use super::clock::DeviceClock;
 use crate::time::{Clock as _, Random as _, System, Timestamp};
@@ -36,7 +43,18 @@ pub struct Trust {
     roots: Roots,
     clock: Arc<DeviceClock>,
     provider: Arc<CryptoProvider>,
-    presented: Mutex<Option<(Presented, Shown)>>,
+    seen: Mutex<Seen>,
+}
+
+/// What the connections so far have shown.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Whether the next request does no more than ask for the time.
+    asks_for_time: bool,
+    presented: Option<(Presented, Shown)>,
+    sessions: Sessions,
+    /// SHA-256 of a doubtful certificate that holds by the clock of its server.
+    vouched: Option<[u8; 32]>,
 }
 
 /// What a server showed in a handshake.
@@ -62,6 +80,21 @@ pub struct Presented {
 /// The first second that no certificate can name as its last (RFC 5280 section 4.1.2.5: year 9999).
 const AFTER_ALL: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(253_402_300_800));
 
+/// The certificate is of the trusted CA and for the right name, and not an auth endpoint's: that of a device, most likely.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotAuthEndpoint {
+    /// The common name of its subject.
+    pub subject: String,
+}
+
+impl std::fmt::Display for NotAuthEndpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the certificate of {:?} is not an auth endpoint's", self.subject)
+    }
+}
+
+impl std::error::Error for NotAuthEndpoint {}
+
 /// No certificate that the server sent has the pinned key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinMismatch;
@@ -78,7 +111,7 @@ impl Trust {
     /// Trust in `roots`, judged by `clock`.
     pub fn new(roots: Roots, clock: Arc<DeviceClock>) -> Arc<Self> {
         let provider = Arc::new(provider());
-        Arc::new(Self { roots, clock, provider, presented: Mutex::new(None) })
+        Arc::new(Self { roots, clock, provider, seen: Mutex::default() })
     }
 
     /// TLS 1.3 with this trust.
@@ -89,22 +122,52 @@ impl Trust {
             .with_custom_certificate_verifier(self.clone())
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = Resumption::store(self.clone());
         Ok(Arc::new(config))
     }
 
     /// The certificate of the last handshake, if it was accepted.
     pub fn presented(&self) -> Option<Presented> {
-        self.presented.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(presented, _)| *presented)
+        self.seen().presented.as_ref().map(|(presented, _)| *presented)
+    }
+
+    /// Says what the next request is for: only one that does no more than ask for the time may go to a server whose certificate is
+    /// doubtful.
+    pub fn expect_time(&self, asks_for_time: bool) {
+        self.seen().asks_for_time = asks_for_time;
+    }
+
+    /// Takes note of the time that the server told over the last connection; returns how much of it is believed.
+    ///
+    /// Not more than the end of the certificate that it showed: if its clock is wrong, this certificate and those that follow it would
+    /// have expired for this device ever after. Device time moves on to what is believed.
+    ///
+    /// # Errors
+    /// The end of a doubtful certificate that has passed by the server's own clock.
+    pub fn told(&self, time: Timestamp) -> Result<Timestamp, Timestamp> {
+        let mut seen = self.seen();
+        let Some((presented, shown)) = &seen.presented else { return Ok(Timestamp::default()) };
+        let end = presented.not_after;
+        if presented.is_doubtful {
+            if time > end {
+                return Err(end);
+            }
+            seen.vouched = Some(sha256(&shown.leaf));
+        }
+        let believed = time.min(end);
+        self.clock.raise(believed);
+        Ok(believed)
     }
 
     /// Whether what the server showed in the last handshake holds under `roots` too.
     pub fn holds_under(&self, roots: &Roots) -> bool {
-        let shown = self.presented.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, shown)| shown.clone());
-        shown.is_some_and(|shown| self.judge(roots, &shown).is_ok())
+        let shown = self.seen().presented.as_ref().map(|(_, shown)| shown.clone());
+        shown.is_some_and(|shown| self.judge(roots, &shown, true).is_ok())
     }
 
-    fn set_presented(&self, presented: Option<(Presented, Shown)>) {
-        *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = presented;
+    /// Every change of it is one assignment, so a thread that panicked left it whole.
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The trusted certificates among those shown and those of `roots`.
@@ -130,8 +193,8 @@ impl Trust {
         Ok(store)
     }
 
-    /// Judges what a server showed by `roots` and device time.
-    fn judge(&self, roots: &Roots, shown: &Shown) -> Result<(ServerCertVerified, Presented), Error> {
+    /// Judges what a server showed by `roots` and device time; a doubtful certificate is taken only where `may_be_doubtful`.
+    fn judge(&self, roots: &Roots, shown: &Shown, may_be_doubtful: bool) -> Result<(ServerCertVerified, Presented), Error> {
         let store = Arc::new(Self::trusted(roots, shown)?);
         let verifier = WebPkiServerVerifier::builder_with_provider(store, self.provider.clone())
             .build()
@@ -151,12 +214,13 @@ impl Trust {
             at(time)
         };
         let (verified, is_doubtful) = match from(self.clock.now()) {
-            Err(Error::InvalidCertificate(expired @ CertificateError::ExpiredContext { .. })) => {
+            Err(Error::InvalidCertificate(expired @ CertificateError::ExpiredContext { .. })) if may_be_doubtful => {
                 // A certificate made since the last time known for sure is no less good for that.
                 (from(self.clock.floor()).map_err(|_| expired)?, true)
             }
             judged => (judged?, false),
         };
+        endpoint::check(&shown.leaf)?;
         // webpki reports a certificate's last moment only when it refuses it as expired.
         match verify(AFTER_ALL) {
             Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
@@ -211,9 +275,13 @@ fn pin(contents: &[u8]) -> [u8; 32] {
         _ => der.extend([&[0x82], &length[6..]].concat()),
     }
     der.extend(contents);
-    let mut pin = [0; 32];
-    pin.copy_from_slice(digest(&SHA256, &der).as_ref());
-    pin
+    sha256(&der)
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
 }
 
 impl std::fmt::Debug for Trust {
@@ -231,11 +299,16 @@ impl ServerCertVerifier for Trust {
         _ocsp: &[u8],
         _system: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.set_presented(None);
+        let may_be_doubtful = {
+            let mut seen = self.seen();
+            seen.presented = None;
+            seen.sessions.forget();
+            seen.asks_for_time || seen.vouched == Some(sha256(leaf))
+        };
         let owned = |der: &CertificateDer<'_>| der.clone().into_owned();
         let shown = Shown { leaf: owned(leaf), others: others.iter().map(owned).collect(), name: name.to_owned() };
-        let (verified, presented) = self.judge(&self.roots, &shown)?;
-        self.set_presented(Some((presented, shown)));
+        let (verified, presented) = self.judge(&self.roots, &shown, may_be_doubtful)?;
+        self.seen().presented = Some((presented, shown));
         Ok(verified)
     }
 
@@ -261,3 +334,6 @@ impl ServerCertVerifier for Trust {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(all(test, feature = "auth"))]
+mod tests;

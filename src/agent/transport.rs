@@ -14,8 +14,8 @@ use ureq::unversioned::transport::{
 
 use super::error::AgentError;
 use super::proxy;
-use super::tls::{PinMismatch, Presented, Roots, Trust};
-use crate::join::message::MAX_ANSWER;
+use super::tls::{NotAuthEndpoint, PinMismatch, Presented, Roots, Trust};
+use crate::join::message::{CHALLENGE_PATH, MAX_ANSWER, PING_PATH};
 use crate::join::{PROBLEM_JSON, Problem};
 use crate::time::Timestamp;
 
@@ -44,6 +44,9 @@ pub trait Transport {
 
     /// Whether what the server showed holds under these roots too, see [`Trust::holds_under`].
     fn holds_under(&self, roots: &Roots) -> bool;
+
+    /// Takes note of the time that the server told, see [`Trust::told`].
+    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp>;
 }
 
 /// Why there is no answer, or not the one wanted.
@@ -56,6 +59,8 @@ pub enum TransportError {
     CertificateExpired(Timestamp),
     /// The server's certificate is for other names.
     CertificateName(String),
+    /// The certificate at that host and port is of the trusted CA, but not an auth endpoint's; the common name of its subject.
+    CertificatePurpose(String, String),
     /// The connection ended before the answer did.
     CutShort,
     /// Something answered that is not an auth endpoint of this protocol version.
@@ -87,6 +92,9 @@ impl std::fmt::Display for TransportError {
             Self::AnswerTooLong(limit) => write!(f, "the answer is longer than {limit} bytes"),
             Self::CertificateExpired(end) => write!(f, "the server's certificate expired at {end}"),
             Self::CertificateName(name) => write!(f, "the server's certificate is not for {name}"),
+            Self::CertificatePurpose(authority, subject) => {
+                write!(f, "the certificate at {authority} is not an auth endpoint's, but that of {subject:?} under the same CA")
+            }
             Self::CutShort => f.write_str("the connection ended before the whole answer had come"),
             Self::NotBoundkey(what) => write!(f, "what answers is not an auth endpoint of this version: {what}"),
             Self::NotTrusted(why) => write!(f, "the server is not trusted: {why}"),
@@ -108,7 +116,8 @@ pub struct Https {
     tls: TlsConnector,
     /// Holds the connection.
     agent: Option<ureq::Agent>,
-    base: String,
+    /// Host and port of the server.
+    authority: String,
     host: String,
     /// Host and port of the proxy on the way, if there is one.
     proxy: Option<String>,
@@ -136,7 +145,7 @@ impl Https {
         let proxy = proxy::on_the_way(config.proxy(), &url)?;
         let tls = TlsConnector(trust.client_config().map_err(|e| AgentError::Other(format!("TLS: {e}")))?);
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_owned();
-        Ok(Self { config, tls, agent: None, base: url, host, proxy, trust })
+        Ok(Self { config, tls, agent: None, authority: authority.into(), host, proxy, trust })
     }
 
     /// Closes the connection: after the last answer of a join nothing is asked for a long time, and the server has more use for it.
@@ -154,7 +163,7 @@ impl Https {
 
     /// The whole URL of a path.
     pub fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.base)
+        format!("https://{}{path}", self.authority)
     }
 
     /// The body of an answer, if it is of type `wanted`.
@@ -231,6 +240,10 @@ impl Https {
             CertificateError::Other(e) if e.0.downcast_ref::<PinMismatch>().is_some() => {
                 TransportError::NotTrusted(PinMismatch.to_string())
             }
+            CertificateError::Other(e) => match e.0.downcast_ref::<NotAuthEndpoint>() {
+                Some(NotAuthEndpoint { subject }) => TransportError::CertificatePurpose(self.authority.clone(), subject.clone()),
+                None => TransportError::NotTrusted(e.0.to_string()),
+            },
             // A bad signature is that of another CA of the same name.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 TransportError::NotTrusted("its certificate is not signed by the trusted CA".into())
@@ -242,12 +255,14 @@ impl Https {
 
 impl Transport for Https {
     fn post(&mut self, path: &str, body: &[u8]) -> Result<Vec<u8>, TransportError> {
+        self.trust.expect_time(path == CHALLENGE_PATH);
         let url = self.url(path);
         let sent = self.agent().post(url).content_type(JSON).send(body);
         self.answer(sent, JSON, MAX_ANSWER)
     }
 
     fn get(&mut self, path: &str, kind: &str, limit: usize) -> Result<Vec<u8>, TransportError> {
+        self.trust.expect_time(path == PING_PATH);
         let url = self.url(path);
         let sent = self.agent().get(url).call();
         self.answer(sent, kind, limit)
@@ -259,6 +274,10 @@ impl Transport for Https {
 
     fn holds_under(&self, roots: &Roots) -> bool {
         self.trust.holds_under(roots)
+    }
+
+    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
+        self.trust.told(time)
     }
 }
 

@@ -16,6 +16,7 @@
 pub mod base64url;
 #[cfg(feature = "agent")]
 pub mod device;
+pub mod endpoint;
 mod id;
 pub mod jws;
 mod key;

@@ -3,11 +3,14 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use boundkey::join::endpoint::AUTH_ENDPOINT;
 use boundkey::pem;
 use boundkey::time::{Clock as _, System, Timestamp};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData as _};
+use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair, PublicKeyData as _};
 use serde_json::{Value, json};
 
 use super::support::imposter::Imposter;
@@ -16,11 +19,11 @@ use super::support::{Running, Server, tool};
 use super::{device_at, expect};
 
 /// Key and certificates of the server, as it presents them.
-fn server_pem(server: &Server) -> String {
+pub fn server_pem(server: &Server) -> String {
     ["tls.pem", "ca.pem"].map(|name| std::fs::read_to_string(server.dir.join("data").join(name)).unwrap()).concat()
 }
 
-fn http(status: &str, kind: &str, body: &str) -> Vec<u8> {
+pub fn http(status: &str, kind: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
         .into_bytes()
 }
@@ -53,20 +56,38 @@ fn another_ca_than_the_pinned_one() {
     assert_eq!(server.audit().iter().filter(|e| e["event"] != "resource.created").count(), 0, "it told the server nothing");
 }
 
+/// The extended key usages of an auth endpoint, as the protocol writes them down.
+pub fn auth_endpoint_usages() -> CustomExtension {
+    let usages = [&b"\x30\x2f\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01\x06\x23"[..], AUTH_ENDPOINT].concat();
+    CustomExtension::from_oid_content(&[2, 5, 29, 37], usages)
+}
+
 /// Key and certificates of a server at 127.0.0.1 whose certificate ended at `end` (seconds since 1970), and the pin of its CA.
 fn certificate_until(end: i64) -> (String, String) {
-    let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let ([pem], pin) = certificates_until([end]);
+    (pem, pin)
+}
+
+/// The same for each of these moments, by one CA.
+fn certificates_until<const N: usize>(ends: [i64; N]) -> ([String; N], String) {
+    let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    let mut server = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-    server.not_before = rcgen::date_time_ymd(2020, 1, 1);
-    server.not_after = time::OffsetDateTime::from_unix_timestamp(end).unwrap();
     let ca_certificate = ca.self_signed(&ca_key).unwrap();
-    let certificate = server.signed_by(&key, &Issuer::new(ca, &ca_key)).unwrap();
+    let issuer = Issuer::new(ca, &ca_key);
+    let pems = ends.map(|end| {
+        let key = KeyPair::generate().unwrap();
+        let mut server = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        server.custom_extensions = vec![auth_endpoint_usages()];
+        server.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        server.not_after = time::OffsetDateTime::from_unix_timestamp(end).unwrap();
+        let certificate = server.signed_by(&key, &issuer).unwrap();
+        let pem = [certificate.der(), ca_certificate.der()].map(|der| pem::certificate(der)).concat();
+        pem::private_key(&key.serialize_der()) + &pem
+    });
     let digest = ring::digest::digest(&ring::digest::SHA256, &ca_key.subject_public_key_info());
     let pin = digest.as_ref().iter().fold("sha256:".to_owned(), |pin, byte| format!("{pin}{byte:02x}"));
-    let pem = [certificate.der(), ca_certificate.der()].map(|der| pem::certificate(der)).concat();
-    (pem::private_key(&key.serialize_der()) + &pem, pin)
+    (pems, pin)
 }
 
 /// Another implementation of TLS than ours, presenting what is in `file`; also where it listens.
@@ -124,6 +145,34 @@ fn the_server_certificate_has_expired_by_the_clock_of_the_server() {
         "look at the server",
     );
     assert!(!device.storage().join("state").exists(), "it made no key for such a server");
+}
+
+/// Each connection is judged: the server's word on the time over one of them says nothing of another certificate on the next.
+#[test]
+fn an_expired_certificate_on_the_joins_connection_is_not_vouched_for_by_another_one() {
+    let server = Server::start();
+    let now = i64::try_from(System.now().secs()).unwrap();
+    let ([first, second], pin) = certificates_until([now - 1, now - 2]);
+    let told = Timestamp::from_secs(System.now().secs() - 3);
+    let challenge = json!({
+        "challenge": "x", "key": null, "incarnation": "00112233-4455-6677-8899-aabbccddeeff", "rotate": false, "algorithms": ["EdDSA"],
+        "expires": told.plus(Duration::from_secs(60)), "time": told,
+    });
+    for (identities, heard) in [([&*first, &*second], 1), ([&*first, &*first], 2)] {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let (counter, challenge) = (requests.clone(), challenge.clone());
+        let imposter = Imposter::with_identities(&identities, move |request| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            if request.starts_with("POST /v1/join/challenge ") {
+                return http("200 OK", "application/json", &challenge.to_string());
+            }
+            http("502 Bad Gateway", "text/html", "<html>")
+        });
+        let device = device_at(&server, &imposter.addr, &pin);
+        let kind = if heard == 1 { "server-expired" } else { "not-boundkey" };
+        expect(&device, 3, kind, "", "server");
+        assert_eq!(requests.load(Ordering::Relaxed), heard);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use rustls::pki_types::pem::PemObject as _;
@@ -23,19 +23,17 @@ pub struct Imposter {
 impl Imposter {
     /// Speaks TLS with the key and certificates of PEM text, and answers the head of each request with `answer`.
     pub fn with_tls(key_and_certificates: &str, answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
-        let pem = key_and_certificates.as_bytes();
-        let key = PrivateKeyDer::from_pem_slice(pem).expect("a key");
-        let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().expect("certificates");
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a key that fits");
-        let (config, answer) = (Arc::new(config), Arc::new(answer));
+        Self::with_identities(&[key_and_certificates], answer)
+    }
+
+    /// The same with another of these keys and certificates for each connection, and the last one from then on.
+    pub fn with_identities(identities: &[&str], answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        let configs: Vec<_> = identities.iter().map(|identity| tls_config(identity)).collect();
+        let next = AtomicUsize::new(0);
         Self::listen(move |stream| {
+            let config = &configs[next.fetch_add(1, Ordering::Relaxed).min(configs.len() - 1)];
             let connection = ServerConnection::new(config.clone()).expect("a connection");
-            serve(&mut StreamOwned::new(connection, stream), &*answer);
+            serve(&mut StreamOwned::new(connection, stream), &answer);
         })
     }
 
@@ -67,6 +65,19 @@ impl Drop for Imposter {
         self.closed.store(true, Ordering::Relaxed);
         let _ = TcpStream::connect(&self.addr); // wakes the listener, which then ends
     }
+}
+
+fn tls_config(key_and_certificates: &str) -> Arc<ServerConfig> {
+    let pem = key_and_certificates.as_bytes();
+    let key = PrivateKeyDer::from_pem_slice(pem).expect("a key");
+    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().expect("certificates");
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("a key that fits");
+    Arc::new(config)
 }
 
 /// Reads one request, head and body, and answers it.

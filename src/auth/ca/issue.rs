@@ -6,8 +6,8 @@ use std::time::Duration;
 use boundkey_hal::{Error as KeyError, KeyId, PublicKey, Signature};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 
 use super::set::KeyNames;
@@ -15,6 +15,7 @@ use super::{Authority, CaError, CaSet, SharedKeys, Signing, request};
 use crate::auth::names::{check_dns_name, check_uri};
 use crate::certify::{Signer, Subject};
 use crate::join::base64url;
+use crate::join::endpoint::AUTH_ENDPOINT;
 use crate::join::message::IssuedCertificate;
 use crate::join::server::request::Holder;
 use crate::time::{NoRandomness, Random, Timestamp};
@@ -27,6 +28,10 @@ const CA_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
 const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 /// What must be left of it, else it is renewed.
 const SERVER_LEFT: Duration = Duration::from_secs(30 * 86_400);
+/// `id-ce-extKeyUsage` (RFC 5280 section 4.2.1.12).
+const EXTENDED_KEY_USAGE: &[u64] = &[2, 5, 29, 37];
+/// `id-kp-serverAuth`, DER.
+const SERVER_AUTH: &[u8] = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01";
 
 /// What a device's certificate is for.
 #[derive(Clone, Debug)]
@@ -78,12 +83,13 @@ pub struct ServerIdentity {
 
 impl ServerIdentity {
     /// Whether it should be replaced at `now`: it ends soon, has not begun (the clock was ahead when it was made), is for others than
-    /// `server_names`, or is by another CA than `authority` signs with.
+    /// `server_names`, is by another CA than `authority` signs with, or is of a build that did not mark it as an auth endpoint's.
     pub fn is_outdated(&self, server_names: &[String], authority: &Authority, now: Timestamp) -> bool {
         let plain = |name: &String| name.parse::<IpAddr>().map_or_else(|_| name.clone(), |ip| ip.to_string());
         let wanted: Vec<_> = server_names.iter().map(plain).collect();
         request::validity(&self.certificate).is_ok_and(|(begin, end)| end < now.plus(SERVER_LEFT) || begin > now)
             || request::host_names(&self.certificate).is_ok_and(|names| names != wanted)
+            || request::is_auth_endpoint(&self.certificate).is_ok_and(|marked| !marked)
             || !request::is_signed_by(&self.certificate, authority.certificate())
     }
 }
@@ -114,13 +120,13 @@ impl Authority {
         let (sans, usages) = match profile {
             Profile::Identity(holder) => {
                 let uri = Ia5String::try_from(holder.uri()).map(SanType::URI).map_err(names)?;
-                (vec![uri], vec![ExtendedKeyUsagePurpose::ClientAuth])
+                (vec![uri], Usages::Device(vec![ExtendedKeyUsagePurpose::ClientAuth]))
             }
             Profile::Output { dns_names, uris, ip_addresses } => {
                 let mut sans = dns_names.iter().map(|name| dns(name)).collect::<Result<Vec<_>, _>>()?;
                 sans.extend(uris.iter().map(|name| uri(name)).collect::<Result<Vec<_>, _>>()?);
                 sans.extend(ip_addresses.iter().map(|ip| SanType::IpAddress(*ip)));
-                (sans, vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth])
+                (sans, Usages::Device(vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]))
             }
         };
         self.leaf(&Subject(key.clone()), common_name, sans, usages, (now, not_after), random)
@@ -140,10 +146,9 @@ impl Authority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(names)?;
         let san = |name: &String| name.parse().map_or_else(|_| dns(name), |ip| Ok(SanType::IpAddress(ip)));
         let sans = server_names.iter().map(san).collect::<Result<Vec<_>, _>>()?;
-        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let earliest = replaced.and_then(|replaced| Some(request::validity(&replaced.certificate).ok()?.1)).unwrap_or_default();
         let times = (now, now.plus(SERVER_LIFETIME).max(earliest));
-        let issued = self.leaf(&key, "boundkey-auth", sans, usages, times, random)?;
+        let issued = self.leaf(&key, "boundkey-auth", sans, Usages::AuthEndpoint, times, random)?;
         Ok(ServerIdentity { certificate: issued.bytes, key: key.serialize_der().into() })
     }
 
@@ -152,7 +157,7 @@ impl Authority {
         key: &impl PublicKeyData,
         common_name: &str,
         sans: Vec<SanType>,
-        usages: Vec<ExtendedKeyUsagePurpose>,
+        usages: Usages,
         (now, not_after): (Timestamp, Timestamp),
         random: &dyn Random,
     ) -> Result<Issued, CaError> {
@@ -166,7 +171,10 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.subject_alt_names = sans;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = usages;
+        match usages {
+            Usages::AuthEndpoint => params.custom_extensions = vec![auth_endpoint_usages()],
+            Usages::Device(usages) => params.extended_key_usages = usages,
+        }
         params.use_authority_key_identifier_extension = true;
         params.not_before = not_before.to_system().into();
         params.not_after = not_after.to_system().into();
@@ -228,6 +236,25 @@ pub(super) fn ca_params(cluster: &str, number: u32) -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
+}
+
+/// Extended key usages of a certificate.
+enum Usages {
+    /// TLS server, and [`AUTH_ENDPOINT`], which no device is ever given.
+    AuthEndpoint,
+    /// Those of an identity or an output.
+    Device(Vec<ExtendedKeyUsagePurpose>),
+}
+
+/// The extension by hand: rcgen's list of usages has no place for a usage that is given as its encoding.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "less than 128 bytes each, so a length is one byte (ITU-T X.690 section 8.1.3.4)"
+)]
+fn auth_endpoint_usages() -> CustomExtension {
+    const OID: [u8; 2] = [0x06, AUTH_ENDPOINT.len() as u8];
+    const SEQUENCE: [u8; 2] = [0x30, (SERVER_AUTH.len() + OID.len() + AUTH_ENDPOINT.len()) as u8];
+    CustomExtension::from_oid_content(EXTENDED_KEY_USAGE, [&SEQUENCE, SERVER_AUTH, &OID, AUTH_ENDPOINT].concat())
 }
 
 /// 16 random bytes, positive (RFC 5280 section 4.1.2.2 allows 20), and their hexadecimal form.

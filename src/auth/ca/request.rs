@@ -6,6 +6,7 @@ use boundkey_hal::{Algorithm, PublicKey};
 use x509_parser::prelude::*;
 
 use crate::join::base64url;
+use crate::join::endpoint::AUTH_ENDPOINT;
 use crate::time::Timestamp;
 
 /// The key that a PKCS#10 request (base64url of DER) proves to hold. Its names are not looked at.
@@ -89,6 +90,13 @@ pub(super) fn host_names(der: &[u8]) -> Result<Vec<String>, String> {
         _ => None,
     };
     Ok(names.into_iter().flat_map(|names| names.value.general_names.iter().filter_map(host)).collect())
+}
+
+/// Whether a certificate is marked as an auth endpoint's.
+pub(super) fn is_auth_endpoint(der: &[u8]) -> Result<bool, String> {
+    let certificate = parse(der)?;
+    let usages = certificate.extended_key_usage().map_err(|e| e.to_string())?;
+    Ok(usages.is_some_and(|usages| usages.value.other.iter().any(|usage| usage.as_bytes() == AUTH_ENDPOINT)))
 }
 
 /// First and last moment of a certificate.

@@ -1,6 +1,8 @@
 //! What the agent says when it cannot join: each cause has its own sentence, advice, type and exit code.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
+#[path = "refusals/impostor.rs"]
+mod impostor;
 #[path = "refusals/peer.rs"]
 mod peer;
 #[path = "refusals/storage.rs"]

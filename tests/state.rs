@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use boundkey::join::device::{KnownKey, MAX_KEYS_WITH_CODES, Memory, RecoveryKey};
+use boundkey::join::device::{KnownKey, MAX_KEYS, Memory, RecoveryKey};
 use boundkey::join::{Id, Step, Thumbprint};
 use boundkey::state::{LoadError, SLOT_SIZE, STATE_FILE, SlotError, StateFile, Storage};
 use boundkey_hal::{Algorithm, PublicKey};
@@ -294,7 +294,7 @@ fn the_largest_memory_fits() {
     let mut largest = Memory { join_state: Some("s".repeat(1024)), keystore_pin: Some(vec![1; 34]), ..memory(2) };
     largest.token = "t".repeat(253);
     largest.cluster = "c".repeat(253);
-    largest.keys = (0..MAX_KEYS_WITH_CODES)
+    largest.keys = (0..MAX_KEYS)
         .map(|n| KnownKey {
             id: format!("bound-{}", u32::MAX),
             thumbprint: Thumbprint::of(&PublicKey::new(Algorithm::Ed25519, &[u8::try_from(n).expect("few"); 32]).expect("a key")),

@@ -12,7 +12,7 @@ use super::config::Keystore;
 use super::error::AgentError;
 use super::recovery_code::RecoveryCodeFault;
 use super::rollback::{self, Guard};
-use crate::join::device::{KnownKey, Memory};
+use crate::join::device::{KEPT_KEYS, KnownKey, MAX_KEYS, Memory};
 use crate::join::{Id, Thumbprint};
 use crate::keystore;
 use crate::state::{DirStorage, StateFile, Storage};
@@ -108,6 +108,8 @@ impl Device {
         self.keys.list(&mut |id| found.extend(number(id.as_str()).map(|n| (n, id.clone()))))?;
         found.sort();
         let alone = found.len() == 1;
+        // More than can be remembered: the newest of them.
+        found.drain(..found.len().saturating_sub(MAX_KEYS));
         for (_, id) in found {
             let key = match self.keys.public_key(&id) {
                 // The first key, of which a power cut left a part; or the device's, and then the server will ask for it.
@@ -118,7 +120,7 @@ impl Device {
                 public => known(&id, &public?),
             };
             log::warn!("there is no state file, but the key store has key {id} ({}): taken up", key.thumbprint);
-            memory.add_key(key);
+            memory.add_key(key)?;
         }
         Ok(())
     }
@@ -138,11 +140,17 @@ impl Device {
 
     /// Makes the next key, durable in its store, and names it in `memory`, which the caller writes down.
     pub fn make_key(&mut self, memory: &mut Memory, algorithm: Algorithm) -> Result<PublicKey, AgentError> {
+        memory.check_room()?;
         let (id, public) = self.generate(memory, algorithm, Interrupted::TakeUp)?;
-        for old in memory.add_key(known(&id, &public)) {
-            self.forget(&old);
-        }
+        memory.add_key(known(&id, &public))?;
         Ok(public)
+    }
+
+    /// Deletes keys that a confirmed one has superseded.
+    pub fn delete_keys(&mut self, superseded: &[KnownKey]) {
+        for old in superseded {
+            self.forget(old);
+        }
     }
 
     /// Makes a key for a recovery code that `request` asks for, durable in its store, and writes it down in front of all others. It is made now, whatever else is
@@ -196,11 +204,17 @@ impl Device {
         }
     }
 
+    /// Deletes a key that is no longer remembered. One that cannot be deleted is in nobody's way.
     fn forget(&mut self, key: &KnownKey) {
-        log::info!("forgetting key {}: more than {} keys", key.id, crate::join::device::MAX_KEYS);
         let id = key.id.parse::<KeyId>().map_err(|e| e.to_string());
-        if let Err(e) = id.and_then(|id| self.keys.delete(&id).map_err(|e| e.to_string())) {
-            log::warn!("key {} could not be deleted: {e}", key.id);
+        let deleted = id.and_then(|id| match self.keys.delete(&id) {
+            // A power cut came between this and the memory that no longer names it.
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            deleted => deleted.map_err(|e| e.to_string()),
+        });
+        match deleted {
+            Ok(()) => log::info!("deleted key {}: the newest {KEPT_KEYS} are kept", key.id),
+            Err(e) => log::warn!("key {} could not be deleted: {e}", key.id),
         }
     }
 }

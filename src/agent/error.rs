@@ -9,6 +9,7 @@ use super::config::ConfigError;
 use super::outputs::reload::ReloadError;
 use super::recovery_code::RecoveryCodeFault;
 use super::transport::TransportError;
+use crate::join::device::TooManyKeys;
 use crate::join::device::answer::AnswerError;
 use crate::join::device::challenge::GiveUp;
 use crate::join::{Problem, ProblemType, Thumbprint, TrustError};
@@ -53,6 +54,8 @@ pub enum AgentError {
     Storage(String, std::io::Error),
     /// Another agent runs on the storage directory.
     StorageInUse(String),
+    /// No room for another key.
+    TooManyKeys(TooManyKeys),
     /// No usable answer from the server.
     Transport(TransportError),
     /// A trust bundle that is not to be taken.
@@ -107,6 +110,7 @@ impl std::fmt::Display for AgentError {
             Self::Storage(_, e) if Exposed::of(e).is_some() => write!(f, "storage: {e}"),
             Self::Storage(what, e) => write!(f, "storage: {what}: {e}"),
             Self::RolledBack(why) => write!(f, "what the storage directory holds is not used: {why}"),
+            Self::TooManyKeys(e) => e.fmt(f),
             Self::StorageInUse(dir) => write!(f, "storage: {dir} is in use by another boundkey"),
             Self::Transport(TransportError::Refused(problem)) => match problem.kind {
                 // Its detail is what an operator wrote, which need not speak of a lock.
@@ -131,7 +135,15 @@ macro_rules! from {
     };
 }
 
-from!(Answer(AnswerError), Config(ConfigError), GaveUp(GiveUp), Key(KeyError), Transport(TransportError), Trust(TrustError));
+from!(
+    Answer(AnswerError),
+    Config(ConfigError),
+    GaveUp(GiveUp),
+    Key(KeyError),
+    TooManyKeys(TooManyKeys),
+    Transport(TransportError),
+    Trust(TrustError)
+);
 
 impl From<NoRandomness> for AgentError {
     fn from(e: NoRandomness) -> Self {
@@ -153,7 +165,7 @@ impl AgentError {
             },
             Self::ServerExpired(_) | Self::Transport(_) | Self::Trust(_) => 3,
             Self::Key(e) if is_medium(e) => 8,
-            Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) => 7,
+            Self::Key(_) | Self::GaveUp(GiveUp::NoCommonAlgorithm(_)) | Self::TooManyKeys(_) => 7,
             Self::RolledBack(_) | Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => 8,
             Self::GaveUp(GiveUp::UnknownKey(_)) | Self::StaticKey(_) => 6,
             Self::RecoveryCode(fault) => fault.exit_code(),
@@ -176,6 +188,7 @@ impl AgentError {
             Self::RolledBack(_) => "rolled-back",
             Self::StaticKey(_) => "static-key",
             Self::State(..) | Self::Storage(..) | Self::StorageInUse(_) => STORAGE,
+            Self::TooManyKeys(_) => "too-many-keys",
             Self::Trust(_) => "trust-bundle",
             Self::Transport(e) => match e {
                 TransportError::Refused(problem) => problem.kind.name(),
@@ -236,6 +249,9 @@ impl AgentError {
                 "unset rotate_after of the token (`boundkeyctl edit token/NAME`); to replace the key, give the hosts another one".into()
             }
             Self::StorageInUse(_) => "stop the other agent, or give this one a storage.path of its own".into(),
+            Self::TooManyKeys(_) => {
+                "let the device join with a key that it has; if its token trusts none of them, move storage.path away, run `boundkeyctl reset token/NAME` and register it anew".into()
+            }
             Self::Transport(e) => transport_advice(e).into(),
         }
     }

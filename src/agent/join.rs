@@ -16,6 +16,7 @@ use super::config::{Config, KeyPlace, Secret, SecretSource};
 use super::device::Device;
 use super::error::AgentError;
 use super::identity::StoredIdentity;
+use super::issuer;
 use super::outputs::{self, FreshKey, OutputError, Prepared};
 use super::static_key;
 use super::tls::{Presented, Roots};
@@ -108,8 +109,9 @@ impl Joiner<'_> {
         let body = serde_json::to_vec(prepared.request()).map_err(|e| AgentError::Other(e.to_string()))?;
         let answer = self.transport.post(JOIN_PATH, &body)?;
         let answer: JoinAnswer = parse(&answer)?;
-        let Issued { mut memory, certificate, answer } = prepared.answered(answer)?;
+        let Issued { mut memory, certificate, answer, superseded } = prepared.answered(answer)?;
         let trusted = self.judge(&answer)?;
+        issuer::verify(&answer, token, &certificate, &trusted.bundle, &key.public_key)?;
         let believed = self.transport.told(answer.time).map_err(AgentError::ServerExpired)?;
         memory.last_known_time = memory.last_known_time.max(believed);
 
@@ -119,6 +121,7 @@ impl Joiner<'_> {
             log::info!("took trust bundle {}", self.trust.sequence().unwrap_or_default());
         }
         StoredIdentity::store(device.state.storage(), &key.pkcs8, &certificate)?;
+        device.delete_keys(&superseded);
         device.guard.mark(&mut memory);
         device.remember(&memory)?;
         device.guard.follow();

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod error;
 pub mod hsm;
 pub mod identity;
+mod issuer;
 pub mod join;
 pub mod keypair;
 pub mod outputs;

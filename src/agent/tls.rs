@@ -78,7 +78,7 @@ pub struct Presented {
 }
 
 /// The first second that no certificate can name as its last (RFC 5280 section 4.1.2.5: year 9999).
-const AFTER_ALL: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(253_402_300_800));
+pub(super) const AFTER_ALL: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(253_402_300_800));
 
 /// The certificate is of the trusted CA and for the right name, and not an auth endpoint's: that of a device, most likely.
 #[derive(Clone, Debug, PartialEq, Eq)]

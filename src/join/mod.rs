@@ -18,6 +18,7 @@ pub mod base64url;
 pub mod device;
 pub mod endpoint;
 mod id;
+pub mod identity;
 pub mod jws;
 mod key;
 pub mod message;

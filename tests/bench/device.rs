@@ -37,7 +37,7 @@ impl Device {
         let public = keys.generate(&"bound-1".parse()?, Algorithm::Ed25519)?;
         let mut memory = Memory::default().for_token(token);
         let thumbprint = Thumbprint::of(&public);
-        memory.add_key(KnownKey { id: "bound-1".into(), thumbprint, algorithm: Algorithm::Ed25519.into(), bound: false });
+        memory.add_key(KnownKey { id: "bound-1".into(), thumbprint, algorithm: Algorithm::Ed25519.into(), bound: false })?;
         Ok(Self { token: token.into(), secret: secret.into(), dir, keys, memory, identity: None, bundle: None })
     }
 

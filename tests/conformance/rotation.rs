@@ -2,7 +2,7 @@
 
 use boundkey::join::device::answer::AnswerError;
 use boundkey::join::device::challenge::GiveUp;
-use boundkey::join::device::{KnownKey, Memory, Start};
+use boundkey::join::device::{KnownKey, MAX_KEYS, Memory, Start, TooManyKeys};
 use boundkey::join::{Id, JoinKind, ProblemType, Thumbprint};
 use boundkey_hal::{Algorithm, PublicKey};
 
@@ -114,30 +114,72 @@ fn c133_a_new_key_waits_in_front_until_it_is_bound() {
     assert_ne!(device.memory.current_key(), Some(&old));
 }
 
-fn with_keys(count: usize) -> (Memory, Vec<KnownKey>) {
+/// So many bound keys.
+fn with_keys(count: usize) -> Memory {
     let mut memory = Memory::default();
-    let mut forgotten = vec![];
     for n in 1..=count {
         let key = PublicKey::new(Algorithm::Ed25519, &[u8::try_from(n).expect("few"); 32]).expect("32 bytes");
         let algorithm = Algorithm::Ed25519.into();
         let key = KnownKey { id: memory.next_key_id(), thumbprint: Thumbprint::of(&key), algorithm, bound: true };
-        forgotten.extend(memory.add_key(key));
+        memory.add_key(key).expect("room");
     }
-    (memory, forgotten)
+    memory
+}
+
+/// A device that has so many keys beside the one that the server trusts: `newer` that no answer has named, `older` that were bound once.
+fn among_keys(newer: usize, older: usize) -> (World, Device) {
+    let (world, mut device) = joined(1);
+    let bound = device.memory.keys[0].clone();
+    let mut keys = with_keys(newer + older).keys;
+    keys[..newer].iter_mut().for_each(|key| key.bound = false);
+    keys.insert(newer, bound);
+    device.memory.keys = keys;
+    (world, device)
 }
 
 #[test]
 fn c134_ten_keys_are_kept() {
-    let (memory, forgotten) = with_keys(10);
-    assert_eq!((memory.keys.len(), forgotten.len()), (10, 0));
+    let memory = with_keys(10);
+    assert_eq!(memory.keys.len(), 10);
     assert!(memory.keys.iter().all(|key| memory.key(key.thumbprint) == Some(key)));
+    let (mut world, mut device) = among_keys(0, 9);
+    let sent = device.send(&world);
+    let answer = world.join(&sent.jws).expect("renewed");
+    assert!(device.judge(&sent, answer).expect("taken").superseded.is_empty());
 }
 
 #[test]
-fn c135_the_eleventh_key_drops_the_first() {
-    let (memory, forgotten) = with_keys(11);
-    assert_eq!((memory.keys.len(), forgotten.len(), forgotten[0].id.as_str()), (10, 1, "bound-1"));
-    assert_eq!(memory.key(forgotten[0].thumbprint), None);
+fn c135_the_eleventh_key_drops_the_first_once_a_newer_one_is_confirmed() {
+    let mut memory = with_keys(MAX_KEYS);
+    let key = KnownKey { id: "bound-17".into(), ..memory.keys[0].clone() };
+    assert_eq!(memory.add_key(key), Err(TooManyKeys), "no key is given up before that");
+    let (mut world, mut device) = among_keys(0, 10);
+    let sent = device.send(&world);
+    let issued = world.join(&sent.jws).map(|answer| device.judge(&sent, answer).expect("taken")).expect("renewed");
+    assert_eq!((issued.memory.keys.len(), issued.superseded.len()), (10, 1));
+    assert_eq!(issued.superseded[0].id, "bound-1");
+    // Keys that are newer than the confirmed one stay, and so does this one.
+    for (newer, older, left) in [(12, 3, 13), (9, 2, 10), (8, 2, 10), (15, 0, 16)] {
+        let (mut world, mut device) = among_keys(newer, older);
+        let sent = device.send(&world);
+        let issued = world.join(&sent.jws).map(|answer| device.judge(&sent, answer).expect("taken")).expect("renewed");
+        assert_eq!(issued.memory.keys.len(), left, "{newer} {older}");
+        assert_eq!(issued.superseded.len(), newer + 1 + older - left, "{newer} {older}");
+        assert!(issued.memory.key(issued.answer.key).is_some());
+    }
+}
+
+/// The server's own word is not enough: the key has to have signed the request, or to have agreed in it to replace the one that did.
+#[test]
+fn c135_a_key_that_had_no_part_in_the_join_is_not_taken_for_the_bound_one() {
+    let (mut world, mut device) = among_keys(1, 1);
+    for other in [0, 2] {
+        let sent = device.send(&world);
+        let mut answer = world.join(&sent.jws).expect("renewed");
+        answer.key = device.memory.keys[other].thumbprint;
+        let key = answer.key;
+        assert_eq!(device.judge(&sent, answer).expect_err("refused"), AnswerError::OtherKey(key));
+    }
 }
 
 #[test]

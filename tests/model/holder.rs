@@ -144,8 +144,7 @@ fn make_key(keys: &mut Keys, memory: &mut Memory, algorithm: Algorithm) -> Resul
         made => made,
     };
     let thumbprint = Thumbprint::of(&public.map_err(text)?);
-    memory.add_key(KnownKey { id, thumbprint, algorithm: algorithm.into(), bound: false });
-    Ok(())
+    memory.add_key(KnownKey { id, thumbprint, algorithm: algorithm.into(), bound: false }).map_err(text)
 }
 
 /// A fresh attempt. Its name is made from what it starts from, so that the same situation is the same state.

@@ -317,7 +317,7 @@ impl Device {
             let name = self.memory.next_key_id();
             let public = self.keys.generate(&name.parse().expect("a name"), algorithm).map_err(|e| e.to_string())?;
             let thumbprint = Thumbprint::of(&public);
-            self.memory.add_key(KnownKey { id: name, thumbprint, algorithm: algorithm.into(), bound: false });
+            self.memory.add_key(KnownKey { id: name, thumbprint, algorithm: algorithm.into(), bound: false }).expect("room");
         }
         if self.memory.attempt.is_none() {
             self.attempts += 1;
@@ -382,7 +382,7 @@ impl Device {
         let name = self.memory.next_key_id();
         let public = self.keys.generate(&name.parse().expect("a name"), Algorithm::Ed25519).expect("a key");
         let thumbprint = Thumbprint::of(&public);
-        self.memory.add_key(KnownKey { id: name, thumbprint, algorithm: Algorithm::Ed25519.into(), bound: false });
+        self.memory.add_key(KnownKey { id: name, thumbprint, algorithm: Algorithm::Ed25519.into(), bound: false }).expect("room");
         RecoveryCode::of(&thumbprint)
     }
 

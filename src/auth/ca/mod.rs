@@ -18,6 +18,7 @@ pub use place::{Place, advice};
 pub use request::subject_key;
 pub use set::{Ca, CaSet, Phase};
 
+use crate::join::identity::{SCHEME, identity_uri};
 use crate::join::server::request::{Holder, ShownCertificate};
 use crate::join::trust::pin_text;
 use crate::join::{Claims, Id};
@@ -273,16 +274,10 @@ impl Authority {
     }
 }
 
-const SCHEME: &str = "boundkey://";
-
 impl Holder {
-    /// The URI that identity certificates carry: `boundkey://CLUSTER/token/NAME/INCARNATION/instance/ID/RECOVERY/GENERATION`; of a host,
-    /// `host` stands in place of `instance`.
+    /// The URI that identity certificates carry, see [`identity_uri`].
     pub fn uri(&self) -> String {
-        let Self { cluster, token, incarnation, host, step } = self;
-        let kind = if *host { "host" } else { "instance" };
-        let (instance, recovery, generation) = (step.instance, step.recovery, step.generation);
-        format!("{SCHEME}{cluster}/token/{token}/{incarnation}/{kind}/{instance}/{recovery}/{generation}")
+        identity_uri(&self.cluster, &self.token, self.incarnation, self.host, self.step)
     }
 
     fn from_uri(uri: &str) -> Option<Self> {

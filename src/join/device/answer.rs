@@ -1,6 +1,6 @@
 //! What a device makes of the server's answer: its next memory, to be written before anything else is done.
 
-use super::memory::{CertificateInfo, Memory};
+use super::memory::{CertificateInfo, KnownKey, Memory};
 use super::request::Prepared;
 use crate::join::message::JoinAnswer;
 use crate::join::{MAX_DETAIL, MAX_JOIN_STATE, Thumbprint, base64url};
@@ -18,6 +18,8 @@ pub struct Issued {
     pub certificate: Vec<u8>,
     /// The answer, with all else that was issued.
     pub answer: JoinAnswer,
+    /// Keys that [`Self::memory`] no longer has. They may be deleted once it is known that the answer is genuine.
+    pub superseded: Vec<KnownKey>,
 }
 
 /// Why an answer that arrived whole cannot be used. Nothing of it may be stored.
@@ -28,6 +30,8 @@ pub enum AnswerError {
     Certificate,
     /// A join state longer than [`MAX_JOIN_STATE`].
     JoinState,
+    /// The server says that a key is bound which neither signed this join nor was to replace the one that did.
+    OtherKey(Thumbprint),
     /// Another number of certificates than was asked for.
     Outputs,
     /// The server says that a key is bound which this device does not have (conformance C150).
@@ -39,6 +43,7 @@ impl std::fmt::Display for AnswerError {
         match self {
             Self::Certificate => f.write_str("the answer holds a certificate that is not base64url"),
             Self::JoinState => write!(f, "the answer holds a join state of more than {MAX_JOIN_STATE} bytes"),
+            Self::OtherKey(key) => write!(f, "the answer says that key {key} is bound, which had no part in this join"),
             Self::Outputs => f.write_str("the answer holds another number of certificates than was asked for"),
             Self::UnknownKey(key) => write!(f, "the answer says that key {key} is bound, which this device does not have"),
         }
@@ -64,6 +69,10 @@ impl Prepared<'_> {
         }
         let mut memory = self.memory.clone();
         memory.bind(answer.key)?;
+        if answer.key != self.signer && Some(answer.key) != self.successor {
+            return Err(AnswerError::OtherKey(answer.key));
+        }
+        let superseded = memory.take_superseded(self.signer);
         let mut fingerprint = [0; 32];
         fingerprint.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, &certificate).as_ref());
         let memory = Memory {
@@ -81,7 +90,7 @@ impl Prepared<'_> {
             recoveries: Some(answer.recoveries),
             ..memory
         };
-        Ok(Issued { memory, certificate, answer })
+        Ok(Issued { memory, certificate, answer, superseded })
     }
 }
 

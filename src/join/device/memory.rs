@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::join::{Id, Recoveries, RecoveryCode, Step, Thumbprint};
 use crate::time::Timestamp;
 
-/// Most keys remembered, the newest included.
-pub const MAX_KEYS: usize = 10;
-/// Most keys remembered where recovery codes were asked for: a key that was ever bound is not forgotten for one of theirs.
-pub const MAX_KEYS_WITH_CODES: usize = 20;
+/// Most keys that stay once the server has confirmed one of them, that one included.
+pub const KEPT_KEYS: usize = 10;
+/// Most keys remembered. None that was ever bound is given up for a new one: only a confirmed key makes room.
+pub const MAX_KEYS: usize = 20;
 
 /// What a device remembers. A default one is a device that never joined.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,9 +51,17 @@ pub struct RecoveryKey {
     pub request: Id,
 }
 
-/// So many keys were bound or made for recovery codes that there is no room for another one of these.
+/// [`MAX_KEYS`] are remembered, and none of them may be given up yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyKeys;
+
+impl std::fmt::Display for TooManyKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "this device has {MAX_KEYS} keys and no room for another one before the server has confirmed one of them")
+    }
+}
+
+impl std::error::Error for TooManyKeys {}
 
 /// A key of this device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,23 +132,35 @@ impl Memory {
         self.keys.iter().find(|key| key.thumbprint == thumbprint)
     }
 
-    /// Puts a new key in front; returns those that fell off the end.
-    pub fn add_key(&mut self, key: KnownKey) -> Vec<KnownKey> {
-        self.keys.insert(0, key);
-        let forgotten = self.keys.split_off(self.keys.len().min(MAX_KEYS));
-        self.tidy_recovery_keys();
-        forgotten
+    /// Whether [`Self::add_key`] will have room.
+    pub fn check_room(&self) -> Result<(), TooManyKeys> {
+        if self.keys.len() < MAX_KEYS { Ok(()) } else { Err(TooManyKeys) }
     }
 
-    /// Puts a new key in front, which a recovery code is to name. Where there are [`MAX_KEYS`] already, the oldest key of an earlier code
-    /// that was never used makes room, and is returned. No other key is forgotten.
+    /// Puts a new key in front.
+    pub fn add_key(&mut self, key: KnownKey) -> Result<(), TooManyKeys> {
+        self.check_room()?;
+        self.keys.insert(0, key);
+        self.tidy_recovery_keys();
+        Ok(())
+    }
+
+    /// Takes the oldest keys out, beyond [`KEPT_KEYS`], that are older than the confirmed key `signer`: the server took a request that
+    /// this key signed, so it does not wait for an older one.
+    pub(super) fn take_superseded(&mut self, signer: Thumbprint) -> Vec<KnownKey> {
+        let Some(place) = self.keys.iter().position(|key| key.thumbprint == signer) else { return vec![] };
+        let superseded = self.keys.split_off(self.keys.len().min(KEPT_KEYS.max(place + 1)));
+        self.tidy_recovery_keys();
+        superseded
+    }
+
+    /// Puts a new key in front, which a recovery code is to name. Where there are [`KEPT_KEYS`] already, the oldest key of an earlier
+    /// code that was never used makes room, and is returned. No other key is forgotten.
     pub fn add_recovery_key(&mut self, key: KnownKey, request: Id) -> Result<Option<KnownKey>, TooManyKeys> {
         let is_unused = |known: &KnownKey| self.recovery_keys.iter().any(|unused| unused.thumbprint == known.thumbprint);
         let oldest_unused = self.keys.iter().rposition(is_unused);
-        let replaced = oldest_unused.filter(|_| self.keys.len() >= MAX_KEYS).map(|place| self.keys.remove(place));
-        if self.keys.len() >= MAX_KEYS_WITH_CODES {
-            return Err(TooManyKeys);
-        }
+        let replaced = oldest_unused.filter(|_| self.keys.len() >= KEPT_KEYS).map(|place| self.keys.remove(place));
+        self.check_room()?;
         self.recovery_keys.insert(0, RecoveryKey { thumbprint: key.thumbprint, request });
         self.keys.insert(0, key);
         self.tidy_recovery_keys();
@@ -223,7 +243,7 @@ mod tests {
     fn a_code_is_pending_until_its_key_is_bound_or_is_not_the_newest() {
         let mut memory = device(1);
         assert_eq!(memory.recovery_code(), None);
-        memory.add_key(key(2, false));
+        memory.add_key(key(2, false)).unwrap();
         assert_eq!(memory.recovery_code(), None, "not every new key was made for a code");
         memory.add_recovery_key(key(3, false), Id([3; 16])).unwrap();
         let code = memory.recovery_code().unwrap();
@@ -232,7 +252,7 @@ mod tests {
         assert_eq!(memory.for_token("other").to_keep(&memory).recovery_code(), Some(code));
 
         let mut overtaken = memory.clone();
-        overtaken.add_key(key(4, false));
+        overtaken.add_key(key(4, false)).unwrap();
         assert_eq!(overtaken.recovery_code(), None);
 
         memory.keys[0].bound = true;
@@ -244,21 +264,21 @@ mod tests {
     #[test]
     fn only_unused_keys_of_earlier_codes_make_room() {
         let mut memory = device(3);
-        memory.add_key(key(4, false));
+        memory.add_key(key(4, false)).unwrap();
         let kept: Vec<_> = memory.keys.clone();
         for number in 5..100 {
             let replaced = memory.add_recovery_key(key(number, false), Id([1; 16])).unwrap();
             assert_eq!(replaced.map(|key| key.id), (number > 10).then(|| format!("bound-{}", number - 6)));
             assert_eq!(memory.keys[0].id, format!("bound-{number}"));
             assert!(kept.iter().all(|key| memory.keys.contains(key)), "{:?}", ids(&memory));
-            assert!(memory.keys.len() <= MAX_KEYS && memory.recovery_keys.len() <= MAX_KEYS);
+            assert!(memory.keys.len() <= KEPT_KEYS && memory.recovery_keys.len() <= KEPT_KEYS);
         }
     }
 
     #[test]
     fn a_full_list_of_bound_keys_grows_by_codes_to_its_bound() {
-        let mut memory = device(MAX_KEYS);
-        for number in MAX_KEYS + 1..=MAX_KEYS_WITH_CODES {
+        let mut memory = device(KEPT_KEYS);
+        for number in KEPT_KEYS + 1..=MAX_KEYS {
             assert_eq!(memory.add_recovery_key(key(number, false), Id([1; 16])), Ok(None));
             memory.keys[0].bound = true;
             memory.tidy_recovery_keys();
@@ -266,8 +286,9 @@ mod tests {
         let full = memory.clone();
         assert_eq!(memory.add_recovery_key(key(50, false), Id([1; 16])), Err(TooManyKeys));
         assert_eq!(memory, full, "nothing has changed");
-        // A usual rotation makes room again.
-        let forgotten = memory.add_key(key(51, false));
-        assert_eq!((memory.keys.len(), forgotten.len()), (MAX_KEYS, MAX_KEYS_WITH_CODES + 1 - MAX_KEYS));
+        assert_eq!(memory.add_key(key(51, false)), Err(TooManyKeys), "a rotation gives up no key either");
+        // A join that the newest key signed makes room again.
+        let superseded = memory.take_superseded(memory.keys[0].thumbprint);
+        assert_eq!((memory.keys.len(), superseded.len()), (KEPT_KEYS, MAX_KEYS - KEPT_KEYS));
     }
 }

@@ -10,4 +10,4 @@ mod memory;
 pub mod request;
 
 pub use challenge::Start;
-pub use memory::{CertificateInfo, KnownKey, MAX_KEYS, MAX_KEYS_WITH_CODES, Memory, RecoveryKey, TooManyKeys};
+pub use memory::{CertificateInfo, KEPT_KEYS, KnownKey, MAX_KEYS, Memory, RecoveryKey, TooManyKeys};

@@ -43,6 +43,10 @@ pub struct Identity<'a> {
 pub struct Prepared<'a> {
     pub(super) memory: &'a Memory,
     pub(super) outputs: usize,
+    /// The key that signs it.
+    pub(super) signer: Thumbprint,
+    /// The key that is to replace it.
+    pub(super) successor: Option<Thumbprint>,
     request: Jws,
 }
 
@@ -60,6 +64,7 @@ impl<'a> Challenged<'a> {
             if self.answer.key == Some(signer.thumbprint) { Header::by_thumbprint(&public) } else { Header::by_key(&public) };
         let secret = parts.secret.filter(|_| self.is_registration());
         let successor = if self.answer.rotate { self.successor() } else { None };
+        let (signer_print, successor_print) = (signer.thumbprint, successor.map(|key| key.thumbprint));
         let rotation = successor.map(|key| rotation(store, key, signer, &self.memory.token, parts.url)).transpose()?;
         let identity = parts.identity.filter(|_| self.same_life);
         let renewal = identity.map(|identity| renewal(&identity, parts.attempt, parts.url, nonce)).transpose()?;
@@ -78,7 +83,7 @@ impl<'a> Challenged<'a> {
             rotation,
         };
         let request = Jws::sign(&header.to(parts.url, nonce), &request, |message| store.sign(&id, message))?;
-        Ok(Prepared { memory: self.memory, outputs, request })
+        Ok(Prepared { memory: self.memory, outputs, signer: signer_print, successor: successor_print, request })
     }
 }
 

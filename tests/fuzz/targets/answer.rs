@@ -58,7 +58,7 @@ fn joined(mut memory: Memory, challenge: ChallengeAnswer, answer: &Value) -> Res
     let needed = Start::new(&memory, TOKEN).challenged(challenge.clone()).map_err(|e| format!("{e:?}"))?;
     let made = needed.new_key(&[Algorithm::EcdsaP256]).map_err(|e| format!("{e:?}"))?.is_some();
     if made {
-        memory.add_key(KnownKey { id: "bound-1".into(), ..known("", &BOUND, false) });
+        memory.add_key(KnownKey { id: "bound-1".into(), ..known("", &BOUND, false) }).expect("room");
     }
     let parts = Parts {
         url: "https://localhost/v1/join",

@@ -19,7 +19,7 @@ fn a_daemon_renews_on_while_its_wall_clock_jumps_by_years() {
     let (server, clock) = (Server::start(), WallClock::new());
     let mut device = server.device("gw", 1);
     let secret = server.status("gw")["registration_secret"].as_str().expect("a secret").to_owned();
-    device.configure(&server, &format!("  bound_keypair: {{registration_secret: {secret}}}"), "renewal_interval: 1s");
+    device.configure(&server, &format!("  bound_keypair: {{registration_secret: {secret}}}"), "renewal_interval: 2s");
     // As a person sees it on that device.
     device.env = clock.env().map(|(name, value)| (name, value.into())).to_vec();
     let daemon = daemon(&device, &clock);
@@ -28,10 +28,10 @@ fn a_daemon_renews_on_while_its_wall_clock_jumps_by_years() {
     for years in [30, -50, 0, 1] {
         let (since, before) = (Instant::now(), renewals());
         clock.jump_to(years * YEAR);
-        wait_for("renewals", || renewals() >= before + 3);
+        wait_for("renewals", || renewals() >= before + 2);
         let (made, spent) = (renewals() - before, since.elapsed());
         // Jitter takes a tenth of the interval at most, and one may have been under way.
-        let most = 2 + spent.as_millis() / 900;
+        let most = 2 + spent.as_millis() / 1800;
         assert!(made as u128 <= most, "{years} years: {made} renewals in {spent:?}");
         let status = device.status();
         assert_eq!(status["last_error"], Value::Null, "{years} years: {status}");

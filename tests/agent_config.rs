@@ -452,3 +452,32 @@ fn a_file_that_cannot_be_read_is_named() {
     assert_eq!(error.to_string(), "the configuration /nonexistent/boundkey.yaml: No such file or directory (os error 2)");
     assert_eq!(load(&"#".repeat(70_000)).expect_err("too large").advice(), "see that it is the right file");
 }
+
+/// Who may write these says with which token to join, with what, and by which PIN: a wrong one locks the token of a key store.
+#[test]
+fn files_that_others_may_write_are_warned_of() {
+    let dir = tempfile::tempdir().expect("directory");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").expect("write");
+    let path = file.display().to_string();
+    let with = |more: &str| minimal() + more;
+    let mut texts = vec![
+        minimal().replace("gateway-0042", &path),
+        with(&format!("  bound_keypair: {{registration_secret_path: {path}}}\n")),
+        with(&format!("  bound_keypair: {{static_private_key_path: {path}}}\n")),
+    ];
+    if cfg!(feature = "pkcs11") {
+        texts.push(with(&format!("keystore: {{type: pkcs11, module: /lib/p11.so, token: t, pin_path: {path}}}\n")));
+    }
+    if cfg!(feature = "tpm") {
+        texts.push(with(&format!("keystore: {{type: tpm, auth_path: {path}}}\n")));
+    }
+    for text in texts {
+        for (mode, is_exposed) in [(0o600, false), (0o620, true)] {
+            std::fs::set_permissions(&file, Permissions::from_mode(mode)).expect("chmod");
+            let warnings = load(&text).expect("configuration").warnings;
+            let expected = format!("mode {mode:04o}) lets other users write: they may replace it; run chmod go-w {path}, or");
+            assert_eq!(warnings.iter().any(|warning| warning.contains(&expected)), is_exposed, "{text}: {warnings:?}");
+        }
+    }
+}

@@ -203,7 +203,9 @@ fn directories_that_others_may_write_are_not_used() {
     mode(&backup, 0o700);
     let data = server.dir.join("data");
     mode(&data, 0o707);
-    for output in [auth("restore", &server, &backup), run(&mut server.command())] {
+    let commands =
+        [auth("restore", &server, &backup), auth("backup", &server, &server.dir.join("no")), run(&mut server.command())];
+    for output in commands {
         let said = fails(&output);
         assert!(said.contains("mode 0707) lets other users write") && said.contains("runuser -u boundkey-auth"), "{said}");
     }

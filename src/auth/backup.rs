@@ -24,6 +24,8 @@ impl DataDir {
     /// cut off is none.
     pub fn backup(&self, to: &Path) -> Result<(), DataDirError> {
         self.cluster()?;
+        // SQLite makes files beside the database: root's, in a directory of the server's user, would stop the server.
+        self.open()?;
         let unusable = |e| DataDirError::Io(to.into(), e);
         durable::create_dir(to).map_err(unusable)?;
         if std::fs::read_dir(to).map_err(unusable)?.next().is_some() {

@@ -327,12 +327,17 @@ impl DataDir {
         self.path(SOCKET)
     }
 
+    /// Opens it; fails where others than root and this process's user may write in it.
+    pub(super) fn open(&self) -> Result<Dir, DataDirError> {
+        Dir::open(&self.0).map_err(|e| DataDirError::Io(self.0.clone(), e))
+    }
+
     /// Keeps every other server away from this directory while the result lives.
     pub fn lock(&self) -> Result<File, DataDirError> {
         let path = self.path(LOCK);
         let io_error = |e| DataDirError::Io(path.clone(), e);
         // Whoever else may write here could put other keys and records in place.
-        let file = Dir::open(&self.0).and_then(|dir| dir.write_or_make(LOCK, durable::PRIVATE_FILE)).map_err(io_error)?;
+        let file = self.open()?.write_or_make(LOCK, durable::PRIVATE_FILE).map_err(io_error)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(std::fs::TryLockError::WouldBlock) => Err(DataDirError::InUse(self.0.clone())),

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use boundkey::agent::crl::RevocationList;
+use boundkey::agent::crl::RevocationLists;
 use boundkey::agent::tls::{Presented, Roots};
 use boundkey::agent::transport::{Transport, TransportError};
 use boundkey::join::message::CRL_LIFETIME;
+use boundkey::join::trust::{CaCertificate, pin_text};
 use boundkey::time::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod, KeyPair,
@@ -24,7 +25,7 @@ impl Transport for Gives {
     }
 
     fn get(&mut self, path: &str, kind: &str, _: usize) -> Result<Vec<u8>, TransportError> {
-        assert_eq!((path, kind), ("/v1/crl", "application/pkix-crl"));
+        assert!(path.starts_with("/v1/crl/") && kind == "application/pkix-crl", "{path}");
         Ok(self.0.clone())
     }
 
@@ -67,21 +68,21 @@ fn list(ca: &Ca, number: u64, length: u64) -> Vec<u8> {
     params.signed_by(ca).expect("a list").der().to_vec()
 }
 
-fn fetch(held: &mut RevocationList, der: &[u8], bundle: &[Vec<u8>]) -> Result<bool, TransportError> {
+fn fetch(held: &mut RevocationLists, der: &[u8], bundle: &[Vec<u8>]) -> Result<bool, TransportError> {
     held.fetch(&mut Gives(der.to_vec()), bundle, NOW)
 }
 
 #[test]
 fn a_list_of_a_trusted_ca_is_taken_whatever_its_length() {
-    let (trusted, other) = (ca("trusted"), ca("other"));
-    let bundle = [other.der().to_vec(), trusted.der().to_vec()];
-    let mut held = RevocationList::default();
-    assert_eq!(held.der(), None);
+    let trusted = ca("trusted");
+    let bundle = [trusted.der().to_vec()];
+    let mut held = RevocationLists::default();
+    assert!(held.ders().is_empty());
     // Lengths of one, two and three bytes.
     for (number, length) in [(1, 0), (2, 1), (200, 10), (70_000, 2000), (u64::MAX, 3)] {
         let der = list(&trusted, number, length);
         assert!(fetch(&mut held, &der, &bundle).expect("taken"), "number {number}");
-        assert_eq!(held.der(), Some(&*der));
+        assert_eq!(held.ders(), [&*der]);
         assert!(!fetch(&mut held, &der, &bundle).expect("the same"), "nothing changed");
     }
 }
@@ -90,7 +91,7 @@ fn a_list_of_a_trusted_ca_is_taken_whatever_its_length() {
 fn a_list_of_anyone_else_is_not_taken() {
     let trusted = ca("trusted");
     let bundle = [trusted.der().to_vec()];
-    let mut held = RevocationList::default();
+    let mut held = RevocationLists::default();
     let good = list(&trusted, 7, 1);
     fetch(&mut held, &good, &bundle).expect("taken");
     // The second has the name of the trusted one.
@@ -98,22 +99,23 @@ fn a_list_of_anyone_else_is_not_taken() {
         let refused = fetch(&mut held, &list(&foreign, 8, 0), &bundle).expect_err("refused");
         assert_eq!(refused.to_string(), "revocation list: the trusted CA did not sign it");
     }
-    assert!(fetch(&mut held, &list(&trusted, 8, 0), &[]).is_err(), "without a trust bundle nobody is trusted");
-    assert_eq!(held.der(), Some(&*good));
+    assert_eq!(held.ders(), [&*good]);
+    assert!(fetch(&mut held, &list(&trusted, 8, 0), &[]).expect("a change"), "a CA that is trusted no more takes its list along");
+    assert!(held.ders().is_empty());
 }
 
 #[test]
 fn a_number_that_went_back_is_not_taken_while_the_list_at_hand_holds() {
     let trusted = ca("trusted");
     let bundle = [trusted.der().to_vec()];
-    let mut held = RevocationList::default();
+    let mut held = RevocationLists::default();
     let (newer, older) = (list(&trusted, 300, 1), list(&trusted, 299, 0));
     fetch(&mut held, &newer, &bundle).expect("taken");
     assert!(!fetch(&mut held, &older, &bundle).expect("no fault of the server's"));
-    assert_eq!(held.der(), Some(&*newer));
+    assert_eq!(held.ders(), [&*newer]);
     // By then programs refuse the one at hand; a server whose clock was set back has to get through.
     assert!(held.fetch(&mut Gives(older.clone()), &bundle, NOW + CRL_LIFETIME).expect("taken"));
-    assert_eq!(held.der(), Some(&*older));
+    assert_eq!(held.ders(), [&*older]);
 }
 
 #[test]
@@ -121,7 +123,7 @@ fn no_damaged_list_is_taken() {
     let trusted = ca("trusted");
     let bundle = [trusted.der().to_vec()];
     let good = list(&trusted, 7, 2);
-    let mut held = RevocationList::default();
+    let mut held = RevocationLists::default();
     let mut refused = |der: &[u8]| assert!(fetch(&mut held, der, &bundle).is_err());
     for end in 0..good.len() {
         refused(&good[..end]);
@@ -135,4 +137,46 @@ fn no_damaged_list_is_taken() {
     }
     refused(&[&good[..], &[0]].concat());
     refused(trusted.der());
+}
+
+/// Has a list of each CA, but for those that it does not know.
+struct Many(Vec<(String, Vec<u8>)>);
+
+impl Transport for Many {
+    fn post(&mut self, path: &str, _: &[u8]) -> Result<Vec<u8>, TransportError> {
+        panic!("nothing is posted to {path}")
+    }
+    fn get(&mut self, path: &str, _: &str, _: usize) -> Result<Vec<u8>, TransportError> {
+        let found = self.0.iter().find(|(pin, _)| path.strip_prefix("/v1/crl/") == Some(pin));
+        found.map(|(_, list)| list.clone()).ok_or(TransportError::TimedOut)
+    }
+    fn presented(&self) -> Option<Presented> {
+        None
+    }
+    fn holds_under(&self, _: &Roots) -> bool {
+        false
+    }
+    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
+        Ok(time)
+    }
+}
+
+#[test]
+fn each_ca_has_a_list_and_one_that_fails_does_not_hide_that_another_changed() {
+    let (one, two) = (ca("one"), ca("two"));
+    let pin = |ca: &Ca| pin_text(&CaCertificate::read(ca.der()).expect("a CA").pin()).replace("sha256:", "");
+    let bundle = [one.der().to_vec(), two.der().to_vec()];
+    let (first, second) = (list(&one, 1, 1), list(&two, 1, 1));
+    let mut held = RevocationLists::default();
+    // The second list is of another CA than the one that it is asked of.
+    let mut mixed = Many(vec![(pin(&one), first.clone()), (pin(&two), first.clone())]);
+    assert!(held.fetch(&mut mixed, &bundle, NOW).is_err());
+    assert_eq!(held.ders(), [&*first]);
+    assert!(held.fetch(&mut Many(vec![(pin(&one), first.clone())]), &bundle, NOW).is_err());
+    let mut whole = Many(vec![(pin(&one), first.clone()), (pin(&two), second.clone())]);
+    assert!(held.fetch(&mut whole, &bundle, NOW).expect("taken"));
+    assert_eq!(held.ders(), [&*first, &*second]);
+    assert!(!held.fetch(&mut whole, &bundle, NOW).expect("the same"));
+    assert!(held.fetch(&mut whole, &bundle[1..], NOW).expect("one went"));
+    assert_eq!(held.ders(), [&*second]);
 }

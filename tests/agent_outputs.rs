@@ -89,7 +89,7 @@ impl Ca {
     }
 
     fn install(&self, output: &Output) {
-        self.fresh(output).install(&self.bundle(), None).expect("install");
+        self.fresh(output).install(&self.bundle(), &[]).expect("install");
     }
 }
 
@@ -225,7 +225,7 @@ fn files_that_are_not_ours_are_not_touched() {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join(name);
         fs::write(&path, "precious").expect("write");
-        let error = ca.fresh(&output(dir.path())).install(&ca.bundle(), None).expect_err(name);
+        let error = ca.fresh(&output(dir.path())).install(&ca.bundle(), &[]).expect_err(name);
         assert_eq!(error.to_string(), format!("output mqtt: {} is not boundkey's and is not overwritten", path.display()));
         assert_eq!(error.advice(), "move it away, or give the output a directory of its own");
         assert_eq!(fs::read(&path).expect("file"), b"precious");
@@ -233,7 +233,7 @@ fn files_that_are_not_ours_are_not_touched() {
     }
     let dir = tempfile::tempdir().expect("directory");
     symlink("/etc/ssl/key.pem", dir.path().join("tls.key")).expect("link");
-    assert!(matches!(ca.fresh(&output(dir.path())).install(&ca.bundle(), None).expect_err("a link").fault, Fault::NotOurs(_)));
+    assert!(matches!(ca.fresh(&output(dir.path())).install(&ca.bundle(), &[]).expect_err("a link").fault, Fault::NotOurs(_)));
 }
 
 #[test]
@@ -244,20 +244,20 @@ fn an_error_leaves_the_set_before() {
     let key = fs::read(dir.path().join("tls.key")).expect("key");
 
     output.destination.group = Some(Account::Name("no-such-group".into()));
-    let error = ca.fresh(&output).install(&ca.bundle(), None).expect_err("no group");
+    let error = ca.fresh(&output).install(&ca.bundle(), &[]).expect_err("no group");
     assert_eq!(error.to_string(), "output mqtt: there is no group no-such-group");
     output.destination.owner = Some(Account::Name("no-such-user".into()));
-    let error = ca.fresh(&output).install(&ca.bundle(), None).expect_err("no user");
+    let error = ca.fresh(&output).install(&ca.bundle(), &[]).expect_err("no user");
     assert_eq!(error.to_string(), "output mqtt: there is no user no-such-user");
 
     assert_eq!(fs::read(dir.path().join("tls.key")).expect("key"), key);
     assert_eq!(sets(dir.path()), ["..current", "..set-1"]);
 
     output.destination.path = dir.path().join("tls.crt");
-    let error = ca.fresh(&output).install(&ca.bundle(), None).expect_err("a file");
+    let error = ca.fresh(&output).install(&ca.bundle(), &[]).expect_err("a file");
     assert!(matches!(error.fault, Fault::NoUser(_)), "nothing is made for nobody");
     output.destination = Destination { owner: None, group: None, ..output.destination };
-    let error = ca.fresh(&output).install(&ca.bundle(), None).expect_err("a file");
+    let error = ca.fresh(&output).install(&ca.bundle(), &[]).expect_err("a file");
     assert_eq!(error.advice(), "move away what is in its place, or choose another directory");
 }
 
@@ -289,11 +289,11 @@ fn a_full_or_read_only_file_system_leaves_the_set_before() {
     };
     let (ca, output) = (Ca::new(), output(dir.path()));
     ca.install(&output);
-    let error = ca.fresh(&output).install(&ca.bundle(), None).expect_err("full");
+    let error = ca.fresh(&output).install(&ca.bundle(), &[]).expect_err("full");
     assert_eq!(error.advice(), "make room on that file system");
     let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(dir.path()).status().expect("mount");
     assert!(remounted.success());
-    let error = ca.fresh(&output).install(&ca.bundle(), None).expect_err("read-only");
+    let error = ca.fresh(&output).install(&ca.bundle(), &[]).expect_err("read-only");
     assert!(error.advice().starts_with("mount it writable"), "{error}");
     assert!(pair_matches(dir.path()).expect("files"));
     assert_eq!(sets(dir.path()), ["..current", "..set-1"]);
@@ -342,7 +342,7 @@ fn one_output_that_fails_does_not_stop_the_others() {
     }
     let fresh = outputs.iter().map(|output| ca.fresh(output)).collect::<Vec<_>>();
     let mut reloads = Reloads::default();
-    let error = outputs::install(&fresh, &ca.bundle(), None, &mut reloads).expect_err("b fails");
+    let error = outputs::install(&fresh, &ca.bundle(), &[], &mut reloads).expect_err("b fails");
     assert!(error.to_string().ends_with("b/tls.key is not boundkey's and is not overwritten"), "{error}");
     assert!(pair_matches(&dir.path().join("a")).expect("files") && pair_matches(&dir.path().join("c")).expect("files"));
     let now = boundkey::agent::clock::since_boot();

@@ -26,7 +26,7 @@ use crate::join::device::Start;
 use crate::join::device::answer::Issued;
 use crate::join::device::request::{Identity, Parts};
 use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
-use crate::join::{Id, TrustError, Trusted, base64url};
+use crate::join::{Id, TrustBundle, TrustError, Trusted, base64url};
 use crate::time::Random;
 
 /// What a join needs beside the device.
@@ -53,8 +53,8 @@ pub struct Joined {
     pub requested: Vec<outputs::Requested>,
     /// The first output that was not asked for.
     pub left_out: Result<(), OutputError>,
-    /// The certificates of the trust bundle, DER each.
-    pub bundle: Vec<Vec<u8>>,
+    /// Whom the device trusts.
+    pub bundle: TrustBundle,
 }
 
 impl Joiner<'_> {
@@ -116,7 +116,7 @@ impl Joiner<'_> {
         memory.last_known_time = memory.last_known_time.max(believed);
 
         // Before all else: it holds whatever becomes of this join.
-        let bundle = trusted.bundle.certificates();
+        let bundle = trusted.bundle.clone();
         if self.trust.take(device.state.storage(), trusted)? {
             log::info!("took trust bundle {}", self.trust.sequence().unwrap_or_default());
         }

@@ -14,7 +14,7 @@ use super::clock::{DeviceClock, since_boot};
 use super::complaint::Complaint;
 use super::config::{Config, ConfigError, DEFAULT_RENEWAL_INTERVAL, Trust as TrustConfig};
 use super::contention::{self, Contention};
-use super::crl::RevocationList;
+use super::crl::RevocationLists;
 use super::device::{Device, Pinning};
 use super::error::{AgentError, KEYSTORE, RELOAD};
 use super::join::{Joined, Joiner};
@@ -27,8 +27,8 @@ use super::tls::{Roots, Trust};
 use super::transport::Https;
 use super::trust::DeviceTrust;
 use super::wait::{self, Waiter, Wake};
-use crate::join::JoinKind;
 use crate::join::message::{IssuedCertificate, JOIN_PATH};
+use crate::join::{JoinKind, TrustBundle};
 use crate::time::{Clock, Random, Timestamp};
 
 /// Longest backoff while there is no certificate that holds.
@@ -56,9 +56,9 @@ pub struct Agent {
     device: Device,
     reporter: Reporter,
     reloads: Reloads,
-    revoked: RevocationList,
+    revoked: RevocationLists,
     /// The outputs that want the revocation list, and the trust bundle.
-    verifiers: (Vec<Fresh>, Vec<Vec<u8>>),
+    verifiers: (Vec<Fresh>, Option<TrustBundle>),
     /// Whether outputs may not have the revocation list at hand yet.
     unwritten: bool,
     /// When to look at the revocation list, in time since boot.
@@ -88,7 +88,7 @@ impl Agent {
         let reporter = reporter(config);
         let reloads = Reloads::default();
         let (config, random) = (config.clone(), random.clone());
-        let (revoked, verifiers, unwritten, look_due) = (RevocationList::default(), Default::default(), false, Duration::MAX);
+        let (revoked, verifiers, unwritten, look_due) = (RevocationLists::default(), Default::default(), false, Duration::MAX);
         let look_complaint = Complaint::default();
         Ok(Self {
             config,
@@ -164,13 +164,16 @@ impl Agent {
         let Joined { answer, requested, left_out, bundle } = joined;
         let mut fresh = outputs::attach(requested, &answer)?;
         let wanted = fresh.iter().any(|fresh| fresh.output.crl);
+        for fresh in &mut fresh {
+            fresh.trust_hosts_of(bundle.ssh_host());
+        }
         let looked = if wanted { self.look(&bundle).map(drop) } else { Ok(()) };
         self.https.close();
         self.look_error = looked.as_ref().err().map(AgentError::kind);
-        let installed = outputs::install(&fresh, &bundle, self.revoked.der(), &mut self.reloads);
+        let installed = outputs::install(&fresh, &bundle.certificates(), &self.revoked.ders(), &mut self.reloads);
         self.unwritten = installed.is_err();
         fresh.retain(|fresh| fresh.output.crl);
-        self.verifiers = (fresh, bundle);
+        self.verifiers = (fresh, Some(bundle));
         let outcome = installed.and(looked);
         if let (Err(e), Err(_)) = (&left_out, &outcome) {
             log::error!("{e}\n{}", e.advice());
@@ -179,8 +182,9 @@ impl Agent {
     }
 
     /// Looks at the revocation list; whether it changed.
-    fn look(&mut self, bundle: &[Vec<u8>]) -> Result<bool, AgentError> {
-        let looked = self.revoked.fetch(&mut self.https, bundle, since_boot());
+    fn look(&mut self, bundle: &TrustBundle) -> Result<bool, AgentError> {
+        let cas: Vec<_> = bundle.roots().iter().filter_map(|root| root.chain.first().cloned()).collect();
+        let looked = self.revoked.fetch(&mut self.https, &cas, since_boot());
         let interval = self.config.crl_interval;
         let wait = if looked.is_ok() { jittered(interval, &*self.random)? } else { interval.min(CRL_RETRY) };
         self.look_due = since_boot() + wait;
@@ -189,14 +193,15 @@ impl Agent {
 
     /// Keeps the revocation list of outputs fresh. Returns when to come back, in time since boot.
     fn keep_revoked(&mut self) -> Duration {
-        if self.look_due <= since_boot() {
-            let (fresh, bundle) = std::mem::take(&mut self.verifiers);
+        if self.look_due <= since_boot()
+            && let (fresh, Some(bundle)) = std::mem::take(&mut self.verifiers)
+        {
             let looked = self.look(&bundle);
             self.https.close();
             let kept = looked.and_then(|changed| {
                 if changed || self.unwritten {
                     self.unwritten = true;
-                    outputs::install(&fresh, &bundle, self.revoked.der(), &mut self.reloads)?;
+                    outputs::install(&fresh, &bundle.certificates(), &self.revoked.ders(), &mut self.reloads)?;
                     self.unwritten = false;
                 }
                 Ok(())
@@ -212,7 +217,7 @@ impl Agent {
                     self.look_complaint.failed(&e, since_boot());
                 }
             }
-            self.verifiers = (fresh, bundle);
+            self.verifiers = (fresh, Some(bundle));
         }
         self.look_due
     }

@@ -1,4 +1,4 @@
-//! The devices' API over HTTPS: seven calls, all of them small, none of them trusted.
+//! The devices' API over HTTPS: eight calls, all of them small, none of them trusted.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Extension, State};
+use axum::extract::{DefaultBodyLimit, Extension, Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -43,6 +43,7 @@ pub fn router(joins: Arc<Joins>) -> Router {
         .route(CA_PATH, get(ca))
         .route(SSH_HOST_CA_PATH, get(ssh_host_ca))
         .route(CRL_PATH, get(crl))
+        .route(&format!("{CRL_PATH}/{{pin}}"), get(crl_of))
         .route(SSH_HOST_CRL_PATH, get(ssh_host_crl))
         .route(CHALLENGE_PATH, post(challenge))
         .route(JOIN_PATH, post(join))
@@ -57,11 +58,8 @@ async fn ping(State(api): State<Arc<Api>>) -> Json<Ping> {
     Json(Ping { cluster, version, algorithms: algorithms(), time: api.joins.clock.now() })
 }
 
-async fn ca(State(api): State<Arc<Api>>) -> Response {
-    match api.joins.ca_certificates() {
-        Ok(pem) => ([(header::CONTENT_TYPE, "application/pem-certificate-chain")], pem).into_response(),
-        Err(problem) => problem.into_response(),
-    }
+async fn ca(State(api): State<Arc<Api>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/pem-certificate-chain")], api.joins.ca_certificates())
 }
 
 /// What stands behind `@cert-authority` and its patterns in `known_hosts` (sshd(8)).
@@ -72,14 +70,28 @@ async fn ssh_host_ca(State(api): State<Arc<Api>>) -> String {
 }
 
 async fn crl(State(api): State<Arc<Api>>, Extension(connection): Extension<Arc<Connection>>) -> Response {
-    list(&api, &connection, CRL_TYPE, Joins::revocation_list).await
+    list(&api, &connection, CRL_TYPE, |joins| joins.revocation_list(None)).await
+}
+
+/// That of one CA, named by its pin.
+async fn crl_of(
+    State(api): State<Arc<Api>>,
+    Extension(connection): Extension<Arc<Connection>>,
+    Path(pin): Path<String>,
+) -> Response {
+    list(&api, &connection, CRL_TYPE, move |joins| joins.revocation_list(Some(&pin))).await
 }
 
 async fn ssh_host_crl(State(api): State<Arc<Api>>, Extension(connection): Extension<Arc<Connection>>) -> Response {
     list(&api, &connection, "application/octet-stream", Joins::ssh_revocation_list).await
 }
 
-async fn list(api: &Api, connection: &Connection, kind: &'static str, made: fn(&Joins) -> Result<Bytes, Problem>) -> Response {
+async fn list(
+    api: &Api,
+    connection: &Connection,
+    kind: &'static str,
+    made: impl FnOnce(&Joins) -> Result<Bytes, Problem> + Send + 'static,
+) -> Response {
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, CRL_CACHING)];
     let joins = api.joins.clone();
     match api.work.run(Kind::List, connection, move || made(&joins)).await {

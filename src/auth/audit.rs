@@ -55,6 +55,24 @@ pub enum EventKind {
     /// An exemption was withdrawn.
     #[serde(rename = "exemption.cancelled")]
     ExemptionCancelled,
+    /// The next CA was made, and devices learn of it.
+    #[serde(rename = "ca.announced")]
+    CaAnnounced,
+    /// The announced CA signs.
+    #[serde(rename = "ca.activated")]
+    CaActivated,
+    /// The old CA does not count any more.
+    #[serde(rename = "ca.retired")]
+    CaRetired,
+    /// The old CA signs again.
+    #[serde(rename = "ca.returned")]
+    CaReturned,
+    /// A CA that was retired counts again.
+    #[serde(rename = "ca.restored")]
+    CaRestored,
+    /// The announced CA is not to come.
+    #[serde(rename = "ca.withdrawn")]
+    CaWithdrawn,
     /// A resource was made.
     #[serde(rename = "resource.created")]
     ResourceCreated,

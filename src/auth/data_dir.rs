@@ -280,7 +280,7 @@ impl DataDir {
     /// Writes down the CAs, where they are others than those on disk.
     pub fn write_authority(&self, authority: &Authority) -> Result<(), DataDirError> {
         self.write_changed(CA, &authority.set().to_json()?)?;
-        self.write_changed(CA_PEM, authority.certificates()?.as_bytes())
+        self.write_changed(CA_PEM, authority.certificates().as_bytes())
     }
 
     fn write_changed(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {

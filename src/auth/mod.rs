@@ -13,6 +13,8 @@ mod pace;
 pub mod program;
 pub mod resource;
 pub mod revocation;
+pub mod rotation;
+pub mod sealing;
 pub mod serve;
 pub mod store;
 mod throttle;

@@ -21,6 +21,8 @@ use super::operator::{self, Operator};
 use super::pace::Paces;
 use super::resource::check_name;
 use super::revocation::RevocationList;
+use super::rotation::{Rotation, RotationError};
+use super::sealing::Sealing;
 use super::store::{Form, Store};
 use super::throttle::Throttle;
 use super::upkeep::{self, Upkeep, UpkeepError};
@@ -248,7 +250,7 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
         server_names: cluster.server_names,
         authority: CurrentAuthority::new(authority),
         store: store.clone(),
-        sealing: SealingKey::new(&*dir.challenge_key()?),
+        sealing: Sealing::new(SealingKey::new(&*dir.challenge_key()?)),
         clock: Arc::new(System),
         random: Arc::new(System),
         revocation: RevocationList::of(Form::X509),
@@ -256,15 +258,18 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
         throttle: Throttle::default(),
         paces: Paces::default(),
     });
-    let tls_failed = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.pem from a backup");
-    let certificate = tls::CurrentCertificate::new(&dir.server()?, &joins.authority.now().tls_chain()).map_err(tls_failed)?;
-    let certificate = Arc::new(certificate);
+    let tls_failed = |e: rustls::Error| failure(format!("TLS: {e}"), "restore tls.pem and ca.json from a backup");
+    let chain = joins.authority.now().tls_chain().map_err(DataDirError::from)?;
+    let certificate = Arc::new(tls::CurrentCertificate::new(&dir.server()?, &chain).map_err(tls_failed)?);
     let tls_config = tls::config(certificate.clone()).map_err(tls_failed)?;
-    let operator = Arc::new(Operator::new(store, Arc::new(System), Arc::new(System)));
-    let upkeep = Upkeep::new(dir.clone(), joins.clone(), certificate, operator.clone());
+    let rotation = Arc::new(Rotation::new(dir.clone(), joins.clone(), certificate));
+    let operator = Arc::new(Operator::new(store, Arc::new(System), Arc::new(System)).replacing(rotation.clone()));
+    let upkeep = Upkeep::new(joins.clone(), rotation, operator.clone());
     upkeep.run().await.map_err(|e| match e {
-        UpkeepError::DataDir(e) => e.into(),
-        UpkeepError::Tls(e) => tls_failed(e),
+        UpkeepError::Rotation(RotationError::DataDir(e)) => e.into(),
+        UpkeepError::Rotation(RotationError::Tls(e)) => tls_failed(e),
+        UpkeepError::Rotation(e @ RotationError::Refused(_)) => failure(e.to_string(), "report this"),
+        UpkeepError::Store(e) => DataDirError::from(e).into(),
         UpkeepError::Died(e) => failure(e.to_string(), "report this"),
     })?;
 

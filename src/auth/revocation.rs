@@ -10,6 +10,7 @@ use axum::body::Bytes;
 
 use super::ca::{Authority, CaError};
 use super::store::{Form, Store, StoreError};
+use crate::join::TrustBundle;
 use crate::time::Timestamp;
 
 /// How long what was looked up counts: ends of locks, and deleted tokens, show that much later. New locks show at once.
@@ -19,7 +20,10 @@ const RENEWED: Duration = Duration::from_secs(20 * 60);
 /// Most certificates on a list: as many as fit into [`crate::join::message::MAX_CRL`], at 49 bytes each.
 pub const MAX_ENTRIES: usize = 40_000;
 
-/// One list of this server.
+/// A list for each CA, named by its pin; of SSH there is one for all.
+pub type Lists = Arc<Vec<(String, Bytes)>>;
+
+/// The lists of one form of this server.
 #[derive(Debug)]
 pub struct RevocationList {
     form: Form,
@@ -34,7 +38,9 @@ struct Made {
     policy: u64,
     serials: Arc<Vec<String>>,
     number: u64,
-    bytes: Bytes,
+    /// The trust bundle of whose CAs these lists are.
+    bundle: u64,
+    lists: Lists,
     signed_at: Timestamp,
     looked_at: Timestamp,
 }
@@ -65,31 +71,32 @@ impl RevocationList {
         Self { form, made: Mutex::default(), making: Mutex::default() }
     }
 
-    /// The list at `now`: DER, or OpenSSH's format.
+    /// The lists at `now`: DER, or OpenSSH's format.
     ///
     /// One request makes a list. Those that come meanwhile get the one before, which may lack a lock of that moment; only where there is
     /// none yet do they wait.
-    pub fn at(&self, now: Timestamp, store: &dyn Store, authority: &Authority) -> Result<Bytes, RevocationError> {
+    pub fn at(&self, now: Timestamp, store: &dyn Store, authority: &Authority) -> Result<Lists, RevocationError> {
         let policy = store.policy().map_err(RevocationError::Store)?;
+        let bundle = authority.newest_bundle().map_or(0, TrustBundle::sequence);
         let before = self.made();
-        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, now)) {
-            return Ok(made.bytes.clone());
+        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, bundle, now)) {
+            return Ok(made.lists.clone());
         }
         let _making = match (self.making.try_lock(), before) {
             (Ok(making), _) => making,
             (Err(TryLockError::Poisoned(making)), _) => making.into_inner(),
-            (Err(TryLockError::WouldBlock), Some(made)) => return Ok(made.bytes),
-            (Err(TryLockError::WouldBlock), None) => self.making.lock().unwrap_or_else(PoisonError::into_inner),
+            (Err(TryLockError::WouldBlock), Some(made)) if made.bundle == bundle => return Ok(made.lists),
+            (Err(TryLockError::WouldBlock), _) => self.making.lock().unwrap_or_else(PoisonError::into_inner),
         };
         // Another request may have made it between the look and the lock.
         let before = self.made();
-        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, now)) {
-            return Ok(made.bytes.clone());
+        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, bundle, now)) {
+            return Ok(made.lists.clone());
         }
         let made = self.make(before, now, store, authority)?;
-        let bytes = made.bytes.clone();
+        let lists = made.lists.clone();
         *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-        Ok(bytes)
+        Ok(lists)
     }
 
     /// What stands in `made` is whole, also after a thread panicked that held it.
@@ -107,9 +114,9 @@ impl RevocationList {
         let mut revoked = store.revoked(self.form, now, MAX_ENTRIES + 1).map_err(RevocationError::Store)?;
         let is_full = revoked.serials.len() > MAX_ENTRIES;
         revoked.serials.truncate(MAX_ENTRIES);
-        if let Some(made) =
-            before.as_ref().filter(|made| *made.serials == revoked.serials && within(now, made.signed_at, RENEWED))
-        {
+        let bundle = authority.newest_bundle().map_or(0, TrustBundle::sequence);
+        let is_same = |made: &&Made| *made.serials == revoked.serials && made.bundle == bundle;
+        if let Some(made) = before.as_ref().filter(is_same).filter(|made| within(now, made.signed_at, RENEWED)) {
             return Ok(Made { policy: revoked.policy, looked_at: now, ..made.clone() });
         }
         if is_full {
@@ -120,19 +127,19 @@ impl RevocationList {
         }
         // Milliseconds rise also over a restart, and over a database restored from a backup.
         let number = now.millis().max(before.as_ref().map_or(0, |made| made.number + 1));
-        let list = match self.form {
-            Form::SshHost => authority.ssh_revocation_list(number, &revoked.serials, now),
-            Form::X509 => authority.revocation_list(number, &revoked.serials, now),
+        let lists = match self.form {
+            Form::SshHost => authority.ssh_revocation_list(number, &revoked.serials, now).map(|list| vec![(String::new(), list)]),
+            Form::X509 => authority.revocation_lists(number, &revoked.serials, now),
         };
-        let bytes = Bytes::from(list.map_err(RevocationError::Authority)?);
-        let (policy, serials) = (revoked.policy, Arc::new(revoked.serials));
-        Ok(Made { policy, serials, number, bytes, signed_at: now, looked_at: now })
+        let lists = lists.map_err(RevocationError::Authority)?.into_iter().map(|(of, list)| (of, Bytes::from(list)));
+        let (policy, serials, lists) = (revoked.policy, Arc::new(revoked.serials), Arc::new(lists.collect()));
+        Ok(Made { policy, serials, number, bundle, lists, signed_at: now, looked_at: now })
     }
 }
 
 impl Made {
-    fn is_current(&self, policy: u64, now: Timestamp) -> bool {
-        self.policy == policy && within(now, self.looked_at, FRESH)
+    fn is_current(&self, policy: u64, bundle: u64, now: Timestamp) -> bool {
+        self.policy == policy && self.bundle == bundle && within(now, self.looked_at, FRESH)
     }
 }
 

@@ -7,11 +7,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::data_dir::{DataDir, DataDirError};
 use super::joins::Joins;
 use super::operator::Operator;
-use super::store::Commit;
-use super::tls::CurrentCertificate;
+use super::rotation::{Rotation, RotationError};
+use super::store::{Commit, StoreError};
 use crate::time::Timestamp;
 
 /// How often.
@@ -29,12 +28,10 @@ const PAUSE: Duration = Duration::from_secs(30 * 86_400);
 /// Looks after a running server.
 #[derive(Clone)]
 pub struct Upkeep {
-    /// Where the certificate is.
-    pub dir: DataDir,
     /// The server's core.
     pub joins: Arc<Joins>,
-    /// The certificate that is presented.
-    pub certificate: Arc<CurrentCertificate>,
+    /// Its certificate, and its CAs.
+    pub rotation: Arc<Rotation>,
     /// The operators' side.
     pub operator: Arc<Operator>,
     steadiness: Arc<Mutex<Steadiness>>,
@@ -44,10 +41,10 @@ pub struct Upkeep {
 /// Why upkeep was not done.
 #[derive(Debug)]
 pub enum UpkeepError {
-    /// Keys, certificate or database.
-    DataDir(DataDirError),
-    /// The new certificate cannot be used.
-    Tls(rustls::Error),
+    /// The database.
+    Store(StoreError),
+    /// The TLS server's certificate, or what follows from a step of the CAs.
+    Rotation(RotationError),
     /// The thread that did it has died.
     Died(tokio::task::JoinError),
 }
@@ -55,23 +52,23 @@ pub enum UpkeepError {
 impl std::fmt::Display for UpkeepError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::DataDir(e) => e.fmt(f),
-            Self::Tls(e) => write!(f, "TLS: {e}"),
+            Self::Store(e) => e.fmt(f),
+            Self::Rotation(e) => e.fmt(f),
             Self::Died(e) => e.fmt(f),
         }
     }
 }
 
-impl<E: Into<DataDirError>> From<E> for UpkeepError {
-    fn from(e: E) -> Self {
-        Self::DataDir(e.into())
+impl From<StoreError> for UpkeepError {
+    fn from(e: StoreError) -> Self {
+        Self::Store(e)
     }
 }
 
 impl Upkeep {
     /// Upkeep of a server that starts now.
-    pub fn new(dir: DataDir, joins: Arc<Joins>, certificate: Arc<CurrentCertificate>, operator: Arc<Operator>) -> Self {
-        Self { dir, joins, certificate, operator, steadiness: Arc::default(), started: Instant::now() }
+    pub fn new(joins: Arc<Joins>, rotation: Arc<Rotation>, operator: Arc<Operator>) -> Self {
+        Self { joins, rotation, operator, steadiness: Arc::default(), started: Instant::now() }
     }
 
     /// Does it once, on a thread that may block: a TPM can take its time.
@@ -83,7 +80,7 @@ impl Upkeep {
     fn work(&self) -> Result<(), UpkeepError> {
         let now = self.joins.clock.now();
         // A certificate that cannot be had is no reason to keep exemptions open.
-        let renewed = self.renew(now);
+        let renewed = self.rotation.settle(now).map_err(UpkeepError::Rotation);
         let swept = self.sweep(now);
         renewed.and(swept)
     }
@@ -99,20 +96,6 @@ impl Upkeep {
         if let Some(event) = self.joins.throttle.unknown_tokens(now) {
             self.joins.store.commit(Commit { events: vec![event], ..Commit::default() })?;
         }
-        Ok(())
-    }
-
-    fn renew(&self, now: Timestamp) -> Result<(), UpkeepError> {
-        let present = self.dir.server()?;
-        let joins = &self.joins;
-        let authority = joins.authority.now();
-        if !present.is_outdated(&joins.server_names, &authority, now) {
-            return Ok(());
-        }
-        let server = authority.issue_server(&joins.server_names, Some(&present), now, &*joins.random)?;
-        self.dir.write_server(&server)?;
-        self.certificate.replace(&server, &authority.tls_chain()).map_err(UpkeepError::Tls)?;
-        log::info!("renewed the TLS server's certificate");
         Ok(())
     }
 

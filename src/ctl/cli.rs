@@ -59,7 +59,47 @@ pub fn command() -> Command {
                 .global(true)
                 .help("The server's socket, where it is not in the data directory"),
         )
-        .subcommands([create(), get(), edit(), rm(), reset(), rotate(), exempt(), lock(), audit()])
+        .subcommands([ca(), create(), get(), edit(), rm(), reset(), rotate(), exempt(), lock(), audit()])
+}
+
+fn ca() -> Command {
+    let format = Arg::new("format")
+        .long("format")
+        .value_name("FORMAT")
+        .value_parser(["text", "json"])
+        .default_value("text")
+        .help("text for a person, json for scripts");
+    let flag = |name: &'static str, help| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let rotate = Command::new("rotate")
+        .about("Replace the CA, one step at a time")
+        .arg(
+            Arg::new("to")
+                .long("to")
+                .value_name("PHASE")
+                .value_parser(["announced", "active", "retired"])
+                .help("announced: devices learn of the next CA; active: it signs; retired: the old one does not count any more"),
+        )
+        .arg(flag("cancel", "Withdraw the CA that is announced").conflicts_with_all(["to", "compromised"]))
+        .arg(flag("compromised", "With --to retired: the old CA's keys are in other hands, so nothing they signed counts"))
+        .arg(flag("yes", "Go on though not all devices are ready for it"))
+        .arg(format.clone())
+        .after_help(
+            "Without --to the next CA is made and announced. Each step can be taken back: --cancel after announced, --to announced after\n\
+             active, --to active after retired. Make a backup after each: the keys of the next CA are in none before.\n\n\
+             Examples:\n  \
+             boundkeyctl ca rotate\n  \
+             boundkeyctl ca rotate --to active\n  \
+             boundkeyctl ca rotate --to retired",
+        );
+    let status = Command::new("status")
+        .about("Show the CAs: phase, pin, end, and how many devices know each")
+        .arg(format)
+        .after_help("Example:\n  boundkeyctl ca status");
+    Command::new("ca")
+        .about("Show and replace the cluster's CA")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([rotate, status])
 }
 
 fn create() -> Command {

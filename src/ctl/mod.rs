@@ -4,6 +4,7 @@
 //! document that cannot be read; 3 no server on the socket.
 
 mod audit;
+mod ca;
 mod cli;
 mod client;
 pub mod document;
@@ -70,6 +71,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let client = Client::new(socket(matches))?;
     match name {
         "audit" => audit::audit(&client, matches),
+        "ca" => ca::ca(&client, matches),
         "create" => create(&client, matches),
         "edit" => edit::edit(&client, key(matches)?),
         "exempt" => exempt(&client, matches),

@@ -205,7 +205,7 @@ fn token_in_full(token: &Token, locks: &Locks, now: Timestamp) -> String {
     lines.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:width$}  {}\n", plain(value)))
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let header = header.iter().map(ToString::to_string).collect();
     let all: Vec<Vec<String>> =
         std::iter::once(header).chain(rows).map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();

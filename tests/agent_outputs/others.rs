@@ -23,7 +23,7 @@ fn make(path: &Path, owner: u32, bits: u32) {
 /// What an install into a directory is refused with.
 fn refused(path: &Path) -> String {
     let ca = Ca::new();
-    let error = ca.fresh(&output(path)).install(&ca.bundle(), None).expect_err("refused");
+    let error = ca.fresh(&output(path)).install(&ca.bundle(), &[]).expect_err("refused");
     assert!(!path.join("..set-1").exists() && !path.join("tls.key").exists(), "nothing was written");
     format!("{error}\n{}", error.advice())
 }
@@ -128,7 +128,7 @@ fn a_link_put_in_place_of_a_set_in_between_leads_nowhere() {
         });
         while installs < 300 || flips.load(Ordering::Relaxed) < 300 {
             // What it meets with is another's doing: that it fails is right, and that it does what it was not told is not.
-            failures += u32::from(ca.fresh(&output).install(&ca.bundle(), None).is_err());
+            failures += u32::from(ca.fresh(&output).install(&ca.bundle(), &[]).is_err());
             installs += 1;
         }
         done.store(true, Ordering::Relaxed);
@@ -160,10 +160,10 @@ fn what_stands_in_place_of_the_revocation_list_goes_on_only_if_it_is_one() {
     let dir = tempfile::tempdir().expect("directory");
     let (ca, path) = (Ca::new(), dir.path().join("mqtt"));
     let output = Output { crl: true, ..output(&path) };
-    let install = |list: Option<&[u8]>| ca.fresh(&output).install(&ca.bundle(), list).expect("install");
+    let install = |lists: &[&[u8]]| ca.fresh(&output).install(&ca.bundle(), lists).expect("install");
     let der = list(&ca);
-    install(Some(&der));
-    install(None);
+    install(&[&der]);
+    install(&[]);
     assert_eq!(fs::read_to_string(path.join("ca.crl")).expect("list"), pem::revocation_list(&der), "it goes on");
 
     let secret = dir.path().join("secret");
@@ -178,11 +178,11 @@ fn what_stands_in_place_of_the_revocation_list_goes_on_only_if_it_is_one() {
         &|name| nix::unistd::mkfifo(name, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("pipe"),
     ];
     for plant in plants {
-        install(Some(&der));
+        install(&[&der]);
         let name = path.join("..current/ca.crl");
         fs::remove_file(&name).expect("remove");
         plant(&name);
-        install(None);
+        install(&[]);
         assert!(fs::symlink_metadata(path.join("..current/ca.crl")).is_err(), "it does not go on");
         assert!(pair_matches(&path).expect("files"), "and keeps nothing else from going on");
     }
@@ -191,7 +191,7 @@ fn what_stands_in_place_of_the_revocation_list_goes_on_only_if_it_is_one() {
     for target in ["..set-x", "/etc", "../elsewhere", "..set-99/../../x"] {
         fs::remove_file(path.join("..current")).expect("remove");
         symlink(target, path.join("..current")).expect("link");
-        let error = ca.fresh(&output).install(&ca.bundle(), None).expect_err("not ours");
+        let error = ca.fresh(&output).install(&ca.bundle(), &[]).expect_err("not ours");
         assert!(error.to_string().ends_with("..current is not boundkey's and is not overwritten"), "{error}");
     }
 }

@@ -33,8 +33,9 @@ use super::config::{Form, KeyPlace, Keystore, Output};
 use super::crl;
 use super::error::AgentError;
 use crate::certify::Signer;
-use crate::join::base64url;
 use crate::join::message::{IssuedCertificate, JoinAnswer, MAX_CRL, OutputRequest};
+use crate::join::trust::MAX_ROOTS;
+use crate::join::{SshKey, base64url};
 use crate::pem;
 
 pub use error::{Fault, OutputError};
@@ -42,8 +43,8 @@ pub use reload::Reloads;
 use set::{File, Visibility};
 
 const REVOCATION_FILE: &str = "ca.crl";
-/// A list in PEM: four characters for three bytes, a line feed each 64, and the two lines around it.
-const MAX_REVOCATION_FILE: u64 = MAX_CRL as u64 / 3 * 4 / 64 * 65 + 256;
+/// A list for each CA in PEM: four characters for three bytes, a line feed each 64, and the two lines around it.
+const MAX_REVOCATION_FILE: u64 = (MAX_CRL as u64 / 3 * 4 / 64 * 65 + 256) * MAX_ROOTS as u64;
 
 /// The device's key store, as outputs use it.
 pub struct Store<'a> {
@@ -204,7 +205,7 @@ fn public(public_key: &[u8], der: &[u8]) -> Result<Vec<(&'static str, String)>, 
 }
 
 /// Writes each output's files and notes its reload in `reloads`. All are tried; the first error is returned, the others are logged.
-pub fn install(fresh: &[Fresh], bundle: &[Vec<u8>], revoked: Option<&[u8]>, reloads: &mut Reloads) -> Result<(), AgentError> {
+pub fn install(fresh: &[Fresh], bundle: &[Vec<u8>], revoked: &[&[u8]], reloads: &mut Reloads) -> Result<(), AgentError> {
     let mut first = Ok(());
     for fresh in fresh {
         match fresh.install(bundle, revoked) {
@@ -217,17 +218,25 @@ pub fn install(fresh: &[Fresh], bundle: &[Vec<u8>], revoked: Option<&[u8]>, relo
 }
 
 impl Fresh {
+    /// Names all of `keys` to clients of this host, where it is one for SSH: while the CA is replaced, there are two.
+    pub fn trust_hosts_of(&mut self, keys: &[SshKey]) {
+        let lines: Vec<_> = keys.iter().map(|key| format!("{key}\n")).collect();
+        for (_, text) in self.public.iter_mut().filter(|(name, _)| *name == ssh::AUTHORITIES && !lines.is_empty()) {
+            *text = lines.concat();
+        }
+    }
+
     /// Writes `tls.key` (or `tls.key.uri`, see [`stored`]), `tls.crt` (the certificate), `ca.crt` (the trust bundle, DER each) and,
-    /// where the output wants it, `ca.crl` (the revocation list, DER; the one that stands there goes on where none is given): all PEM.
+    /// where the output wants it, `ca.crl` (the revocation lists, DER; what stands there goes on where none is given): all PEM.
     /// For sshd: the host key in PEM, its certificate, and the key that clients trust for it.
     ///
     /// Programs see either all of the old files or all of the new ones, also after a power cut. On an error the old ones stay.
-    pub fn install(&self, bundle: &[Vec<u8>], revoked: Option<&[u8]>) -> Result<(), OutputError> {
+    pub fn install(&self, bundle: &[Vec<u8>], revoked: &[&[u8]]) -> Result<(), OutputError> {
         let roots: String = bundle.iter().map(|der| pem::certificate(der)).collect();
-        let revoked = match revoked.filter(|_| self.output.crl) {
-            Some(der) => Some(pem::revocation_list(der).into_bytes()),
-            None if self.output.crl => self.kept_list(bundle),
-            None => None,
+        let revoked = match revoked {
+            _ if !self.output.crl => None,
+            [] => self.kept_lists(bundle),
+            lists => Some(lists.iter().map(|der| pem::revocation_list(der)).collect::<String>().into_bytes()),
         };
         let public = |name, content| File { name, content, visibility: Visibility::Public };
         let KeyFile { name, content, visibility } = &self.key;
@@ -240,14 +249,19 @@ impl Fresh {
         set::replace(&self.output.destination, &files).map_err(|fault| fault.of(&self.output))
     }
 
-    /// The revocation list of the set that is current, to go on with. Only a list that a CA of the bundle signed is one.
-    fn kept_list(&self, bundle: &[Vec<u8>]) -> Option<Vec<u8>> {
+    /// The revocation lists of the set that is current, to go on with. Only a list that a CA of the bundle signed is one.
+    fn kept_lists(&self, bundle: &[Vec<u8>]) -> Option<Vec<u8>> {
         let why = match set::read(&self.output.destination, REVOCATION_FILE, MAX_REVOCATION_FILE) {
             Ok(None) => return None,
-            Ok(Some(pem)) => match CertificateRevocationListDer::from_pem_slice(&pem) {
-                Ok(der) if crl::is_signed(&der, bundle) => return Some(pem),
-                _ => "it is not a list of the trusted CA".to_owned(),
-            },
+            Ok(Some(pem)) => {
+                let lists = CertificateRevocationListDer::pem_slice_iter(&pem).filter_map(Result::ok);
+                let signed = lists.filter(|der| crl::is_signed(der, bundle));
+                let kept: String = signed.map(|der| pem::revocation_list(&der)).collect();
+                if !kept.is_empty() {
+                    return Some(kept.into_bytes());
+                }
+                "it is not a list of the trusted CA".to_owned()
+            }
             Err(fault) => fault.of(&self.output).to_string(),
         };
         log::warn!("output {}: the {REVOCATION_FILE} that is there is left out: {why}", self.output.name);

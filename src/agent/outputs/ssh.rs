@@ -9,6 +9,9 @@ use crate::ssh;
 /// The name of the private key's file; those beside it begin with it.
 pub(super) const KEY: &str = "ssh_host_ecdsa_key";
 
+/// The keys that clients of the host trust.
+pub(super) const AUTHORITIES: &str = "ssh_host_ca.pub";
+
 /// The public key in a SubjectPublicKeyInfo of P-256, which ends with its point.
 fn key(public_key: &[u8]) -> Option<PublicKey> {
     let start = public_key.len().checked_sub(Algorithm::EcdsaP256.public_key_len())?;
@@ -25,7 +28,7 @@ pub(super) fn public(public_key: &[u8], blob: &[u8]) -> Option<Vec<(&'static str
     let key = key(public_key)?;
     let authority = ssh::authority_of(blob, &key)?;
     Some(vec![
-        ("ssh_host_ca.pub", ssh::line(authority)?),
+        (AUTHORITIES, ssh::line(authority)?),
         ("ssh_host_ecdsa_key-cert.pub", ssh::line(blob)?),
         ("ssh_host_ecdsa_key.pub", format!("{}\n", SshKey(key))),
     ])

@@ -2,17 +2,23 @@
 
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber};
 
-use super::issue::BACKDATE;
-use super::{Authority, CaError, request};
+use super::issue::{BACKDATE, sign_as};
+use super::set::KeyNames;
+use super::{Authority, Ca, CaError, request};
 use crate::join::message::CRL_LIFETIME;
 use crate::time::Timestamp;
 
 impl Authority {
-    /// The list of revoked certificates, named by their serial numbers in hexadecimal: DER. `number` rises with every list.
+    /// For each CA that counts, named by its pin, a list of revoked certificates, named by their serial numbers in hexadecimal: DER.
+    /// `number` rises with every list. All have the same content: which CA issued a certificate is not known, and serial numbers are random.
     ///
     /// They are on hold (RFC 5280 section 5.3.1), for a lock may be taken away again, and since the list was made: what matters is
     /// that they are on it.
-    pub fn revocation_list(&self, number: u64, serials: &[String], now: Timestamp) -> Result<Vec<u8>, CaError> {
+    pub fn revocation_lists(&self, number: u64, serials: &[String], now: Timestamp) -> Result<Vec<(String, Vec<u8>)>, CaError> {
+        self.set.trusted().map(|ca| Ok((ca.pin()?, self.revocation_list(ca, number, serials, now)?))).collect()
+    }
+
+    fn revocation_list(&self, ca: &Ca, number: u64, serials: &[String], now: Timestamp) -> Result<Vec<u8>, CaError> {
         let seconds = |time: Timestamp| Timestamp::from_secs(time.secs()).to_system().into();
         let this_update = seconds(now.minus(BACKDATE));
         let revoked = |serial: &String| {
@@ -30,10 +36,11 @@ impl Authority {
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect::<Result<_, CaError>>()?,
             key_identifier_method: KeyIdMethod::PreSpecified(
-                request::key_identifier(self.certificate()).map_err(CaError::Certificate)?,
+                request::key_identifier(ca.certificate()).map_err(CaError::Certificate)?,
             ),
         };
-        self.sign_with(|issuer| params.signed_by(issuer).map(|list| list.der().to_vec()))
+        let (id, key) = (KeyNames::of(ca.number)?.x509, ca.key()?);
+        sign_as((ca.certificate(), &key, &id), &self.keys, |issuer| params.signed_by(issuer).map(|list| list.der().to_vec()))
     }
 }
 

@@ -7,11 +7,11 @@ use boundkey_hal::{Error as KeyError, KeyId, PublicKey, Signature};
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 
 use super::set::KeyNames;
-use super::{Authority, CaError, CaSet, SharedKeys, Signing, request};
+use super::{Authority, Ca, CaError, CaSet, SharedKeys, Signing, request};
 use crate::auth::names::{check_dns_name, check_uri};
 use crate::certify::{Signer, Subject};
 use crate::join::base64url;
@@ -224,6 +224,27 @@ pub(super) fn self_signed(
     params.not_after = now.plus(CA_LIFETIME).to_system().into();
     let key = Signer::new(keys.public_key(&id)?, |message: &[u8]| keys.sign(&id, message));
     Ok(params.self_signed(&key).map_err(|e| unsigned(&key, e))?.der().to_vec())
+}
+
+/// A certificate for the key of `subject` by `issuer`, another CA of the cluster (RFC 4210 section 4.4). It holds while both hold.
+pub(super) fn cross_certify(subject: &Ca, issuer: &Ca, keys: &SharedKeys, random: &dyn Random) -> Result<Vec<u8>, CaError> {
+    let validity = |ca: &Ca| request::validity(ca.certificate()).map_err(CaError::Certificate);
+    let ((begin, end), (issuer_begin, issuer_end)) = (validity(subject)?, validity(issuer)?);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = request::subject_name(subject.certificate()).map_err(CaError::Certificate)?;
+    params.serial_number = Some(serial(random)?.0);
+    params.not_before = begin.max(issuer_begin).to_system().into();
+    params.not_after = end.min(issuer_end).to_system().into();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    let identifier = request::key_identifier(subject.certificate()).map_err(CaError::Certificate)?;
+    params.key_identifier_method = KeyIdMethod::PreSpecified(identifier);
+    let (id, key) = (KeyNames::of(issuer.number)?.x509, issuer.key()?);
+    let subject = Subject(subject.key()?);
+    sign_as((issuer.certificate(), &key, &id), keys, |issuer| {
+        params.signed_by(&subject, issuer).map(|certificate| certificate.der().to_vec())
+    })
 }
 
 /// Name and usages of CA `number`. Without a limit to the length of paths: the CA that follows is certified by it

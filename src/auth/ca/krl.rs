@@ -28,13 +28,15 @@ impl Authority {
         for serial in serials {
             numbers.extend(serial_bytes(serial)?);
         }
-        let mut section = Vec::new();
-        put(&mut section, &self.ssh_host_blob());
-        put(&mut section, b""); // reserved
-        section.push(SERIALS);
-        put(&mut section, &numbers);
-        list.push(CERTIFICATES);
-        put(&mut list, &section);
+        for authority in self.ssh_host_blobs() {
+            let mut section = Vec::new();
+            put(&mut section, &authority);
+            put(&mut section, b""); // reserved
+            section.push(SERIALS);
+            put(&mut section, &numbers);
+            list.push(CERTIFICATES);
+            put(&mut list, &section);
+        }
         Ok(list)
     }
 }

@@ -7,6 +7,7 @@ mod place;
 mod request;
 mod set;
 mod ssh;
+mod steps;
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -17,11 +18,13 @@ pub use issue::{Issued, Profile, ServerIdentity};
 pub use place::{Place, advice};
 pub use request::subject_key;
 pub use set::{Ca, CaSet, Phase};
+pub use steps::{Step, Target};
 
+use crate::auth::audit::Event;
 use crate::join::identity::{SCHEME, identity_uri};
 use crate::join::server::request::{Holder, ShownCertificate};
 use crate::join::trust::pin_text;
-use crate::join::{Claims, Id};
+use crate::join::{Claims, Id, TrustBundle};
 use crate::pem;
 use crate::time::Timestamp;
 use set::KeyNames;
@@ -42,12 +45,15 @@ pub struct Authority {
     set: CaSet,
     active: Signing,
     join_state_keys: Vec<PublicKey>,
+    /// Those of the set, oldest first; there is at least one.
+    bundles: Vec<TrustBundle>,
 }
 
 /// The authority as it is now: another one from the moment on in which a CA changes its phase.
 pub struct CurrentAuthority(RwLock<Arc<Authority>>);
 
 /// The keys of the CA that signs.
+#[derive(Clone)]
 struct Signing {
     certificate: Vec<u8>,
     x509: (KeyId, PublicKey),
@@ -199,7 +205,12 @@ impl Authority {
         };
         let believed = set.cas.iter().filter(|ca| !ca.compromised);
         let join_state_keys = believed.map(Ca::join_state_key).collect::<Result<_, _>>()?;
-        Ok(Self { cluster: cluster.into(), keys, set, active, join_state_keys })
+        let bundles = set.bundles.iter().map(|text| TrustBundle::open(text)).collect::<Result<Vec<_>, _>>();
+        let bundles = bundles.map_err(|e| CaError::Certificate(e.to_string()))?;
+        if bundles.is_empty() {
+            return Err(CaError::Certificate("there is no trust bundle".into()));
+        }
+        Ok(Self { cluster: cluster.into(), keys, set, active, join_state_keys, bundles })
     }
 
     /// That the keys sign, and are those of the certificate: a TPM that was cleared still has its key files.
@@ -227,13 +238,42 @@ impl Authority {
         request::validity(self.certificate()).map(|(_, end)| end).map_err(CaError::Certificate)
     }
 
+    /// The same authority, without the audit events that the database has by now.
+    #[must_use]
+    pub fn told(&self) -> Self {
+        let Self { cluster, keys, set, active, join_state_keys, bundles } = self;
+        let (keys, active, join_state_keys) = (keys.clone(), active.clone(), join_state_keys.clone());
+        let mut set = set.clone();
+        set.untold.clear();
+        Self { cluster: cluster.clone(), keys, set, active, join_state_keys, bundles: bundles.clone() }
+    }
+
+    /// The same authority, with an audit event that the database has yet to get.
+    #[must_use]
+    pub fn telling(mut self, event: Event) -> Self {
+        self.set.untold.push(event);
+        self
+    }
+
+    /// The newest trust bundle.
+    pub fn newest_bundle(&self) -> Option<&TrustBundle> {
+        self.bundles.last()
+    }
+
+    /// The trust bundles that a device lacks whose own has sequence number `held`; all of them for a device that has none.
+    pub fn bundles_after(&self, held: Option<u64>) -> Vec<String> {
+        let lacking = self.bundles.iter().filter(|bundle| held.is_none_or(|held| bundle.sequence() > held));
+        lacking.map(|bundle| bundle.text().to_owned()).collect()
+    }
+
     /// Certificates of every CA that counts, and those above them, PEM.
-    pub fn certificates(&self) -> Result<String, CaError> {
-        Ok(self.set.newest_bundle()?.certificates().iter().map(|der| pem::certificate(der)).collect())
+    pub fn certificates(&self) -> String {
+        let all = self.newest_bundle().map(TrustBundle::certificates).unwrap_or_default();
+        all.iter().map(|der| pem::certificate(der)).collect()
     }
 
     /// What the TLS server sends behind its own certificate: what devices need to get from a CA that they know to the one that signs.
-    pub fn tls_chain(&self) -> Vec<Vec<u8>> {
+    pub fn tls_chain(&self) -> Result<Vec<Vec<u8>>, CaError> {
         self.set.tls_chain()
     }
 

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use boundkey_hal::{Algorithm, PublicKey};
+use rcgen::{DistinguishedName, DnType, DnValue};
+use x509_parser::asn1_rs::Tag;
 use x509_parser::prelude::*;
 
 use crate::join::base64url;
@@ -75,6 +77,26 @@ pub(super) fn key_identifier(der: &[u8]) -> Result<Vec<u8>, String> {
         _ => None,
     });
     found.next().ok_or_else(|| "a CA certificate without a subject key identifier".into())
+}
+
+/// The subject of a certificate. It has to be plain: one attribute in each part, as text.
+pub(super) fn subject_name(der: &[u8]) -> Result<DistinguishedName, String> {
+    let certificate = parse(der)?;
+    let mut name = DistinguishedName::new();
+    for part in certificate.subject().iter() {
+        let attributes: Vec<_> = part.iter().collect();
+        let [attribute] = attributes[..] else { return Err("a subject with several attributes in one part".into()) };
+        let oid = attribute.attr_type().iter().map(Iterator::collect::<Vec<u64>>).ok_or("a subject with an unknown attribute")?;
+        let text = attribute.as_str().map_err(|_| "a subject with an attribute that is no text")?;
+        let value = match attribute.attr_value().tag() {
+            Tag::PrintableString => DnValue::PrintableString(text.try_into().map_err(|_| "a subject that cannot be written")?),
+            Tag::Ia5String => DnValue::Ia5String(text.try_into().map_err(|_| "a subject that cannot be written")?),
+            Tag::Utf8String => DnValue::Utf8String(text.into()),
+            _ => return Err("a subject with an attribute that is neither UTF8String nor PrintableString".into()),
+        };
+        name.push(DnType::from_oid(&oid), value);
+    }
+    Ok(name)
 }
 
 /// DNS names and IP addresses of a certificate, in its order.

@@ -3,8 +3,9 @@
 use boundkey_hal::{KeyId, PublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{CaError, SharedKeys};
-use crate::join::trust::{Contents, Root};
+use super::{CaError, SharedKeys, request};
+use crate::auth::audit::Event;
+use crate::join::trust::{Contents, Root, pin_text};
 use crate::join::{Jwk, SshKey, TrustBundle, base64url};
 use crate::time::Timestamp;
 
@@ -21,6 +22,9 @@ pub struct CaSet {
     /// Of each CA that ever signed a trust bundle the last one that it signed, compact JWSs by rising sequence number. That is enough for
     /// every device: the last bundle by a CA that a device trusts names the CA that came after it.
     pub bundles: Vec<String>,
+    /// Audit events of steps, until the database has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untold: Vec<Event>,
 }
 
 /// One CA: a key for X.509, one for SSH host certificates and one for join states, which are replaced together.
@@ -35,11 +39,17 @@ pub struct Ca {
     pub since: Timestamp,
     /// Sequence number of the trust bundle since which all of them name it; of a retired one, that of the last.
     pub known_since: u64,
+    /// Whether it ever was active.
+    #[serde(default)]
+    pub has_signed: bool,
+    /// The CA that was active when this one was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follows: Option<u32>,
     /// Its certificate, then the one that issued it, and so on: DER.
     #[serde(serialize_with = "to_text", deserialize_with = "from_text")]
     pub chain: Vec<Vec<u8>>,
-    /// Certificates for its key by its neighbours in the line (RFC 4210 section 4.4), DER: a device that trusts one CA can verify what
-    /// the other one signed.
+    /// Cross certificates (RFC 4210 section 4.4), DER: first this CA's by the one that it follows, then that one's by this. A device that
+    /// trusts one of them can verify what the other one signed.
     #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "to_text", deserialize_with = "from_text")]
     pub cross: Vec<Vec<u8>>,
     /// Verifies the join states that it signed.
@@ -101,9 +111,8 @@ impl CaSet {
     /// The set of a cluster with one CA, whose certificate and those above it are `chain`.
     pub(super) fn first(cluster: &str, keys: &SharedKeys, chain: Vec<Vec<u8>>, now: Timestamp) -> Result<Self, CaError> {
         let ca = Ca::open(1, Phase::Active, chain, keys, now)?;
-        let mut set = Self { format: FORMAT, cas: vec![ca], bundles: Vec::new() };
-        set.sign_bundle(cluster, keys, now)?;
-        set.cas[0].known_since = set.newest_bundle()?.sequence();
+        let mut set = Self { format: FORMAT, cas: vec![ca], bundles: Vec::new(), untold: Vec::new() };
+        set.cas[0].known_since = set.sign_bundle(cluster, keys, now)?;
         Ok(set)
     }
 
@@ -138,8 +147,33 @@ impl CaSet {
     }
 
     /// See [`super::Authority::tls_chain`].
-    pub(super) fn tls_chain(&self) -> Vec<Vec<u8>> {
-        self.cas.first().map(|ca| ca.chain.clone()).unwrap_or_default()
+    pub(super) fn tls_chain(&self) -> Result<Vec<Vec<u8>>, CaError> {
+        let active = self.active()?;
+        let mut chain = if active.chain.len() > 1 { active.chain.clone() } else { Vec::new() };
+        // Down to the first: each is certified by the one that it follows, and the first is what the oldest pins name.
+        let mut at = active;
+        while let (Some(previous), Some(by_previous)) = (at.follows.and_then(|number| self.ca(number)), at.cross.first()) {
+            chain.push(by_previous.clone());
+            at = previous;
+        }
+        chain.extend(at.chain.iter().cloned());
+        // A step was taken back: for devices that know only the one that was active meanwhile.
+        let was_active = |ca: &&Ca| ca.has_signed && ca.phase.is_trusted() && ca.follows == Some(active.number);
+        for ca in self.cas.iter().filter(was_active) {
+            chain.extend(ca.cross.get(1).cloned());
+            chain.extend(ca.chain.iter().cloned());
+        }
+        let mut seen = Vec::with_capacity(chain.len());
+        chain.retain(|der| {
+            let is_new = !seen.contains(der);
+            seen.push(der.clone());
+            is_new
+        });
+        Ok(chain)
+    }
+
+    fn ca(&self, number: u32) -> Option<&Ca> {
+        self.cas.iter().find(|ca| ca.number == number)
     }
 
     /// The newest trust bundle.
@@ -148,33 +182,30 @@ impl CaSet {
         TrustBundle::open(newest).map_err(|e| CaError::Certificate(e.to_string()))
     }
 
-    /// The trust bundles that a device lacks whose own has sequence number `held`; all of them for a device that has none.
-    pub fn bundles_after(&self, held: Option<u64>) -> Vec<String> {
-        let lacks = |text: &&String| match (held, TrustBundle::open(text)) {
-            (Some(held), Ok(bundle)) => bundle.sequence() > held,
-            (None, _) | (_, Err(_)) => true,
-        };
-        self.bundles.iter().filter(lacks).cloned().collect()
-    }
-
     /// Signs a bundle of what is trusted now, by the CA that is active now.
     ///
-    /// Its sequence number is the time in seconds where that is greater than the one before it: so it rises also after a restore of an
-    /// older `ca.json`.
-    pub(super) fn sign_bundle(&mut self, cluster: &str, keys: &SharedKeys, now: Timestamp) -> Result<(), CaError> {
+    /// Its sequence number, which is returned, is the time in seconds where that is greater than the one before it: so it rises also after a
+    /// restore of an older `ca.json`.
+    pub(super) fn sign_bundle(&mut self, cluster: &str, keys: &SharedKeys, now: Timestamp) -> Result<u64, CaError> {
         let before = if self.bundles.is_empty() { 0 } else { self.newest_bundle()?.sequence() };
         let sequence = now.secs().max(before + 1);
         let roots: Vec<_> = self.trusted().map(|ca| ca.chain.clone()).collect();
         let ssh_host: Vec<_> = self.trusted().map(|ca| ca.ssh_host.clone()).collect();
-        let active = self.active()?;
+        let active = self.active()?.clone();
         let (id, key) = (KeyNames::of(active.number)?.x509, active.key()?);
         let contents = Contents { cluster, sequence, roots: &roots, ssh_host: &ssh_host };
         let text = TrustBundle::sign(contents, &key, |message| keys.sign(&id, message))?;
-        let signer = TrustBundle::open(&text).map_err(|e| CaError::Certificate(e.to_string()))?.signer().key.clone();
         // The last one by each CA is kept.
-        self.bundles.retain(|old| TrustBundle::open(old).is_ok_and(|old| old.signer().key != signer));
+        self.forget_bundles_of(&active);
         self.bundles.push(text);
-        Ok(())
+        Ok(sequence)
+    }
+
+    pub(super) fn forget_bundles_of(&mut self, ca: &Ca) {
+        let by_it = |text: &String| {
+            TrustBundle::open(text).is_ok_and(|bundle| bundle.signer().chain.first().map(Vec::as_slice) == Some(ca.certificate()))
+        };
+        self.bundles.retain(|text| !by_it(text));
     }
 }
 
@@ -193,6 +224,8 @@ impl Ca {
             phase,
             since: now,
             known_since: 0,
+            has_signed: phase == Phase::Active,
+            follows: None,
             chain,
             cross: Vec::new(),
             join_state: (&keys.public_key(&names.join_state)?).into(),
@@ -225,6 +258,17 @@ impl Ca {
     /// What a trust bundle says of it.
     pub fn root(&self) -> Result<Root, CaError> {
         Root::of(self.chain.clone()).map_err(|e| CaError::Certificate(format!("CA {}: {e}", self.number)))
+    }
+
+    /// The pin of its own certificate, as text.
+    pub fn pin(&self) -> Result<String, CaError> {
+        let pins = self.root()?.pins();
+        pins.first().map(pin_text).ok_or_else(|| CaError::Certificate("a CA without a certificate".into()))
+    }
+
+    /// The last moment of its certificate.
+    pub fn ends(&self) -> Result<Timestamp, CaError> {
+        request::validity(self.certificate()).map(|(_, end)| end).map_err(CaError::Certificate)
     }
 
     /// Its certificate, DER.

@@ -25,8 +25,8 @@ impl Authority {
         self.set.trusted().map(|ca| &ca.ssh_host)
     }
 
-    pub(super) fn ssh_host_blob(&self) -> Vec<u8> {
-        key_blob(&self.active.ssh_host.1)
+    pub(super) fn ssh_host_blobs(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.ssh_host_keys().map(|key| key_blob(&key.0))
     }
 
     /// Issues a host certificate for `key`; `key_id` is what logs of SSH programs say of it.

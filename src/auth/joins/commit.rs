@@ -33,6 +33,8 @@ impl JoinContext<'_> {
         let instance_key = token.instance(grant.step.instance).key();
         let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
         token.status.bound_keypair = grant.status.clone();
+        // A number of the store's is no greater.
+        token.status.trust_bundle = accepted.request.bundle.map(|sequence| sequence.min(i64::MAX.unsigned_abs()));
         let issued = certified.outputs.iter().chain([&certified.identity]);
         let issued: Vec<_> = issued
             .map(|issued| IssuedRecord {

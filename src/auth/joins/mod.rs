@@ -15,16 +15,18 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 
-use super::ca::{Authority, CurrentAuthority};
+use super::ca::{Authority, Ca, CurrentAuthority};
 use super::pace::{Paces, Payer};
 use super::resource::{Key, Kind, Resource};
 use super::revocation::RevocationList;
+use super::sealing::Sealing;
 use super::store::{Change, Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
 use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest};
-use crate::join::server::challenge::{Challenge, SealingKey};
+use crate::join::server::challenge::Challenge;
 use crate::join::server::decision::{self, Fresh, Grant, Refusal, pace};
 use crate::join::server::request::{self, Cluster, Opened, Verified};
+use crate::join::trust::PIN;
 use crate::join::{Claims, Id, Jws, Problem, ProblemType, Thumbprint};
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
 use certify::Certified;
@@ -46,7 +48,7 @@ pub struct Joins {
     /// The store.
     pub store: Arc<dyn Store>,
     /// Seals challenges.
-    pub sealing: SealingKey,
+    pub sealing: Sealing,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
@@ -71,7 +73,7 @@ impl Joins {
         let challenge = Challenge::new(&token, request.instance, now);
         let key = token.status.bound_public_key.as_ref().or(token.spec.onboarding.initial_public_key.as_ref());
         Ok(ChallengeAnswer {
-            challenge: self.sealing.seal(token.name, token.epoch, challenge, &*self.random)?,
+            challenge: self.sealing.now().seal(token.name, token.epoch, challenge, &*self.random)?,
             key: key.map(|key| Thumbprint::of(&key.0)),
             incarnation: incarnation(&view)?,
             rotate: challenge.rotate,
@@ -107,18 +109,24 @@ impl Joins {
     }
 
     /// The certificates of the CAs that count, PEM.
-    pub fn ca_certificates(&self) -> Result<String, Problem> {
-        self.authority.now().certificates().map_err(|e| failed(&e))
+    pub fn ca_certificates(&self) -> String {
+        self.authority.now().certificates()
     }
 
-    /// The revocation list, DER.
-    pub fn revocation_list(&self) -> Result<Bytes, Problem> {
-        self.revocation.at(self.clock.now(), &*self.store, &self.authority.now()).map_err(|e| failed(&e))
+    /// The revocation list of the CA with this pin, or of the one that signs; DER.
+    pub fn revocation_list(&self, pin: Option<&str>) -> Result<Bytes, Problem> {
+        let authority = self.authority.now();
+        let active = authority.set().active().and_then(Ca::pin).map_err(|e| failed(&e))?;
+        let lists = self.revocation.at(self.clock.now(), &*self.store, &authority).map_err(|e| failed(&e))?;
+        let wanted = |of: &str| pin.map_or(of == active, |pin| of.strip_prefix(PIN) == Some(pin));
+        let found = lists.iter().find(|(of, _)| wanted(of)).map(|(_, list)| list.clone());
+        found.ok_or_else(|| Problem::new(ProblemType::NotFound, "no CA of this pin counts"))
     }
 
     /// The revocation list of SSH host certificates, in OpenSSH's format.
     pub fn ssh_revocation_list(&self) -> Result<Bytes, Problem> {
-        self.ssh_revocation.at(self.clock.now(), &*self.store, &self.authority.now()).map_err(|e| failed(&e))
+        let lists = self.ssh_revocation.at(self.clock.now(), &*self.store, &self.authority.now()).map_err(|e| failed(&e))?;
+        lists.first().map(|(_, list)| list.clone()).ok_or_else(|| failed(&"no revocation list was made"))
     }
 
     fn view(&self, token: &str, instance: Option<Id>, now: Timestamp) -> Result<JoinView, Problem> {
@@ -139,7 +147,7 @@ impl Joins {
             server_names: &self.server_names,
             certificate: &|der| authority.identity(der),
         };
-        let (request, verified) = Opened::open(jws, &self.sealing, &cluster, token, now)?.verify()?;
+        let (request, verified) = Opened::open(jws, &self.sealing.now(), &cluster, token, now)?.verify()?;
         let (not_after, ttl_warning) = self.allowed_end(request.ttl, view, now)?;
         let outstanding =
             Outstanding::new(self.store.outstanding(token.name, now).map_err(|e| failed(&e))?, token.spec.recovery.mode);
@@ -199,7 +207,7 @@ impl Joins {
         }
         self.store.commit(context.accepted(&accepted))?;
         let Accepted { request, grant, certified, claims, .. } = accepted;
-        let lacking = self.authority.now().set().bundles_after(request.bundle);
+        let lacking = self.authority.now().bundles_after(request.bundle);
         Ok(JoinAnswer {
             kind: grant.kind,
             cluster: self.cluster.clone(),

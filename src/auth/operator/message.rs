@@ -6,9 +6,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::audit::{Event, EventFilter};
+use crate::auth::ca::{Phase, Step, Target};
 use crate::auth::resource::{Key, Kind, LockTarget, Resource};
+use crate::auth::store::Share;
 use crate::join::RecoveryCode;
 use crate::join::server::record::Exemption;
+use crate::time::Timestamp;
 
 /// A call: what is asked, where, and what is answered.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
@@ -29,6 +32,8 @@ macro_rules! calls {
 
 calls! {
     Apply at "/v1/apply" gives Vec<Applied>;
+    CaRotate at "/v1/ca/rotate" gives CaRotated;
+    CaStatus at "/v1/ca/status" gives CaReport;
     Audit at "/v1/audit" gives Vec<(u64, Event)>;
     Delete at "/v1/delete" gives Deleted;
     Exempt at "/v1/exempt" gives Exempted;
@@ -45,6 +50,75 @@ calls! {
 pub struct Apply {
     /// The resources, in any order.
     pub resources: Vec<Resource>,
+}
+
+/// How the CAs stand.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct CaStatus {}
+
+/// What [`CaStatus`] tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaReport {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Sequence number of the newest trust bundle.
+    pub sequence: u64,
+    /// Tokens whose devices have it.
+    pub newest: Share,
+    /// The CAs, oldest first.
+    pub cas: Vec<CaState>,
+}
+
+/// How one CA stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaState {
+    /// Its number.
+    pub number: u32,
+    /// Its phase.
+    pub phase: Phase,
+    /// Since when it is in it.
+    pub since: Timestamp,
+    /// The end of its certificate.
+    pub not_after: Timestamp,
+    /// Its pin.
+    pub pin: String,
+    /// The pin of the root that it stands under, where that is another's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_pin: Option<String>,
+    /// Tokens whose devices know it, unless it is retired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<Share>,
+    /// Whether nothing that it signed counts.
+    #[serde(default)]
+    pub compromised: bool,
+}
+
+/// Makes one step of a rotation.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct CaRotate {
+    /// Where to go; nothing given: the next CA is to be announced.
+    #[serde(default)]
+    pub to: Option<Target>,
+    /// Withdraws the announced CA.
+    #[serde(default)]
+    pub cancel: bool,
+    /// Goes on also where devices are not ready.
+    #[serde(default)]
+    pub yes: bool,
+    /// The CA to be retired is in other hands.
+    #[serde(default)]
+    pub compromised: bool,
+}
+
+/// What [`CaRotate`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaRotated {
+    /// The step.
+    pub step: Step,
+    /// The CA that it was about.
+    pub number: u32,
+    /// How the CAs stand now.
+    pub report: CaReport,
 }
 
 /// What became of one resource.

@@ -4,6 +4,7 @@
 //! audit log in the transaction that makes it.
 
 mod apply;
+mod ca;
 mod exempt;
 mod fault;
 mod listener;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 
 use super::audit::{Event, EventKind};
 use super::resource::{Key, Kind, LockTarget, Resource};
+use super::rotation::Rotation;
 use super::store::{Change, Commit, Store, Stored};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::time::{Clock, Random, Timestamp};
@@ -54,6 +56,7 @@ pub struct Operator {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
+    rotation: Option<Arc<Rotation>>,
     /// Ends the waits of followers.
     stopping: watch::Sender<bool>,
 }
@@ -88,6 +91,8 @@ pub async fn serve(
 fn router(operator: Arc<Operator>) -> Router {
     let router = Router::new().route(Audit::PATH, post(audit));
     let router = on(router, Operator::apply);
+    let router = on(router, Operator::ca_rotate);
+    let router = on(router, Operator::ca_status);
     let router = on(router, Operator::cancel_exemption);
     let router = on(router, Operator::delete);
     let router = on(router, Operator::exempt);
@@ -163,7 +168,13 @@ async fn audit(
 impl Operator {
     /// The operator's part of a server.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Self {
-        Self { store, clock, random, stopping: watch::Sender::new(false) }
+        Self { store, clock, random, rotation: None, stopping: watch::Sender::new(false) }
+    }
+
+    /// The same, of a server that replaces its CAs.
+    #[must_use]
+    pub fn replacing(self, rotation: Arc<Rotation>) -> Self {
+        Self { rotation: Some(rotation), ..self }
     }
 
     fn get(&self, call: Get, _: Who) -> Result<Vec<Entry>, Fault> {

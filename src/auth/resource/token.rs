@@ -84,6 +84,9 @@ pub struct TokenStatus {
     /// What joins made of the binding.
     #[serde(default)]
     pub bound_keypair: record::Status,
+    /// Sequence number of the trust bundle that the device told of at its last join: for operators; nothing is decided by it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_bundle: Option<u64>,
 }
 
 impl Token {

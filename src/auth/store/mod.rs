@@ -8,6 +8,8 @@ mod sqlite;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::audit::{Event, EventFilter};
 use super::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::join::Id;
@@ -92,6 +94,15 @@ pub struct Revoked {
     pub serials: Vec<String>,
 }
 
+/// A share of the bound tokens that have not expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// All of them.
+    pub tokens: u64,
+    /// Those meant.
+    pub have: u64,
+}
+
 /// What becomes true together, or not at all.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
@@ -161,6 +172,10 @@ pub trait Store: Send + Sync {
 
     /// Tokens whose exemption ended before or at `now`, unused.
     fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError>;
+
+    /// Of the bound tokens that have not expired at `now`, how many told at their last join of a trust bundle of this sequence number or a
+    /// later one.
+    fn bundle_share(&self, sequence: u64, now: Timestamp) -> Result<Share, StoreError>;
 
     /// Writes all of `commit`, durably, or nothing.
     fn commit(&self, commit: Commit) -> Result<(), StoreError>;

@@ -103,6 +103,7 @@ impl Memory {
             let key = self.keys.remove(place);
             self.keys.insert(0, key);
         }
+        self.tidy_recovery_keys();
         Ok(())
     }
 }

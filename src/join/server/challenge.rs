@@ -44,12 +44,27 @@ impl Challenge {
 }
 
 /// The key that seals challenges.
-pub struct SealingKey(hmac::Key);
+pub struct SealingKey {
+    key: hmac::Key,
+    /// The key before it, and until when its challenges count.
+    previous: Option<(hmac::Key, Timestamp)>,
+}
 
 impl SealingKey {
     /// A key from 32 secret bytes, the same on every server of a cluster.
     pub fn new(secret: &[u8; 32]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, secret), previous: None }
+    }
+
+    /// A key that takes the place of this one at `now`; what this one sealed holds to its end.
+    #[must_use]
+    pub fn succeeded_by(&self, secret: &[u8; 32], now: Timestamp) -> Self {
+        Self { previous: Some((self.key.clone(), now.plus(LIFETIME))), ..Self::new(secret) }
+    }
+
+    fn verify(&self, message: &[u8], tag: &[u8], now: Timestamp) -> bool {
+        let previous = self.previous.as_ref().filter(|(_, until)| now <= *until).map(|(key, _)| key);
+        std::iter::once(&self.key).chain(previous).any(|key| hmac::verify(key, message, tag).is_ok())
     }
 
     /// The text to sign over. It holds in this `epoch` of the database alone.
@@ -62,7 +77,7 @@ impl SealingKey {
         let mut salt = [0; 8];
         random.fill(&mut salt)?;
         sealed.extend(salt);
-        sealed.extend(hmac::sign(&self.0, &authenticated(&sealed, epoch, token)).as_ref());
+        sealed.extend(hmac::sign(&self.key, &authenticated(&sealed, epoch, token)).as_ref());
         Ok(base64url::encode(sealed))
     }
 
@@ -74,7 +89,9 @@ impl SealingKey {
             return Err(expired());
         }
         let (body, tag) = sealed.split_at(BODY);
-        hmac::verify(&self.0, &authenticated(body, epoch, token), tag).map_err(|_| expired())?;
+        if !self.verify(&authenticated(body, epoch, token), tag, now) {
+            return Err(expired());
+        }
         let number = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| body[at + i]));
         let anchor =
             Anchor { revision: number(2), step_ms: number(18), tag: StepTag::from_bytes(std::array::from_fn(|i| body[26 + i])) };
@@ -96,6 +113,24 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
     const EPOCH: Id = Id([1; 16]);
+
+    #[test]
+    fn challenges_of_the_key_before_hold_to_their_end() {
+        let anchor = Anchor { revision: 41, step_ms: 1_799_999_999_123, tag: StepTag::from_bytes([5; 8]) };
+        let challenge = Challenge { rotate: false, expires: NOW.plus(LIFETIME), anchor };
+        let first = SealingKey::new(&[1; 32]);
+        let before = first.seal("a", EPOCH, challenge, &System).unwrap();
+        let second = first.succeeded_by(&[2; 32], NOW);
+        let after = second.seal("a", EPOCH, challenge, &System).unwrap();
+        assert_eq!([&before, &after].map(|text| second.open("a", EPOCH, text, NOW)), [Ok(challenge), Ok(challenge)]);
+        assert!(first.open("a", EPOCH, &after, NOW).is_err());
+        // One that claims to end later ends with its key.
+        let later = NOW.plus(LIFETIME).plus(Duration::from_secs(1));
+        let ahead = first.seal("a", EPOCH, Challenge { expires: later, ..challenge }, &System).unwrap();
+        assert!(second.open("a", EPOCH, &ahead, NOW).is_ok());
+        assert!(second.open("a", EPOCH, &ahead, later).is_err());
+        assert!(second.succeeded_by(&[3; 32], NOW).open("a", EPOCH, &before, NOW).is_err(), "two keys back");
+    }
 
     #[test]
     fn holds_for_its_token_epoch_and_time_only() {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use boundkey::agent::crl::RevocationList;
+use boundkey::agent::crl::RevocationLists;
 use boundkey::agent::tls::{Presented, Roots};
 use boundkey::agent::transport::{Transport, TransportError};
 use boundkey::time::Timestamp;
@@ -38,18 +38,18 @@ pub fn run(data: &[u8]) -> Told {
     let (way, data) = choice(data);
     let der = if way % 2 == 0 { data.to_vec() } else { signed(data) };
     let bundle = [certificate::authority().certificate().to_vec()];
-    let mut list = RevocationList::default();
+    let mut list = RevocationLists::default();
     match list.fetch(&mut Serves(der.clone()), &bundle, Duration::ZERO) {
         Ok(new) => {
             assert!(certificate::is_whole(&der), "a list with something behind it");
-            assert!(new && list.der() == Some(&der[..]));
+            assert!(new && list.ders() == [&der[..]]);
             assert_eq!(list.fetch(&mut Serves(der.clone()), &bundle, Duration::ZERO).ok(), Some(false), "the same once more");
             let theirs = CertificateRevocationList::from_der(&der);
             let read = theirs.as_ref().is_ok_and(|(rest, crl)| rest.is_empty() && crl.crl_number().is_some());
             format!("ok: {read}")
         }
         Err(e) => {
-            assert!(list.der().is_none());
+            assert!(list.ders().is_empty());
             refused(&e)
         }
     }

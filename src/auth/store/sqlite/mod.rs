@@ -22,7 +22,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Commit, Event, EventFilter, Form, JoinView, Key, Kind, Lock, LockTarget, Resource, Revoked, Store, StoreError, Stored, Token,
+    Commit, Event, EventFilter, Form, JoinView, Key, Kind, Lock, LockTarget, Resource, Revoked, Share, Store, StoreError, Stored,
+    Token,
 };
 use crate::join::Id;
 use crate::time::Timestamp;
@@ -158,6 +159,10 @@ impl Store for SqliteStore {
 
     fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError> {
         self.readers.with(|snapshot| read::ended_exemptions(snapshot, now))
+    }
+
+    fn bundle_share(&self, sequence: u64, now: Timestamp) -> Result<Share, StoreError> {
+        self.readers.with(|snapshot| read::bundle_share(snapshot, sequence, now))
     }
 
     fn commit(&self, commit: Commit) -> Result<(), StoreError> {

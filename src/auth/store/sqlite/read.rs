@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::auth::audit::{Event, EventFilter};
 use crate::auth::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
-use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
+use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, Share, StoreError, Stored};
 use crate::join::Id;
 use crate::time::Timestamp;
 
@@ -200,6 +200,17 @@ pub(super) const FIRST_EVENT_SINCE: &str = "SELECT min(number) FROM event WHERE 
 pub(super) const EVENTS: &str = "SELECT number, document FROM event WHERE number > ?1 AND time >= ?2 ORDER BY number LIMIT ?3";
 pub(super) const EVENTS_OF_TOKEN: &str =
     "SELECT number, document FROM event WHERE number > ?1 AND time >= ?2 AND token = ?4 ORDER BY number LIMIT ?3";
+
+/// Reads every token: an operator asks for it now and then.
+pub(super) fn bundle_share(snapshot: &Transaction<'_>, sequence: u64, now: Timestamp) -> Result<Share, StoreError> {
+    let mut query = snapshot.prepare_cached(
+        "SELECT count(*), count(*) FILTER (WHERE json_extract(document, '$.status.trust_bundle') >= ?1) FROM resource
+         WHERE kind = 'token' AND json_extract(document, '$.status.bound_keypair.bound_public_key') IS NOT NULL
+         AND coalesce(json_extract(document, '$.metadata.expires') > ?2, TRUE)",
+    )?;
+    let sequence = sequence.min(i64::MAX.unsigned_abs());
+    Ok(query.query_row(params![sequence, now.to_string()], |row| Ok(Share { tokens: row.get(0)?, have: row.get(1)? }))?)
+}
 
 pub(super) fn events(snapshot: &Transaction<'_>, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError> {
     let since = filter.since.unwrap_or_default().millis();

@@ -1,0 +1,39 @@
+//! The cluster's CAs, as an operator sees and replaces them.
+
+use super::fault::{Fault, refused};
+use super::message::{CaReport, CaRotate, CaRotated, CaStatus};
+use super::{Operator, Who};
+use crate::auth::rotation::{Order, Rotation, RotationError};
+use crate::join::{Problem, ProblemType};
+
+impl Operator {
+    pub(super) fn ca_status(&self, _: CaStatus, _: Who) -> Result<CaReport, Fault> {
+        Ok(self.rotation()?.report(self.clock.now())?)
+    }
+
+    pub(super) fn ca_rotate(&self, call: CaRotate, who: Who) -> Result<CaRotated, Fault> {
+        let CaRotate { to: target, cancel, yes, compromised } = call;
+        if cancel && (target.is_some() || compromised) {
+            return refused(ProblemType::BadRequest, "withdrawing a CA goes with no other order");
+        }
+        Ok(self.rotation()?.rotate(Order { target, cancel, yes, compromised }, &who.to_string())?)
+    }
+
+    fn rotation(&self) -> Result<&Rotation, Fault> {
+        let none = || Problem::new(ProblemType::ServerError, "this server does not replace CAs");
+        self.rotation.as_deref().ok_or_else(|| none().into())
+    }
+}
+
+impl From<RotationError> for Fault {
+    fn from(error: RotationError) -> Self {
+        let kind = match error {
+            RotationError::Refused(_) => ProblemType::BadRequest,
+            RotationError::DataDir(_) | RotationError::Tls(_) => {
+                log::error!("{error}");
+                ProblemType::ServerError
+            }
+        };
+        Self::Refused(Problem::new(kind, error.to_string()))
+    }
+}

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use boundkey::join::server::decision::pace;
-use boundkey::join::{JoinKind, ProblemType};
+use boundkey::join::{JoinKind, ProblemType, RecoveryMode};
 
 use super::world::{Device, TTL};
 use super::{joined, kind, refusal};
@@ -83,6 +83,30 @@ fn a_late_repetition_of_the_request_locks_nobody() {
     device.join(&mut world).expect("renewed");
     assert_eq!(world.join(&late.jws).expect_err("refused").kind, ProblemType::ChallengeStale);
     assert!(!world.locked());
+}
+
+/// The answer is lost, the device asks again shortly before the certificate ends, and the network delivers this second request twice,
+/// the second time after the end. It made a step, of which the device knew nothing: a replay leaves the revision as it is.
+#[test]
+fn a_repetition_across_the_end_of_the_certificate_makes_no_step() {
+    for insecure in [false, true] {
+        let (mut world, mut device) = joined(5);
+        if insecure {
+            world.spec.recovery.mode = RecoveryMode::Insecure;
+        }
+        device.lose_answer(&mut world);
+        world.later(TTL - Duration::from_secs(3));
+        let late = device.send(&world);
+        let answer = world.join(&late.jws).expect("the last answer once more");
+        assert_eq!(answer.kind, JoinKind::Replay);
+        device.receive(&late, answer);
+        world.later(Duration::from_secs(5));
+        let before = world.status.clone();
+        assert_eq!(world.join(&late.jws).expect_err("refused").kind, ProblemType::ChallengeStale);
+        assert_eq!(world.status, before);
+        assert_eq!(kind(device.join(&mut world)), JoinKind::Recovery, "the certificate has run out");
+        assert!(!world.locked());
+    }
 }
 
 /// The answer is lost, the device asks again, and this second request arrives after a third one and the device's next step.

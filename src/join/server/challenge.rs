@@ -41,6 +41,11 @@ impl Challenge {
         let rotate = rotation_due(token.spec, token.status, now) || token.pending_code(now).is_some();
         Self { rotate, expires: now.plus(LIFETIME), anchor: token.anchor(instance) }
     }
+
+    /// When it was made.
+    pub fn made(&self) -> Timestamp {
+        self.expires.minus(LIFETIME)
+    }
 }
 
 /// The key that seals challenges.

@@ -68,7 +68,7 @@ fn by_join_state(
     // A device that comes by a code makes a step, whatever it has lost: a replay would leave its key as it was.
     if !by_code && is_bound(token.status, &request.key) {
         if let Some(last) = lost_answer(&prior, request) {
-            return Ok(again(prior, last, now));
+            return again(prior, last, request, now);
         }
     }
     let waiver = by_code || token.exemption(now).is_some_and(|exemption| exemption.waive_join_state && exemption.key.is_none());
@@ -89,7 +89,7 @@ fn by_join_state(
 /// In mode `insecure`: certificates alone tell steps apart.
 fn by_certificate(prior: PriorState, request: &Verified, now: Timestamp) -> Result<Transition, Refusal> {
     match prior.last.clone().filter(|last| last.attempt == request.attempt) {
-        Some(last) => Ok(again(prior, last, now)),
+        Some(last) => again(prior, last, request, now),
         None => renewal_or_recovery(prior, request, now),
     }
 }
@@ -103,8 +103,16 @@ fn lost_answer(prior: &PriorState, request: &Verified) -> Option<LastStep> {
 }
 
 /// What a lost answer leads to: the same as if it had arrived, and then held or expired.
-fn again(prior: PriorState, last: LastStep, now: Timestamp) -> Transition {
-    if now <= last.not_after { Transition::Replay { prior, last } } else { recovery(prior, false) }
+///
+/// A replay leaves the token's revision as it is, so that the same request may be judged again, where the network repeats it. It must
+/// not make a step then, of which the device would know nothing. So the time of the challenge tells which of the two a request can
+/// lead to, and one that arrives on the other side of the certificate's end is asked for anew.
+fn again(prior: PriorState, last: LastStep, request: &Verified, now: Timestamp) -> Result<Transition, Refusal> {
+    match (request.challenge.made() <= last.not_after, now <= last.not_after) {
+        (true, true) => Ok(Transition::Replay { prior, last }),
+        (false, false) => Ok(recovery(prior, false)),
+        (true, false) | (false, true) => Err(ProblemType::ChallengeStale.into()),
+    }
 }
 
 fn recovery(prior: PriorState, waived: bool) -> Transition {

@@ -3,7 +3,8 @@
 //! `boundkey-hold --server 127.0.0.1:PORT --ca-pin PIN --secret SECRET [--devices 1000] [--interval 10] [--connections 10000]
 //! [--addresses 100] [--reconnects 2000] [--seconds 60]`: tokens `load-0`, `load-1` ... must exist, with SECRET as registration
 //! secret. Each device has a loopback address of its own and renews once an interval; the connections come from `127.0.1.1` and the
-//! addresses after it, and what the server closes is opened anew, so many a second. Prints one JSON object. Loopback only.
+//! addresses after it, and what the server closes is opened anew, so many a second. Then, without a flood, all devices come at one
+//! moment and from one address, and try again as the daemon does. Prints one JSON object. Loopback only.
 
 mod device;
 mod slow;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use boundkey::agent::tls::{Presented, Roots};
 use boundkey::agent::transport::{Transport, TransportError};
-use boundkey::time::Timestamp;
+use boundkey::time::{Random as _, System, Timestamp};
 use device::{Device, Failure, trust};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;
@@ -74,6 +75,7 @@ fn main() -> Result<(), Failure> {
         (results, standing.join())
     });
     let stood = stood.map_err(|_| "the flood ended by itself")?;
+    let (storm, again) = storm(&fleet, server, pin)?;
     let mut times: Vec<_> = results.iter().map(|(time, _)| time.as_secs_f64() * 1e3).collect();
     times.sort_by(f64::total_cmp);
     let at =
@@ -82,6 +84,7 @@ fn main() -> Result<(), Failure> {
     let report = serde_json::json!({
         "joins": times.len(), "failed": failures.len(), "failures": &failures[..failures.len().min(5)],
         "p50_ms": at(50), "p99_ms": at(99), "max_ms": at(100),
+        "storm_s": storm.as_secs_f64(), "storm_again": again,
         "held_least": stood.held_least, "opened": stood.opened, "closed": stood.closed,
     });
     println!("{report}");
@@ -133,6 +136,37 @@ fn renew(devices: u32, interval: u32, seconds: u32, joined: Joined<'_>) -> Vec<(
         }
     });
     results.into_inner().expect("no thread panicked")
+}
+
+/// All devices at one moment, as many behind one address that are told to renew. Returns when the last one had joined, and how often one
+/// had to try again.
+fn storm(fleet: &[Mutex<Device>], server: SocketAddr, pin: &str) -> Result<(Duration, usize), Failure> {
+    let again = AtomicUsize::new(0);
+    let until_joined = |device: &Mutex<Device>| -> Result<(), Failure> {
+        let mut failures = 0;
+        while let Err(e) = join(device, Ipv4Addr::LOCALHOST, server, pin) {
+            if again.fetch_add(1, Ordering::Relaxed) > fleet.len() * 20 {
+                return Err(format!("a storm that does not end, the last failure: {e}").into());
+            }
+            std::thread::sleep(pause(failures)?);
+            failures += 1;
+        }
+        Ok(())
+    };
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = fleet.iter().map(|device| scope.spawn(|| until_joined(device))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
+    })?;
+    Ok((start.elapsed(), again.into_inner()))
+}
+
+/// What a daemon waits that has no certificate that holds: from a tenth to all of 1, 2, 4 ... 60 seconds.
+fn pause(failures: u32) -> Result<Duration, Failure> {
+    let mut byte = [0];
+    System.fill(&mut byte)?;
+    let longest = Duration::from_secs(1 << failures.min(6)).min(Duration::from_secs(60));
+    Ok((longest * u32::from(byte[0]) / 255).max(longest / 10))
 }
 
 fn join(device: &Mutex<Device>, from: Ipv4Addr, server: SocketAddr, pin: &str) -> Result<(), Failure> {

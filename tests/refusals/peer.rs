@@ -270,6 +270,21 @@ fn answers_of_others_and_of_other_versions() {
     }
 }
 
+/// A server with more to do than it can is no failure: the agent comes again when it was told to.
+#[test]
+fn a_busy_server_is_waited_for() {
+    let server = Server::start();
+    let told = AtomicUsize::new(0);
+    let problem = |name: &str| json!({"type": format!("urn:boundkey:problem:{name}"), "title": name}).to_string();
+    let (busy, gone) = (problem("busy"), problem("not-found"));
+    let imposter = Imposter::with_tls(&server_pem(&server), move |_| match told.fetch_add(1, Ordering::Relaxed) {
+        0..3 => http("503 Service Unavailable", "application/problem+json", &busy),
+        _ => http("404 Not Found", "application/problem+json", &gone),
+    });
+    let device = device_at(&server, &imposter.addr, &server.ca_pin);
+    expect(&device, 1, "not-found", "the server refused: not-found", "check onboarding.token");
+}
+
 /// A connection that breaks in the middle of the join's answer: said as such, and nothing is lost.
 #[test]
 fn an_answer_cut_short() {

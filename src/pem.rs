@@ -13,6 +13,11 @@ pub fn revocation_list(der: &[u8]) -> String {
     encode("X509 CRL", der)
 }
 
+/// A certificate request (RFC 7468 section 7).
+pub fn certificate_request(der: &[u8]) -> String {
+    encode("CERTIFICATE REQUEST", der)
+}
+
 /// A private key in PKCS#8 (RFC 7468 section 10). The caller wipes it.
 pub fn private_key(pkcs8: &[u8]) -> String {
     encode("PRIVATE KEY", pkcs8)

@@ -12,6 +12,7 @@ use hal_support::process;
 use hal_support::softhsm::{self, SoftHsm};
 use hal_support::swtpm::Swtpm;
 use serde_json::{Value, json};
+use support::company::Company;
 use support::{Device, Running, Server, TempDir, run, success, tool, wait_for};
 
 /// Names of the cluster's keys.
@@ -161,6 +162,8 @@ suite!(
     a_missing_key_is_told_at_the_start,
     an_init_that_is_killed_goes_on_where_it_stopped,
     a_backup_starts_where_its_keys_are_and_only_there,
+    a_ca_is_replaced_by_one_with_keys_beside_the_old_ones,
+    a_ca_stands_under_another_s_root,
 );
 
 #[expect(clippy::needless_pass_by_value, reason = "one signature for the suite")]
@@ -206,6 +209,38 @@ fn a_store_that_goes_and_comes_back_costs_nothing(mut backend: Backend) {
     assert_eq!(server.events("gw"), ["join.first", "join.renewal", "join.recovery"]);
     assert_eq!(server.status("gw")["recovery_count"], json!(2));
     assert!(server.log().contains("CA key: "), "{}", server.log());
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "one signature for the suite")]
+fn a_ca_is_replaced_by_one_with_keys_beside_the_old_ones(backend: Backend) {
+    let mut server = backend.server();
+    let (device, off) = (server.device("gw", 1), server.device("off", 1));
+    device.join();
+    off.join();
+    for step in
+        [&["ca", "rotate"][..], &["ca", "rotate", "--to", "active", "--yes"], &["ca", "rotate", "--to", "retired", "--yes"]]
+    {
+        server.ctl(step);
+        device.join();
+    }
+    let next = KEYS.map(|name| format!("{name}-2"));
+    assert!(next.iter().all(|name| backend.keys(&server).contains(name)), "{:?}", backend.keys(&server));
+    server.stop();
+    server.run();
+    off.join();
+    assert_eq!(server.events("off"), ["join.first", "join.renewal"]);
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "one signature for the suite")]
+fn a_ca_stands_under_another_s_root(backend: Backend) {
+    let (company, mut server) = (Company::new(), backend.blank());
+    let (request, chain) = (server.dir.join("ca.csr"), server.dir.join("chain.pem"));
+    success(backend.init(&server).arg("--ca-request").arg(&request));
+    std::fs::write(&chain, company.chain(&request)).expect("write");
+    server.ca_pin = pin(&success(backend.init(&server).arg("--ca-chain").arg(&chain)).stdout);
+    assert_eq!((server.ca_pin.clone(), backend.keys(&server)), (company.pin(), KEYS.map(str::to_owned).to_vec()));
+    server.run();
+    server.device("gw", 1).join();
 }
 
 fn a_missing_key_is_told_at_the_start(mut backend: Backend) {

@@ -144,6 +144,9 @@ impl DataDirError {
             Self::Ca(CaError::Names(_)) => {
                 "write names such as auth.example.com, or addresses: --name of init, later server_names in cluster.json"
             }
+            Self::Ca(CaError::Chain(_)) => {
+                "nothing was written; have the CA above issue what is asked for, and give its whole chain, to the root"
+            }
             Self::Ca(CaError::Key(e)) => ca::advice(e.kind()),
             Self::Ca(_) | Self::Malformed(..) | Self::Store(_) => {
                 "restore the data directory from a backup; devices follow a restored server by themselves"
@@ -177,37 +180,45 @@ impl DataDir {
         Self(path.into())
     }
 
+    /// Makes the keys of a cluster to be, at `place`; returns the request for the certificate of its CA (PKCS#10, PEM). It can be asked for
+    /// again, and [`Self::init`] takes what comes back for it.
+    pub fn request_ca(&self, cluster: &str, place: &Place) -> Result<String, DataDirError> {
+        self.check_new()?;
+        let (_lock, _, mut keys) = self.begin(place)?;
+        make_keys(&mut *keys, 1).map_err(CaError::Key)?;
+        Ok(Authority::request(cluster, keys)?)
+    }
+
     /// Makes a cluster with its keys at `place`; returns its authority. One that was interrupted goes on where it stopped.
+    ///
+    /// Its CA is a root; or where `chain` is given (PEM), that of the certificate that came back for the request of
+    /// [`Self::request_ca`]. A chain that cannot be taken leaves everything as it was.
     pub fn init(
         &self,
         cluster: &str,
         server_names: &[String],
         place: &Place,
+        chain: Option<&[u8]>,
         random: &dyn Random,
         now: Timestamp,
     ) -> Result<Authority, DataDirError> {
-        if self.path(CLUSTER).exists() {
-            return Err(DataDirError::Exists(self.0.clone()));
+        self.check_new()?;
+        let requested = self.path(KEYS).exists() && (self.path(INIT).exists() || !place.is_shared());
+        if chain.is_some() && !requested {
+            return Err(CaError::Chain("no request for it was made here: `init --ca-request FILE` makes it".into()).into());
         }
-        let keys_dir = self.path(KEYS);
-        durable::create_dir(&keys_dir).map_err(|e| DataDirError::Io(keys_dir.clone(), e))?;
-        let _lock = self.lock()?;
-        // A cluster without its `cluster.json` is no cluster to make anew: its devices would be strangers.
-        let database = self.path(DATABASE);
-        if !SqliteStore::is_blank(&database)? {
-            return Err(DataDirError::Incomplete(self.0.clone()));
-        }
-        let place = place.identified(&keys_dir).map_err(CaError::Key)?;
-        let mut keys = place.open(&keys_dir).map_err(CaError::Key)?;
-        if place.is_shared() {
-            self.claim(&place, &mut *keys)?;
-        }
-        make_keys(&mut *keys, 1).map_err(CaError::Key)?;
-        let authority = Authority::certify_itself(cluster, keys, random, now)?;
+        let (_lock, place, mut keys) = self.begin(place)?;
+        let authority = if let Some(chain) = chain {
+            Authority::under_root(cluster, keys, server_names, chain, random, now)?
+        } else {
+            make_keys(&mut *keys, 1).map_err(CaError::Key)?;
+            Authority::certify_itself(cluster, keys, random, now)?
+        };
         authority.probe().map_err(CaError::Key)?;
         self.write_authority(&authority)?;
         self.make_challenge_key(random)?;
         self.write_server(&authority.issue_server(server_names, None, now, random)?)?;
+        let database = self.path(DATABASE);
         match std::fs::remove_file(&database) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(DataDirError::Io(database, e)),
             _ => {}
@@ -220,6 +231,27 @@ impl DataDir {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DataDirError::Io(self.path(INIT), e)),
             _ => Ok(authority),
         }
+    }
+
+    fn check_new(&self) -> Result<(), DataDirError> {
+        if self.path(CLUSTER).exists() { Err(DataDirError::Exists(self.0.clone())) } else { Ok(()) }
+    }
+
+    /// Where `init` begins: the directory, held for it alone, and the key store.
+    fn begin(&self, place: &Place) -> Result<(File, Place, Box<dyn KeyStore + Send>), DataDirError> {
+        let keys_dir = self.path(KEYS);
+        durable::create_dir(&keys_dir).map_err(|e| DataDirError::Io(keys_dir.clone(), e))?;
+        let lock = self.lock()?;
+        // A cluster without its `cluster.json` is no cluster to make anew: its devices would be strangers.
+        if !SqliteStore::is_blank(&self.path(DATABASE))? {
+            return Err(DataDirError::Incomplete(self.0.clone()));
+        }
+        let place = place.identified(&keys_dir).map_err(CaError::Key)?;
+        let mut keys = place.open(&keys_dir).map_err(CaError::Key)?;
+        if place.is_shared() {
+            self.claim(&place, &mut *keys)?;
+        }
+        Ok((lock, place, keys))
     }
 
     /// Keys in a token are taken up by the `init` that made them, and by no other: theirs would be another cluster's.

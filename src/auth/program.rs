@@ -58,6 +58,19 @@ pub fn command() -> Command {
                     .help("How to print what was made"),
             )
             .arg(
+                Arg::new("ca-request")
+                    .long("ca-request")
+                    .value_name("FILE")
+                    .value_parser(PathBufValueParser::new())
+                    .conflicts_with("ca-chain")
+                    .help("Make the keys alone, and write a request (PKCS#10) for the CA's certificate under another's root"),
+            )
+            .arg(
+                Arg::new("ca-chain").long("ca-chain").value_name("FILE").value_parser(PathBufValueParser::new()).help(
+                    "Go on with what came back for the request: its certificate, its issuer's, and so on to the root, in PEM",
+                ),
+            )
+            .arg(
                 Arg::new("ca-keystore")
                     .long("ca-keystore")
                     .value_name("TYPE")
@@ -178,7 +191,24 @@ fn init(matches: &ArgMatches) -> Result<(), Failure> {
         let advice = "set the clock, then run init again: it dates the CA certificate, which lasts for 20 years";
         return Err(failure(format!("the system clock says {now}, which is before this program was built"), advice));
     }
-    let authority = match dir.init(&cluster, &names, &place, &System, now) {
+    if let Some(file) = matches.get_one::<PathBuf>("ca-request") {
+        let request = dir.request_ca(&cluster, &place)?;
+        let unwritable = |e| failure(format!("{}: {e}", file.display()), "choose another --ca-request file");
+        durable::replace(file, request.as_bytes(), 0o644).map_err(unwritable)?;
+        if given("format") == ["json"] {
+            return say(&serde_json::json!({ "cluster": cluster, "ca_request": file }).to_string());
+        }
+        return say(&format!(
+            "request written: {}\nhave it signed as a CA (CA:TRUE, keyCertSign, cRLSign), then run init again with --ca-chain FILE",
+            file.display()
+        ));
+    }
+    let chain = matches.get_one::<PathBuf>("ca-chain").map(|file| {
+        std::fs::read(file)
+            .map_err(|e| failure(format!("{}: {e}", file.display()), "give the file with the chain of certificates, in PEM"))
+    });
+    let chain = chain.transpose()?;
+    let authority = match dir.init(&cluster, &names, &place, chain.as_deref(), &System, now) {
         // An `init` that was interrupted right before it told the pin: this is where to learn it.
         Err(e @ DataDirError::Exists(_)) => {
             let pin = dir.authority(&dir.cluster()?, now)?.pin().map_err(DataDirError::from)?;

@@ -1,6 +1,7 @@
 //! What black-box tests stand on: a server, an operator and devices, each the real program in a directory of its own.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod company;
 pub mod connect_proxy;
 pub mod imposter;
 pub mod namespace;

@@ -1,5 +1,6 @@
 //! The certificate authority: the cluster's keys, behind the same `KeyStore` trait as the device's, and what they sign.
 
+mod chain;
 mod crl;
 mod issue;
 mod krl;
@@ -26,7 +27,7 @@ use crate::join::server::request::{Holder, ShownCertificate};
 use crate::join::trust::pin_text;
 use crate::join::{Claims, Id, TrustBundle};
 use crate::pem;
-use crate::time::Timestamp;
+use crate::time::{Random, Timestamp};
 use set::KeyNames;
 
 /// Names of the cluster's keys in the key store.
@@ -71,6 +72,8 @@ struct SharedKeys(Arc<Mutex<Box<dyn KeyStore + Send>>>);
 pub enum CaError {
     /// The stored CA certificates cannot be used.
     Certificate(String),
+    /// A chain of certificates that cannot be taken.
+    Chain(String),
     /// The key store failed.
     Key(KeyError),
     /// A certificate could not be put together from the names asked for.
@@ -81,6 +84,7 @@ impl std::fmt::Display for CaError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Certificate(why) => write!(f, "CA certificate: {why}"),
+            Self::Chain(why) => write!(f, "chain of certificates: {why}"),
             Self::Key(e) => write!(f, "CA key: {e}"),
             Self::Names(why) => f.write_str(why),
         }
@@ -191,6 +195,36 @@ impl Authority {
         let keys = SharedKeys::new(keys);
         let set = CaSet::first(cluster, &keys, chain, now)?;
         Self::of(cluster, keys, set)
+    }
+
+    /// The authority of a new cluster, under another's root: `chain` is what came back for [`Self::request`], PEM.
+    pub fn under_root(
+        cluster: &str,
+        keys: Box<dyn KeyStore + Send>,
+        server_names: &[String],
+        chain: &[u8],
+        random: &dyn Random,
+        now: Timestamp,
+    ) -> Result<Self, CaError> {
+        let keys = SharedKeys::new(keys);
+        let unusable = |why: String| CaError::Chain(why);
+        let key = match keys.public_key(&KeyNames::of(1)?.x509) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(unusable("there is no key that it could be for: `init --ca-request FILE` makes it".into()));
+            }
+            key => key?,
+        };
+        let chain = chain::check(chain, &key, now).map_err(unusable)?;
+        let authority = Self::of(cluster, keys.clone(), CaSet::first(cluster, &keys, chain, now)?)?;
+        // What it issues has to hold under the root for those that know no more than that: constraints on names show here.
+        let server = authority.issue_server(server_names, None, now, random)?;
+        chain::holds(&server.certificate, &authority.tls_chain()?, now).map_err(unusable)?;
+        Ok(authority)
+    }
+
+    /// The request (PKCS#10, PEM) for the certificate of a new cluster's CA, whose keys have to be there.
+    pub fn request(cluster: &str, keys: Box<dyn KeyStore + Send>) -> Result<String, CaError> {
+        Ok(pem::certificate_request(&chain::request(cluster, &SharedKeys::new(keys))?))
     }
 
     fn of(cluster: &str, keys: SharedKeys, set: CaSet) -> Result<Self, CaError> {

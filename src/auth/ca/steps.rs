@@ -56,7 +56,13 @@ impl CaSet {
     pub fn step_to(&self, target: Option<Target>) -> Result<Step, String> {
         let (announced, superseded) = (self.in_phase(Phase::Announced), self.in_phase(Phase::Superseded));
         match (target, announced, superseded) {
-            (None | Some(Target::Announced), None, None) => Ok(Step::Announce),
+            (None | Some(Target::Announced), None, None) => match self.in_phase(Phase::Active) {
+                Some(active) if active.chain.len() > 1 => Err(format!(
+                    "CA {} stands under another's root, and so would the next one have to, which this version cannot ask for",
+                    active.number
+                )),
+                _ => Ok(Step::Announce),
+            },
             (Some(Target::Announced), None, Some(_)) => Ok(Step::Return),
             (None | Some(Target::Announced), Some(next), _) => Err(format!(
                 "CA {} is announced: `boundkeyctl ca rotate --to active` is next, and --cancel withdraws it",

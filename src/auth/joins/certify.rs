@@ -162,7 +162,7 @@ fn unissued(e: CaError) -> Problem {
     match e {
         CaError::Names(why) => Problem::new(ProblemType::BadRequest, why),
         CaError::Key(e) => no_key(&e),
-        CaError::Certificate(_) => failed(&e),
+        CaError::Certificate(_) | CaError::Chain(_) => failed(&e),
     }
 }
 

@@ -208,11 +208,11 @@ fn a_new_key_that_was_made_in_part_is_passed_over() {
     let parts = [part(1, b""), part(3, b"-----BEGIN PRIV")];
     std::fs::rename(&parts[1], parts[1].with_extension("later")).unwrap();
     let (code, said) = device.try_join();
-    assert!(code == 0 && said.contains("key bound-1 was left by a power cut, and is passed over: "), "{code} {said}");
+    assert!(code == 0 && said.contains("key bound-1 was not made whole, and is passed over: "), "{code} {said}");
     std::fs::rename(parts[1].with_extension("later"), &parts[1]).unwrap();
     server.ctl(&["rotate", "token/gw"]);
     let (code, said) = device.try_join();
-    assert!(code == 0 && said.contains("key bound-3 was left by a power cut"), "{code} {said}");
+    assert!(code == 0 && said.contains("key bound-3 was not made whole"), "{code} {said}");
     assert_eq!(device.status()["keystore"]["key"], "bound-4");
     assert_eq!(server.events("gw"), ["join.first", "join.renewal", "key.rotated"]);
     assert_eq!(parts.map(|file| std::fs::read(file).unwrap()), [&b""[..], b"-----BEGIN PRIV"]);

@@ -28,7 +28,10 @@ fn storage_of(device: &Device) -> Vec<PathBuf> {
     let keys = there.iter().filter_map(key_number).collect::<Vec<_>>();
     let next = keys.iter().max().map_or(1, |last| last + 1);
     let key_files = keys.into_iter().chain([next]).map(|n| format!("key-bound-{n}.pem"));
-    let replaced = ["state", "trust", "identity.pem"].map(str::to_owned).into_iter().chain(key_files);
+    let replaced = ["state", "trust", "identity.pem", "recovery-code.request", "recovery-code.failed"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(key_files);
     names.extend(replaced.flat_map(|name| [format!("{name}.new"), name]));
     for name in there {
         assert!(names.contains(&name), "{name} is looked at");

@@ -132,6 +132,23 @@ fn it_keeps_trying_when_it_is_refused() {
     assert_eq!(server.status("gw")["recovery_count"], 1);
 }
 
+/// A token that is joined with too often: to be told to wait is no failure, neither for one join nor for the daemon.
+#[test]
+fn it_waits_as_long_as_the_pace_of_its_token_asks() {
+    let server = Server::start();
+    let device = device(&server, "gw", 1, "");
+    let start = std::time::Instant::now();
+    for _ in 0..11 {
+        device.join();
+    }
+    assert!(start.elapsed() >= Duration::from_secs(5), "ten at once, then one in five seconds: {:?}", start.elapsed());
+    let daemon = device.daemon();
+    wait_for("its turn", || count(&server, "gw", "join.renewal") == 11 && server.was_heard(&device));
+    assert_eq!(error_type(&device), Value::Null);
+    assert!(device.log().contains("waiting for a turn") && !device.log().contains("ERROR"), "{}", device.log());
+    end(daemon, Signal::SIGTERM, &device);
+}
+
 #[test]
 fn it_recovers_by_itself_once_the_limit_is_raised() {
     let server = Server::start();

@@ -118,7 +118,7 @@ fn three_hosts_share_a_key_and_write_nothing() {
 /// together, 12 at a time, 10 ended with exit code 1.
 #[test]
 fn hosts_of_one_key_that_start_together_all_get_in() {
-    const HOSTS: usize = 12;
+    const HOSTS: usize = 36;
     let server = Server::start();
     let key = StaticKey::new(&host(&server));
     token(&server, &key.public, "insecure");

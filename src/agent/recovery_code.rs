@@ -151,8 +151,8 @@ fn make_here(config: &Config, request: Id) -> Result<Option<KnownKey>, AgentErro
     };
     // One that a command left behind would have the next agent make a newer key, and this code void.
     remove(&config.storage, REQUEST_FILE)?;
-    match device.state.memory().pending_recovery_key().filter(|key| key.request == request) {
-        Some(key) => Ok(device.state.memory().key(key.thumbprint).cloned()),
+    match device.state.memory().made_for(request) {
+        Some(key) => unused(key).map(Some),
         None => make(&mut device, config, request).map(Some),
     }
 }
@@ -187,10 +187,10 @@ fn ask(config: &Config, request: Id, start: Instant) -> Result<Option<KnownKey>,
     while start.elapsed() < PATIENCE {
         std::thread::sleep(LOOK);
         let memory = remembered(dir)?;
-        if let Some(key) = memory.pending_recovery_key().filter(|key| key.request == request) {
+        if let Some(key) = memory.made_for(request) {
             // It may have been written and not be durable yet.
             DirStorage::open(dir).sync(STATE_FILE).map_err(|e| AgentError::Storage(STATE_FILE.into(), e))?;
-            return Ok(memory.key(key.thumbprint).cloned());
+            return unused(key).map(Some);
         }
         if let Some(fault) = failure(dir)? {
             return Err(fault);
@@ -201,6 +201,11 @@ fn ask(config: &Config, request: Id, start: Instant) -> Result<Option<KnownKey>,
     }
     remove(dir, REQUEST_FILE)?;
     Err(AgentError::RecoveryCode(RecoveryCodeFault::NoAnswer(dir.clone())))
+}
+
+/// A key that the server has not taken yet, so that its code lets somebody in.
+fn unused(key: &KnownKey) -> Result<KnownKey, AgentError> {
+    if key.bound { Err(AgentError::RecoveryCode(RecoveryCodeFault::Bound)) } else { Ok(key.clone()) }
 }
 
 fn failure(dir: &Path) -> Result<Option<AgentError>, AgentError> {
@@ -262,13 +267,15 @@ fn told(token: &str, key: &KnownKey, as_json: bool) -> String {
 }
 
 /// What an operator types to let in the device with this key.
-pub(super) fn command(token: &str, code: &RecoveryCode) -> String {
+pub fn command(token: &str, code: &RecoveryCode) -> String {
     format!("boundkeyctl exempt token/{token} --key {code}")
 }
 
 /// Why there is no recovery code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecoveryCodeFault {
+    /// A rotation was due, and the server took the new key at once.
+    Bound,
     /// The agent that runs failed to make a key.
     Failed {
         /// What failed.
@@ -296,6 +303,9 @@ pub enum RecoveryCodeFault {
 impl fmt::Display for RecoveryCodeFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Bound => {
+                f.write_str("a rotation was due, and the server took the new key at once: this device is not kept out")
+            }
             Self::Failed { message, .. } => f.write_str(message),
             Self::NeverJoined(token) => {
                 write!(f, "this device remembers no join with token {token}: it has no key that a recovery code could replace")
@@ -315,13 +325,14 @@ impl RecoveryCodeFault {
         match self {
             Self::Failed { exit_code, .. } => *exit_code,
             Self::OtherOwner { .. } => 8,
-            Self::NeverJoined(_) | Self::NoAnswer(_) | Self::TooManyKeys => 1,
+            Self::Bound | Self::NeverJoined(_) | Self::NoAnswer(_) | Self::TooManyKeys => 1,
         }
     }
 
     /// What to do next.
     pub fn advice(&self) -> String {
         match self {
+            Self::Bound => "nothing, if it is let in; if a copy of it is about, run `boundkey recovery-code` once more".into(),
             Self::Failed { advice, .. } => advice.clone(),
             Self::NeverJoined(_) => {
                 "start the agent; a device that lost its state is let back in by `boundkeyctl exempt token/NAME`".into()

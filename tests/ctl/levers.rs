@@ -7,6 +7,7 @@ use boundkey::auth::audit::EventFilter;
 use boundkey::auth::operator::Operator;
 use boundkey::auth::resource::{Key, Kind, Resource};
 use boundkey::auth::store::{Change, Commit, SqliteStore, Store};
+use boundkey::join::{RecoveryCode, SshKey, Thumbprint};
 use boundkey::time::{Clock as _, System, Timestamp};
 use serde_json::{Value, json};
 
@@ -207,6 +208,11 @@ fn an_exemption_by_code_is_for_one_key() {
     fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--key", CODE, "--recoveries", "2"])), 2);
     fails(&run(&mut server.ctl_command(&["exempt", "token/t", "--key", CODE, "--cancel"])), 2);
     assert_eq!(server.status("t")["exemption"], Value::Null, "nothing was changed");
+    // A device cannot rotate to a key that it has: the token would be locked for good.
+    let bound: SshKey = server.status("t")["bound_public_key"].as_str().unwrap().parse().unwrap();
+    let used = RecoveryCode::of(&Thumbprint::of(&bound.0)).to_string();
+    assert!(ctl_fails(&server, &["exempt", "token/t", "--key", &used], 1).contains("was bound to token/t already"));
+    assert_eq!((&server.status("t")["exemption"], names(&server, "lock").len()), (&Value::Null, 0), "nothing was changed");
     let said = server.ctl(&["exempt", "token/t", "--for", "1h", "--key", &CODE.to_lowercase().replace('-', " ")]);
     assert!(said.ends_with(&format!(": only the device with key {CODE} can come back\n")), "{said}");
     assert_eq!(server.status("t")["exemption"]["key"], CODE);

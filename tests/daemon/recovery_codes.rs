@@ -82,6 +82,8 @@ fn without_a_daemon_the_command_makes_the_key_itself() {
     assert_ne!(first["code"], code);
     let status = String::from_utf8(success(&mut device.command(&["status"])).stdout).expect("UTF-8");
     assert!(status.contains(&format!("recovery code {code}")), "{status}");
+    let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("UTF-8");
+    assert!(doctor.contains(&format!("{code} waits for `boundkeyctl exempt token/gw --key {code}`")), "{doctor}");
     // What was used before goes on until the server asks for another.
     device.join();
     assert_eq!(device.status()["recovery_code"], json!(code));
@@ -135,6 +137,31 @@ fn a_request_that_was_left_behind_makes_no_code_void() {
     std::fs::write(&request, "rubbish").expect("a request");
     device.join();
     assert!(!request.exists());
+}
+
+/// An operator had ordered a rotation, and nothing keeps the device out: the key that the daemon makes is bound by its next join, and its
+/// code would keep the device out for good. It is either printed before, and refused at the desk, or not printed.
+#[test]
+fn a_key_that_the_server_took_at_once_is_no_way_back() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    let daemon = device.daemon();
+    wait_for("a join", || has_joined(&device));
+    server.ctl(&["rotate", "token/gw"]);
+    let output = run(&mut device.command(&["recovery-code", "--format", "json"]));
+    wait_for("the rotation", || count(&server, "gw", "key.rotated") == 1 && server.was_heard(&device));
+    if output.status.success() {
+        let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let code = told["code"].as_str().expect("a code");
+        let refused = run(&mut server.ctl_command(&["exempt", "token/gw", "--key", code]));
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    } else {
+        assert!(said(&output).error.contains("the server took the new key at once"));
+    }
+    end(daemon, Signal::SIGTERM, &device);
+    assert_eq!(device.status()["recovery_code"], Value::Null);
+    let next = recovery_code(&device);
+    rotates_to(&server, &device, &next["thumbprint"]);
 }
 
 /// What keeps the daemon from making a key is told where the command was given, and the daemon goes on.

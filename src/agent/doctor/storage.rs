@@ -14,6 +14,7 @@ use crate::agent::config::Config;
 use crate::agent::device::holder;
 use crate::agent::error::AgentError;
 use crate::agent::identity::StoredIdentity;
+use crate::agent::recovery_code::command;
 use crate::agent::report::Reporter;
 use crate::join::device::Memory;
 use crate::state::{DirStorage, StateFile};
@@ -54,6 +55,9 @@ pub fn check(report: &mut Report, config: &Config, system: &Arc<dyn Clock>) -> O
     if memory.step.is_some() {
         identity(report, dir, &memory, now);
         recoveries(report, &memory);
+        if let Some(code) = memory.recovery_code() {
+            report.ok("recovery code", format!("{code} waits for `{}`", command(&memory.token, &code)));
+        }
     }
     if let Some(last) = &Reporter::open(dir).report().last_error {
         report.warn("last join", format!("failed at {}: {}", last.at, last.message), last.advice.clone());

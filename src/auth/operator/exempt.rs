@@ -9,7 +9,7 @@ use crate::auth::audit::{Event, EventKind, MAX_TEXT};
 use crate::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, Token};
 use crate::auth::store::{Change, Commit, StoreError, Stored};
 use crate::join::server::record::Exemption;
-use crate::join::{Id, ProblemType, RecoveryMode};
+use crate::join::{Id, ProblemType, RecoveryMode, Thumbprint};
 use crate::time::Timestamp;
 
 impl Operator {
@@ -126,14 +126,23 @@ impl Operator {
     }
 }
 
-/// A recovery code is for a device that is bound, and for a token that no hosts share.
+/// A recovery code is for a device that is bound, and for a token that no hosts share. Its key is new: a device cannot rotate to a key that
+/// it has or had, and would be locked out for good.
 fn check_code(call: &Exempt, token: &Token) -> Result<(), Fault> {
+    let Some(code) = &call.key else { return Ok(()) };
     let name = &token.metadata.name;
-    if call.key.is_some() && token.status.bound_keypair.bound_public_key.is_none() {
+    let status = &token.status.bound_keypair;
+    let Some(bound) = &status.bound_public_key else {
         let why = format!("token/{name} is not bound to a device: a recovery code has nothing to replace; let the device join");
         return refused(ProblemType::BadRequest, why);
+    };
+    if code.matches(Thumbprint::of(&bound.0)) || status.retired_keys.iter().any(|key| code.matches(*key)) {
+        let why = format!(
+            "the key of this code was bound to token/{name} already: `boundkey recovery-code` on the device makes another, if it is kept out"
+        );
+        return refused(ProblemType::BadRequest, why);
     }
-    if call.key.is_some() && token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure {
+    if token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure {
         let why = format!(
             "token/{name} is in recovery mode insecure, where many hosts may share its key: set the mode to standard or relaxed first"
         );

@@ -103,7 +103,6 @@ impl Memory {
             let key = self.keys.remove(place);
             self.keys.insert(0, key);
         }
-        self.tidy_recovery_keys();
         Ok(())
     }
 }

@@ -38,7 +38,7 @@ pub struct Memory {
     pub last_known_time: Timestamp,
     /// Where the counter stands that tells an old copy of this memory; 0 while it is being made.
     pub rollback_counter: Option<u64>,
-    /// Those of [`Self::keys`] that were made for recovery codes, and that no answer has named yet.
+    /// Those of [`Self::keys`] that were made for recovery codes.
     pub recovery_keys: Vec<RecoveryKey>,
 }
 
@@ -157,7 +157,7 @@ impl Memory {
     /// Puts a new key in front, which a recovery code is to name. Where there are [`KEPT_KEYS`] already, the oldest key of an earlier
     /// code that was never used makes room, and is returned. No other key is forgotten.
     pub fn add_recovery_key(&mut self, key: KnownKey, request: Id) -> Result<Option<KnownKey>, TooManyKeys> {
-        let is_unused = |known: &KnownKey| self.recovery_keys.iter().any(|unused| unused.thumbprint == known.thumbprint);
+        let is_unused = |known: &KnownKey| !known.bound && self.recovery_key(known).is_some();
         let oldest_unused = self.keys.iter().rposition(is_unused);
         let replaced = oldest_unused.filter(|_| self.keys.len() >= KEPT_KEYS).map(|place| self.keys.remove(place));
         self.check_room()?;
@@ -167,21 +167,24 @@ impl Memory {
         Ok(replaced)
     }
 
-    /// Drops what is no longer a key of a code that was never used.
-    pub(super) fn tidy_recovery_keys(&mut self) {
+    fn tidy_recovery_keys(&mut self) {
         let keys = &self.keys;
-        self.recovery_keys.retain(|unused| keys.iter().any(|key| key.thumbprint == unused.thumbprint && !key.bound));
+        self.recovery_keys.retain(|made| keys.iter().any(|key| key.thumbprint == made.thumbprint));
     }
 
-    /// The newest key, where it was made for a recovery code and no answer has named it yet.
-    pub fn pending_recovery_key(&self) -> Option<RecoveryKey> {
-        let newest = self.unbound_key()?.thumbprint;
-        self.recovery_keys.iter().find(|unused| unused.thumbprint == newest).copied()
+    fn recovery_key(&self, key: &KnownKey) -> Option<RecoveryKey> {
+        self.recovery_keys.iter().find(|made| made.thumbprint == key.thumbprint).copied()
     }
 
-    /// The code by which this device waits to be let in.
+    /// The key that was made for this request of a recovery code.
+    pub fn made_for(&self, request: Id) -> Option<&KnownKey> {
+        self.recovery_keys.iter().find(|made| made.request == request).and_then(|made| self.key(made.thumbprint))
+    }
+
+    /// The code by which this device waits to be let in: of the newest key, where that was made for a code and no answer has named it yet.
     pub fn recovery_code(&self) -> Option<RecoveryCode> {
-        self.pending_recovery_key().map(|key| RecoveryCode::of(&key.thumbprint))
+        let newest = self.unbound_key()?;
+        self.recovery_key(newest).map(|key| RecoveryCode::of(&key.thumbprint))
     }
 
     /// Name for the next key: one higher than any so far.
@@ -256,8 +259,8 @@ mod tests {
         assert_eq!(overtaken.recovery_code(), None);
 
         memory.keys[0].bound = true;
-        memory.tidy_recovery_keys();
-        assert_eq!((memory.recovery_code(), memory.recovery_keys.len()), (None, 0));
+        assert_eq!(memory.recovery_code(), None);
+        assert_eq!(memory.made_for(Id([3; 16])), Some(&key(3, true)), "whoever asked for it is told");
     }
 
     /// A technician calls again and again: no key that was ever bound goes, nor one that is in flight, and there is an end to it.
@@ -281,7 +284,6 @@ mod tests {
         for number in KEPT_KEYS + 1..=MAX_KEYS {
             assert_eq!(memory.add_recovery_key(key(number, false), Id([1; 16])), Ok(None));
             memory.keys[0].bound = true;
-            memory.tidy_recovery_keys();
         }
         let full = memory.clone();
         assert_eq!(memory.add_recovery_key(key(50, false), Id([1; 16])), Err(TooManyKeys));

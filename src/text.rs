@@ -80,6 +80,11 @@ pub fn cut(mut text: String, most: usize) -> String {
     text
 }
 
+/// `text` as [`line()`] has it, cut to `most` bytes.
+pub fn brief(text: &str, most: usize) -> String {
+    cut(line(text).into_owned(), most)
+}
+
 /// The beginning of what a peer sent, in quotes and escaped, for a sentence that tells what is wrong with it: 120 bytes at most.
 pub fn excerpt(text: &str) -> String {
     // No character takes less than a byte, so that no more than that can be shown.

@@ -26,7 +26,8 @@ use crate::join::device::Start;
 use crate::join::device::answer::Issued;
 use crate::join::device::request::{Identity, Parts};
 use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
-use crate::join::{Id, TrustBundle, TrustError, Trusted, base64url};
+use crate::join::{Id, MAX_DETAIL, TrustBundle, TrustError, Trusted, base64url};
+use crate::text;
 use crate::time::Random;
 
 /// What a join needs beside the device.
@@ -196,5 +197,8 @@ pub(super) fn algorithms(config: &Config, device: &mut Device) -> Result<Vec<Alg
 
 /// What an answer of the server says.
 pub(super) fn parse<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T, AgentError> {
-    serde_json::from_slice(answer).map_err(|e| TransportError::NotBoundkey(format!("an answer that cannot be read: {e}")).into())
+    serde_json::from_slice(answer).map_err(|e| {
+        let why = text::brief(&e.to_string(), MAX_DETAIL);
+        TransportError::NotBoundkey(format!("an answer that cannot be read: {why}")).into()
+    })
 }

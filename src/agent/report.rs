@@ -10,9 +10,13 @@ use boundkey_hal::durable;
 use serde::{Deserialize, Serialize};
 
 use super::error::AgentError;
+use crate::join::MAX_DETAIL;
+use crate::text;
 use crate::time::Timestamp;
 
 const REPORT_FILE: &str = "status.json";
+/// Longest message of an error that is kept, in bytes: what a server said is in it.
+const MAX_MESSAGE: usize = 2 * MAX_DETAIL;
 const STAGED_FILE: &str = "status.new";
 /// Larger than any report of ours; more is not read.
 const MAX_REPORT: u64 = 256 * 1024;
@@ -47,7 +51,7 @@ pub struct LastError {
 impl LastError {
     /// `e`, seen at `at`.
     pub fn new(e: &AgentError, at: Timestamp) -> Self {
-        Self { r#type: e.kind().into(), message: e.to_string(), advice: e.advice(), at }
+        Self { r#type: e.kind().into(), message: text::cut(e.to_string(), MAX_MESSAGE), advice: e.advice(), at }
     }
 
     fn is_same(&self, other: &Self) -> bool {

@@ -16,7 +16,8 @@ use super::error::AgentError;
 use super::proxy;
 use super::tls::{NotAuthEndpoint, PinMismatch, Presented, Roots, Trust};
 use crate::join::message::{CHALLENGE_PATH, MAX_ANSWER, PING_PATH};
-use crate::join::{PROBLEM_JSON, Problem};
+use crate::join::{MAX_DETAIL, PROBLEM_JSON, Problem};
+use crate::text;
 use crate::time::Timestamp;
 
 /// Time to connect.
@@ -186,13 +187,16 @@ impl Https {
             other => other,
         })?;
         if kind.starts_with(PROBLEM_JSON) {
-            let problem: Problem = serde_json::from_slice(&body).map_err(|e| TransportError::NotBoundkey(e.to_string()))?;
-            return Err(TransportError::Refused(Problem { retry_after, ..problem }));
+            let problem: Problem = serde_json::from_slice(&body)
+                .map_err(|e| TransportError::NotBoundkey(text::brief(&e.to_string(), MAX_DETAIL)))?;
+            // It goes into the log, where a line feed begins a line of our own.
+            let detail = text::brief(&problem.detail, MAX_DETAIL);
+            return Err(TransportError::Refused(Problem { detail, retry_after, ..problem }));
         }
         if status == 200 && kind.starts_with(wanted) {
             return Ok(body);
         }
-        let kind = if kind.is_empty() { "an answer without a type" } else { &kind };
+        let kind = if kind.is_empty() { "an answer without a type".into() } else { text::brief(&kind, MAX_DETAIL) };
         Err(TransportError::NotBoundkey(format!("status {} with {kind}", status.as_u16())))
     }
 

@@ -3,7 +3,7 @@
 //! What is on it: certificates of locked tokens, bots and instances, and of tokens and bots that were deleted. A `reset` puts nothing on
 //! it: the device of the old life may be the one that is to register anew; `boundkeyctl lock --instance` takes its certificates away.
 
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -11,6 +11,7 @@ use axum::body::Bytes;
 use super::ca::{Authority, CaError};
 use super::store::{Form, Store, StoreError};
 use crate::join::TrustBundle;
+use crate::join::message::CRL_LIFETIME;
 use crate::time::Timestamp;
 
 /// How long what was looked up counts: ends of locks, and deleted tokens, show that much later. New locks show at once.
@@ -45,6 +46,14 @@ struct Made {
     looked_at: Timestamp,
 }
 
+/// What a request does.
+enum Look<'a> {
+    /// It gets these lists.
+    Answer(Lists),
+    /// It makes lists, in place of those before, and nobody else does as long as it holds the lock.
+    Make(MutexGuard<'a, ()>, Option<Made>),
+}
+
 /// Why there is no list.
 #[derive(Debug)]
 pub enum RevocationError {
@@ -73,30 +82,39 @@ impl RevocationList {
 
     /// The lists at `now`: DER, or OpenSSH's format.
     ///
-    /// One request makes a list. Those that come meanwhile get the one before, which may lack a lock of that moment; only where there is
-    /// none yet do they wait.
+    /// One request makes them. Those that come meanwhile get the ones before, which may lack a lock of that moment; only where there are
+    /// none that hold do they wait.
     pub fn at(&self, now: Timestamp, store: &dyn Store, authority: &Authority) -> Result<Lists, RevocationError> {
         let policy = store.policy().map_err(RevocationError::Store)?;
         let bundle = authority.newest_bundle().map_or(0, TrustBundle::sequence);
-        let before = self.made();
-        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, bundle, now)) {
-            return Ok(made.lists.clone());
-        }
-        let _making = match (self.making.try_lock(), before) {
-            (Ok(making), _) => making,
-            (Err(TryLockError::Poisoned(making)), _) => making.into_inner(),
-            (Err(TryLockError::WouldBlock), Some(made)) if made.bundle == bundle => return Ok(made.lists),
-            (Err(TryLockError::WouldBlock), _) => self.making.lock().unwrap_or_else(PoisonError::into_inner),
+        let (_making, before) = match self.look(policy, bundle, now) {
+            Look::Answer(lists) => return Ok(lists),
+            Look::Make(making, before) => (making, before),
         };
-        // Another request may have made it between the look and the lock.
-        let before = self.made();
-        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, bundle, now)) {
-            return Ok(made.lists.clone());
-        }
-        let made = self.make(before, now, store, authority)?;
+        let made = self.make(before.as_ref(), now, store, authority)?;
         let lists = made.lists.clone();
         *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
         Ok(lists)
+    }
+
+    /// What a request does, where these are the revision of the policy and the trust bundle.
+    fn look(&self, policy: u64, bundle: u64, now: Timestamp) -> Look<'_> {
+        let before = self.made();
+        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, bundle, now)) {
+            return Look::Answer(made.lists.clone());
+        }
+        let holds = |made: &Made| made.bundle == bundle && within(now, made.signed_at, CRL_LIFETIME);
+        let making = match (self.making.try_lock(), before.filter(holds)) {
+            (Ok(making), _) => making,
+            (Err(TryLockError::Poisoned(making)), _) => making.into_inner(),
+            (Err(TryLockError::WouldBlock), Some(made)) => return Look::Answer(made.lists),
+            (Err(TryLockError::WouldBlock), None) => self.making.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        // Another request may have made it between the look and the lock.
+        match self.made() {
+            Some(made) if made.is_current(policy, bundle, now) => Look::Answer(made.lists),
+            before => Look::Make(making, before),
+        }
     }
 
     /// What stands in `made` is whole, also after a thread panicked that held it.
@@ -106,7 +124,7 @@ impl RevocationList {
 
     fn make(
         &self,
-        before: Option<Made>,
+        before: Option<&Made>,
         now: Timestamp,
         store: &dyn Store,
         authority: &Authority,
@@ -116,7 +134,7 @@ impl RevocationList {
         revoked.serials.truncate(MAX_ENTRIES);
         let bundle = authority.newest_bundle().map_or(0, TrustBundle::sequence);
         let is_same = |made: &&Made| *made.serials == revoked.serials && made.bundle == bundle;
-        if let Some(made) = before.as_ref().filter(is_same).filter(|made| within(now, made.signed_at, RENEWED)) {
+        if let Some(made) = before.filter(is_same).filter(|made| within(now, made.signed_at, RENEWED)) {
             return Ok(Made { policy: revoked.policy, looked_at: now, ..made.clone() });
         }
         if is_full {
@@ -126,7 +144,7 @@ impl RevocationList {
             );
         }
         // Milliseconds rise also over a restart, and over a database restored from a backup.
-        let number = now.millis().max(before.as_ref().map_or(0, |made| made.number + 1));
+        let number = now.millis().max(before.map_or(0, |made| made.number + 1));
         let lists = match self.form {
             Form::SshHost => authority.ssh_revocation_list(number, &revoked.serials, now).map(|list| vec![(String::new(), list)]),
             Form::X509 => authority.revocation_lists(number, &revoked.serials, now),
@@ -146,4 +164,52 @@ impl Made {
 /// Whether `now` is in the time after `start`; before it is a clock that was set back.
 fn within(now: Timestamp, start: Timestamp, time: Duration) -> bool {
     start <= now && now < start.plus(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    fn list(text: &'static str, policy: u64) -> RevocationList {
+        let lists = Arc::new(vec![("pin".to_owned(), Bytes::from_static(text.as_bytes()))]);
+        let made = Made { policy, serials: Arc::default(), number: 1, bundle: 7, lists, signed_at: NOW, looked_at: NOW };
+        RevocationList { made: Mutex::new(Some(made)), ..RevocationList::of(Form::X509) }
+    }
+
+    fn answered(look: &Look<'_>) -> Option<Bytes> {
+        match look {
+            Look::Answer(lists) => Some(lists[0].1.clone()),
+            Look::Make(..) => None,
+        }
+    }
+
+    #[test]
+    fn while_one_request_makes_a_list_the_others_get_the_one_before() {
+        let list = list("before", 1);
+        assert_eq!(answered(&list.look(1, 7, NOW)).as_deref(), Some(&b"before"[..]), "nothing changed");
+        let making = list.look(2, 7, NOW);
+        assert!(answered(&making).is_none(), "the first request after a lock makes the next list");
+        for policy in [2, 3] {
+            assert_eq!(answered(&list.look(policy, 7, NOW)).as_deref(), Some(&b"before"[..]));
+        }
+        drop(making);
+        assert!(answered(&list.look(1, 8, NOW)).is_none(), "another CA has none yet");
+        assert!(answered(&list.look(2, 7, NOW)).is_none());
+        assert!(answered(&list.look(1, 7, NOW.plus(FRESH))).is_none(), "looked up long ago");
+    }
+
+    #[test]
+    fn a_list_that_has_ended_is_given_to_nobody() {
+        let list = list("ended", 1);
+        let later = NOW.plus(CRL_LIFETIME);
+        let making = list.look(2, 7, later);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| answered(&list.look(2, 7, later)));
+            *list.made.lock().unwrap() = Some(Made { looked_at: later, policy: 2, ..list.made().unwrap() });
+            drop(making);
+            assert!(waits.join().unwrap().is_some(), "it waited for the next one");
+        });
+    }
 }

@@ -115,6 +115,23 @@ fn what_is_not_graphic_reaches_no_terminal() {
     assert!(long.contains("the reason is longer than 1024 bytes"), "{long}");
 }
 
+/// What the server says goes into the device's log, status and error: in one line, and of a bounded length.
+#[test]
+fn what_a_device_is_told_writes_no_line_of_its_own() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    server.ctl(&["lock", "--token", "gw", "--message", "a\n<3>b \u{9b}2J \u{202e}c"]);
+    let (code, said) = device.try_join();
+    assert_eq!(code, 4);
+    assert!(said.contains("locked: a\\u000a<3>b \\u009b2J \\u202ec") && !said.contains("\n<3>b"), "{said}");
+    for format in ["text", "json"] {
+        let shown = success(&mut device.command(&["status", "--format", format])).stdout;
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown.contains("u202ec") && shown.chars().all(|c| is_graphic(c) || c == '\n'), "{shown}");
+        assert!(!shown.contains("\n<3>b"), "{shown}");
+    }
+}
+
 /// A secret of 4 digits fell in half a second.
 #[test]
 fn registrations_that_fail_have_to_pause_and_the_device_gets_in() {

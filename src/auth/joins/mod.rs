@@ -159,7 +159,7 @@ impl Joins {
         });
         match decided {
             Ok((grant, certified, claims)) => {
-                Ok(Accepted { request, verified, grant, certified, claims, outstanding, ttl_warning })
+                Ok(Accepted { request, verified, grant, certified, outstanding, claims, ttl_warning })
             }
             Err(refusal) => Err(Refused { refusal, verified: Some(verified) }),
         }

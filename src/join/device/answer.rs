@@ -55,10 +55,10 @@ impl std::error::Error for AnswerError {}
 impl Prepared<'_> {
     /// Takes the answer; all but the time that it tells, which the caller judges by how the server showed itself.
     pub fn answered(self, mut answer: JoinAnswer) -> Result<Issued, AnswerError> {
-        // They are kept for `boundkey status`.
+        // They are kept for `boundkey status`, and go into the log, where a line feed begins a line of our own.
         answer.warnings.truncate(MAX_WARNINGS);
         for warning in &mut answer.warnings {
-            *warning = text::cut(std::mem::take(warning), MAX_DETAIL);
+            *warning = text::brief(warning, MAX_DETAIL);
         }
         let certificate = base64url::decode(&answer.identity.certificate).map_err(|_| AnswerError::Certificate)?;
         if answer.join_state.len() > MAX_JOIN_STATE {

@@ -9,10 +9,10 @@ use support::Device;
 
 /// A join by a stranger with `token`, for the server at `url`. It is signed by nobody.
 fn join(server: &Server, token: &str, url: &str) -> Answer {
-    join_with(server, token, url, Value::Null)
+    join_with(server, token, url, &Value::Null)
 }
 
-fn join_with(server: &Server, token: &str, url: &str, binding: Value) -> Answer {
+fn join_with(server: &Server, token: &str, url: &str, binding: &Value) -> Answer {
     let challenge: Value =
         serde_json::from_str(&ask(server, "POST", "/v1/join/challenge", &json!({ "token": token }).to_string()).body).unwrap();
     let text = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
@@ -29,7 +29,7 @@ fn join_with(server: &Server, token: &str, url: &str, binding: Value) -> Answer 
 
 /// A first join by a secret, as [`join`]: which one, nobody can tell.
 fn register(server: &Server, token: &str) -> Answer {
-    join_with(server, token, "https://127.0.0.1/v1/join", json!({ "protected": "", "payload": "", "signature": "" }))
+    join_with(server, token, "https://127.0.0.1/v1/join", &json!({ "protected": "", "payload": "", "signature": "" }))
 }
 
 fn size_of_events(server: &Server) -> u64 {

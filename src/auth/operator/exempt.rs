@@ -20,7 +20,7 @@ impl Operator {
         if call.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT) {
             return refused(ProblemType::BadRequest, format!("the reason is longer than {MAX_TEXT} bytes"));
         }
-        insist(|| {
+        insist(move || {
             let now = self.clock.now();
             let name = &call.token;
             let Some(view) = self.store.join_view(name, None)? else {

@@ -11,7 +11,7 @@ use boundkey_hal::file::PrivateKey;
 use serde_json::{Value, json};
 use support::company::{AS_CA, Company};
 use support::strace::{count_calls, killed_aside_at, killed_at, was_killed};
-use support::{Device, Server, run, success, tool};
+use support::{Device, Server, run, success, tool, wait_for};
 
 fn ca_json(server: &Server) -> PathBuf {
     server.dir.join("data/ca.json")
@@ -415,6 +415,61 @@ fn a_compromised_ca_is_believed_in_nothing() {
     }
     server.run();
     device.join();
+}
+
+/// The daemon follows each step without a restart.
+#[test]
+fn a_running_daemon_follows_each_step() {
+    let server = Server::start();
+    let device = device_with_output(&server, "gw");
+    let daemon = device.daemon();
+    let generation = |device: &Device| device.status()["generation"].as_u64();
+    wait_for("the first join", || device.storage().join("identity.pem").exists() && generation(&device).is_some());
+    let renews = |roots: usize| {
+        let before = generation(&device);
+        daemon.signal(nix::sys::signal::Signal::SIGUSR1);
+        wait_for("a renewal", || generation(&device) > before && trusts(&device) == roots);
+    };
+    ca(&server, &["rotate"]);
+    renews(2);
+    ca(&server, &["rotate", "--to", "active", "--yes"]);
+    renews(2);
+    ca(&server, &["rotate", "--to", "retired", "--yes"]);
+    renews(1);
+    renews(1);
+    wait_for("the output", || {
+        std::fs::read_to_string(device.dir.join("out/ca.crl")).is_ok_and(|lists| lists.matches("BEGIN").count() == 1)
+    });
+    assert!(verifies(&device, &device));
+    assert!(!device.log().contains("error:"), "{}", device.log());
+}
+
+/// What a host tells its SSH clients to trust.
+#[test]
+fn a_host_names_both_ssh_authorities_while_both_count() {
+    let server = Server::with_names(&["127.0.0.1"]);
+    server.create("kind: role\nversion: v1\nmetadata: {name: ssh}\nspec: {allow: {ssh_principals: [node.fleet.test]}}");
+    server.host_token("node", "[Node]", "[ssh]", "    recovery: {limit: 3}");
+    let secret = server.status("node")["registration_secret"].as_str().expect("a secret").to_owned();
+    let device = Device::new(&server, "node", &secret);
+    let output = format!(
+        "outputs:\n  - type: ssh_host\n    destination: {{type: directory, path: {}}}\n    principals: [node.fleet.test]",
+        device.dir.join("ssh").display()
+    );
+    device.configure(&server, &format!("  bound_keypair: {{registration_secret: {secret}}}"), &output);
+    let mut authorities = Vec::new();
+    for step in [&[][..], &["rotate"], &["rotate", "--to", "active", "--yes"], &["rotate", "--to", "retired", "--yes"]] {
+        if !step.is_empty() {
+            ca(&server, step);
+        }
+        device.join();
+        let told = String::from_utf8(server.http_get("/v1/ca/ssh-host").1).expect("text");
+        let has = std::fs::read_to_string(device.dir.join("ssh/ssh_host_ca.pub")).expect("the authorities");
+        let keys = |text: &str| text.lines().map(|line| line.split(' ').nth(1).expect("a key").to_owned()).collect::<Vec<_>>();
+        assert_eq!(keys(&told), keys(&has));
+        authorities.push(keys(&has).len());
+    }
+    assert_eq!(authorities, [1, 2, 2, 1]);
 }
 
 #[test]

@@ -178,6 +178,7 @@ bounded! {
     pem: 20_000,
     resources: 20_000,
     state: 20_000,
+    trust: 20_000,
     #[cfg(feature = "tpm")] tss2: 20_000,
     #[cfg(feature = "pkcs11")] uri: 20_000,
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use boundkey::auth::ca::Profile;
 use boundkey::join::device::{CertificateInfo, KnownKey, Memory, RecoveryKey};
 use boundkey::join::server::request::Holder;
-use boundkey::join::{Id, Recoveries, RecoveryMode, Step, Thumbprint};
+use boundkey::join::trust::pin_text;
+use boundkey::join::{Id, Recoveries, RecoveryMode, Step, Thumbprint, base64url};
 use boundkey::pem;
 use boundkey::state::{STATE_FILE, StateFile};
 use boundkey::time::System;
@@ -20,6 +21,7 @@ fn main() {
     revocation_lists();
     identity();
     state();
+    trust();
     #[cfg(feature = "tpm")]
     tss2();
 }
@@ -41,6 +43,15 @@ fn first_inside(der: &[u8]) -> &[u8] {
     let inside = &der[content(der).0..];
     let (start, length) = content(inside);
     &inside[..start + length]
+}
+
+fn trust() {
+    let bundle = authority().newest_bundle().expect("a bundle");
+    let pin = pin_text(&bundle.signer().pins()[0]);
+    seed("trust", "file", 0, format!("{pin}\n{}\n", bundle.text()).as_bytes());
+    seed("trust", "certificate", 1, authority().certificate());
+    let payload = bundle.text().split('.').nth(1).expect("a payload");
+    seed("trust", "bundle", 2, &base64url::decode(payload).expect("base64url"));
 }
 
 fn step() -> Step {

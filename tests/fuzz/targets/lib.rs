@@ -17,6 +17,7 @@
 //! | [`pem`] | key files, the identity file | the disk |
 //! | [`resources`] | operators' documents in YAML, resources in JSON | an operator |
 //! | [`state`] | the state file | the disk |
+//! | [`trust`] | trust bundles, certificates of CAs | a server; the disk |
 //! | [`tss2`] | wrapped TPM keys | the disk |
 //! | [`uri`] | PKCS#11 URIs | a person |
 //!
@@ -38,6 +39,7 @@ pub mod names;
 pub mod pem;
 pub mod resources;
 pub mod state;
+pub mod trust;
 #[cfg(feature = "tpm")]
 pub mod tss2;
 #[cfg(feature = "pkcs11")]

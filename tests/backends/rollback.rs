@@ -58,6 +58,29 @@ fn it_goes_with_keys_in_a_tpm() {
     }
 }
 
+/// A recovery code is no join, so the counter stays; and an old copy makes none.
+#[test]
+fn a_recovery_code_leaves_the_counter_alone() {
+    let (server, tpm) = (Server::start(), Swtpm::start());
+    let device = protected(&server, &tpm, 1);
+    device.join();
+    let old = device.dir.join("old");
+    copy(&device.storage(), &old);
+    device.join();
+    let at = value(&tpm);
+    success(&mut device.command(&["recovery-code"]));
+    assert_eq!(value(&tpm), at);
+    device.join();
+    let new = device.dir.join("new");
+    copy(&device.storage(), &new);
+    copy(&old, &device.storage());
+    let refused = run(&mut device.command(&["recovery-code"]));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(8) && said.contains("joins old by the TPM's counter"), "{refused:?}");
+    copy(&new, &device.storage());
+    device.join();
+}
+
 #[test]
 fn an_old_copy_is_noticed_by_the_device() {
     let (server, tpm) = (Server::start(), Swtpm::start());

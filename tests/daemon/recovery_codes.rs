@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::support::said::said;
+use super::support::strace::failing_at;
 use super::support::{Device, Running, Server, TempDir, copy_program, is_root, run, success, wait_for};
 use super::{count, end};
 
@@ -180,6 +181,30 @@ fn what_the_daemon_could_not_do_is_told() {
     no_request_is_left(&device);
     daemon.signal(Signal::SIGUSR1);
     wait_for("a renewal", || count(&server, "gw", "join.renewal") >= 1);
+    end(daemon, Signal::SIGTERM, &device);
+}
+
+/// A medium that is full or cannot be written to, without a daemon and beside one: a sentence, no code, and nothing is lost.
+#[test]
+fn a_medium_that_takes_nothing_is_named() {
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    device.join();
+    let refused = |error: &str, advice: &str| {
+        let command = device.command(&["recovery-code"]);
+        let told = said(&run(&mut failing_at(&command, "renameat", 1, error, &[])));
+        assert!(told.code == 8 && told.advice.contains(advice), "{told:?}");
+        assert_eq!(device.status()["recovery_code"], Value::Null);
+    };
+    refused("ENOSPC", "make room on the file system of storage.path");
+    refused("EROFS", "writable");
+    let daemon = device.daemon();
+    wait_for("a renewal", || server.events("gw").len() == 2 && server.was_heard(&device));
+    refused("ENOSPC", "make room on the file system of storage.path");
+    refused("EROFS", "writable");
+    assert!(!device.storage().join("recovery-code.request").exists());
+    recovery_code(&device);
+    no_request_is_left(&device);
     end(daemon, Signal::SIGTERM, &device);
 }
 

@@ -95,7 +95,7 @@ fn a_repetition_across_the_end_of_the_certificate_makes_no_step() {
             world.spec.recovery.mode = RecoveryMode::Insecure;
         }
         device.lose_answer(&mut world);
-        world.later(TTL - Duration::from_secs(3));
+        world.later(TTL.saturating_sub(Duration::from_secs(3)));
         let late = device.send(&world);
         let answer = world.join(&late.jws).expect("the last answer once more");
         assert_eq!(answer.kind, JoinKind::Replay);

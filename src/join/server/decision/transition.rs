@@ -66,10 +66,11 @@ fn by_join_state(
     now: Timestamp,
 ) -> Result<Transition, Refusal> {
     // A device that comes by a code makes a step, whatever it has lost: a replay would leave its key as it was.
-    if !by_code && is_bound(token.status, &request.key) {
-        if let Some(last) = lost_answer(&prior, request) {
-            return again(prior, last, request, now);
-        }
+    if !by_code
+        && is_bound(token.status, &request.key)
+        && let Some(last) = lost_answer(&prior, request)
+    {
+        return again(prior, last, request, now);
     }
     let waiver = by_code || token.exemption(now).is_some_and(|exemption| exemption.waive_join_state && exemption.key.is_none());
     let Some(presented) = &request.presented else {

@@ -24,6 +24,7 @@ pub(super) fn every_rule(store: &dyn Store) {
     no_token_crowds_another_off_the_list(store);
     certificates_of_a_token_are_counted_and_bounded(store);
     ended_exemptions_are_found(store);
+    the_share_of_a_trust_bundle_is_that_of_bound_tokens(store);
     events_are_filtered(store);
     texts_of_events_are_kept_to_their_bound(store);
     concurrent_commits_do_not_mix(store);
@@ -274,6 +275,35 @@ fn certificates_of_a_token_are_counted_and_bounded(store: &dyn Store) {
     put(store, lock("bounded", LockTarget::Token("bounded".into())));
     assert_eq!(store.revoked(Form::X509, at(NOW), 9).unwrap().serials, ["e", "d", "c"], "those that end last are kept");
     delete(store, &Key::new(Kind::Lock, "bounded"));
+}
+
+fn the_share_of_a_trust_bundle_is_that_of_bound_tokens(store: &dyn Store) {
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+    let before = store.bundle_share(7, at(50)).unwrap();
+    // Not bound; bound, and told of nothing, of bundle 6, of bundle 7, of the greatest there may be; and one that has expired.
+    let tokens: [(&str, bool, Option<u64>, Option<u64>); 6] = [
+        ("s1", false, Some(9), None),
+        ("s2", true, None, None),
+        ("s3", true, Some(6), Some(100)),
+        ("s4", true, Some(7), None),
+        ("s5", true, Some(i64::MAX.unsigned_abs()), Some(51)),
+        ("s6", true, Some(9), Some(50)),
+    ];
+    for (name, is_bound, bundle, expires) in tokens {
+        let Resource::Token(mut token) = token(name, "b", None) else { unreachable!() };
+        token.status.bound_keypair.bound_public_key = is_bound.then(|| key.parse().unwrap());
+        token.status.trust_bundle = bundle;
+        token.metadata.expires = expires.map(at);
+        put(store, Resource::Token(token));
+    }
+    let share = |sequence| {
+        let share = store.bundle_share(sequence, at(50)).unwrap();
+        (share.tokens - before.tokens, share.have)
+    };
+    assert_eq!([share(6), share(7), share(8), share(u64::MAX)], [(4, 3), (4, 2), (4, 1), (4, 1)]);
+    for (name, ..) in tokens {
+        delete(store, &Key::new(Kind::Token, name));
+    }
 }
 
 fn ended_exemptions_are_found(store: &dyn Store) {

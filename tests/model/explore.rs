@@ -8,11 +8,11 @@ use std::rc::Rc;
 use boundkey::join::message::{ChallengeAnswer, JoinAnswer};
 use boundkey::join::server::decision::Refusal;
 use boundkey::join::server::request::Verified;
-use boundkey::join::{JoinKind, ProblemType};
+use boundkey::join::{Id, JoinKind, ProblemType};
 
 use super::holder::{self, Done, Request, Who};
 use super::medium::Medium;
-use super::server::{Server, VerifiesBy};
+use super::server::{Server, Verdict, VerifiesBy};
 use super::state::{Bounds, Move, State};
 
 /// Numbers for things; the same thing has the same number.
@@ -69,6 +69,7 @@ pub struct Taken {
 pub struct Grant {
     pub kind: JoinKind,
     pub exempt: bool,
+    pub by_code: bool,
     pub followed: bool,
     pub answer: u32,
 }
@@ -100,7 +101,8 @@ pub struct Explorer {
     pub requests: Interned<Request, String>,
     pub answers: Interned<JoinAnswer, String>,
     challenges: Interned<ChallengeAnswer, String>,
-    challenge_of: HashMap<u32, u32>,
+    challenge_of: HashMap<(u32, Option<Id>), u32>,
+    instance_of: HashMap<u32, Option<Id>>,
     prepared: HashMap<(u32, Who, u32, Option<u8>), Worked>,
     received: HashMap<(u32, Who, u32, u32, Option<u8>), Worked>,
     verified: HashMap<(u32, VerifiesBy), Result<Verified, Refusal>>,
@@ -118,6 +120,7 @@ impl Explorer {
             answers: Interned::new(),
             challenges: Interned::new(),
             challenge_of: HashMap::new(),
+            instance_of: HashMap::new(),
             prepared: HashMap::new(),
             received: HashMap::new(),
             verified: HashMap::new(),
@@ -135,20 +138,22 @@ impl Explorer {
         self.mediums.number(medium.clone(), medium)
     }
 
-    fn challenge(&mut self, server: u32) -> u32 {
-        if let Some(known) = self.challenge_of.get(&server) {
+    fn challenge(&mut self, server: u32, medium: u32) -> u32 {
+        let mediums = &self.mediums;
+        let instance = *self.instance_of.entry(medium).or_insert_with(|| holder::instance(&mediums.get(medium)));
+        if let Some(known) = self.challenge_of.get(&(server, instance)) {
             return *known;
         }
-        let challenge = self.servers.get(server).challenge();
+        let challenge = self.servers.get(server).challenge(instance, self.bounds.fault);
         let key = format!("{challenge:?}");
         let number = self.challenges.number(challenge, key);
-        self.challenge_of.insert(server, number);
+        self.challenge_of.insert((server, instance), number);
         number
     }
 
     /// A holder's work up to its request.
     pub fn prepare(&mut self, medium: u32, who: Who, server: u32, dies_at: Option<u8>) -> Worked {
-        let challenge = self.challenge(server);
+        let challenge = self.challenge(server, medium);
         let input = (medium, who, challenge, dies_at);
         if let Some(known) = self.prepared.get(&input) {
             return known.clone();
@@ -192,21 +197,34 @@ impl Explorer {
         if let Some(known) = self.taken.get(&(server, request)) {
             return *known;
         }
-        let now = self.servers.get(server);
-        let (by, sent) = (now.verifies_by(), self.requests.get(request));
-        let verified = self.verified.entry((request, by)).or_insert_with(|| now.verified(&sent)).clone();
-        let verdict = now.take(verified, self.bounds.decision);
+        let (now, sent, fault) = (self.servers.get(server), self.requests.get(request), self.bounds.fault);
+        let verdict = match now.opened(&sent, fault) {
+            Err(kind) => Verdict { server: (*now).clone(), outcome: Err(kind) },
+            Ok(challenge) => {
+                let by = now.verifies_by(&sent, challenge);
+                let verified = self.verified.entry((request, by)).or_insert_with(|| now.verified(&sent, challenge)).clone();
+                now.take(verified, fault)
+            }
+        };
         let taken = Taken {
             locked: !verdict.server.locks.is_empty(),
             server: self.server(verdict.server),
             outcome: verdict.outcome.map(|granted| {
                 let key = serde_json::to_string(&granted.answer).expect("plain data");
                 let answer = self.answers.number(granted.answer, key);
-                Grant { kind: granted.kind, exempt: granted.exempt, followed: granted.followed, answer }
+                let (kind, exempt, by_code) = (granted.kind, granted.exempt, granted.by_code);
+                Grant { kind, exempt, by_code, followed: granted.followed, answer }
             }),
         };
         self.taken.insert((server, request), taken);
         taken
+    }
+
+    /// The device makes a key for a recovery code: its medium then, and the key's number in the pool.
+    pub fn recovery_code(&mut self, medium: u32, who: Who) -> Result<(u32, u8), String> {
+        let done = holder::recovery_code(&self.mediums.get(medium), who);
+        let code = done.outcome.ok_or("it was to live")??;
+        Ok((self.medium(done.medium), code))
     }
 
     /// The mediums that a power cut may leave.

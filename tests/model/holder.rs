@@ -4,14 +4,15 @@
 use boundkey::join::device::challenge::GiveUp;
 use boundkey::join::device::request::{Identity, Parts, Prepared};
 use boundkey::join::device::{KnownKey, Memory, Start};
+use boundkey::join::jws::Header;
 use boundkey::join::message::{ChallengeAnswer, Heartbeat, JoinAnswer};
 use boundkey::join::{Claims, Id, Jws, Thumbprint, base64url};
 use boundkey::state::{StateFile, Storage as _};
-use boundkey_hal::{Algorithm, ErrorKind, KeyStore as _};
+use boundkey_hal::{Algorithm, ErrorKind, KeyStore as _, PublicKey};
 use ring::digest::{SHA256, digest};
 
 use super::medium::{Disk, Keys, Medium, public_key, sign};
-use super::server::{SECRET, TOKEN};
+use super::server::{TOKEN, secret};
 
 pub const URL: &str = "https://localhost/v1/join";
 /// The pool's key behind every identity certificate: what tells holders apart is the certificate, which only its receiver has.
@@ -39,15 +40,19 @@ pub enum Client {
     ForgetsAttempt,
     /// Its medium syncs nothing when a process starts or finds the state as it wants it.
     LyingMedium,
+    /// Tells the code of a key that it made before, where no answer has named that one yet.
+    OldKeyForCode,
 }
 
 /// Which holder, and its ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Who {
-    /// 1 is the device, 2 the thief.
+    /// [`super::state::DEVICE`], or one of [`super::state::COPIES`].
     pub holder: u8,
     pub manner: Manner,
     pub client: Client,
+    /// The newest registration secret that it knows, by the number of resets.
+    pub secret: u8,
 }
 
 /// A request as it leaves, and the challenge that it answers.
@@ -56,6 +61,10 @@ pub struct Request {
     pub jws: Jws,
     pub challenge: ChallengeAnswer,
     pub attempt: Id,
+    /// The key that signed it.
+    pub key: String,
+    /// The instance whose certificate it shows.
+    pub instance: Option<Id>,
     /// The attempt that made the step of its join state.
     pub made_by: Option<Id>,
     pub has_state: bool,
@@ -108,15 +117,18 @@ pub fn prepare(medium: &Medium, who: Who, challenge: &ChallengeAnswer, dies_at: 
         if who.manner == Manner::NoJoinState {
             memory.join_state = None;
         }
-        let certificate = identity(disk, &memory)?.filter(|_| who.manner != Manner::NoCertificate);
-        let prepared = prepared(&memory, challenge, &mut keys, certificate.as_deref())?;
+        let same_life = memory.incarnation == Some(challenge.incarnation);
+        let certificate = identity(disk, &memory)?.filter(|_| same_life && who.manner != Manner::NoCertificate);
+        let prepared = prepared(&memory, challenge, &mut keys, certificate.as_deref(), who)?;
         let request = Request {
             jws: prepared.request().clone(),
             challenge: challenge.clone(),
             attempt,
+            key: signer(&prepared.request().header().map_err(text)?)?,
+            instance: memory.step.filter(|_| certificate.is_some()).map(|step| step.instance),
             made_by: memory.join_state.as_deref().and_then(made_by),
             has_certificate: certificate.is_some(),
-            has_state: memory.join_state.is_some() && memory.incarnation == Some(challenge.incarnation),
+            has_state: memory.join_state.is_some() && same_life,
         };
         Ok(request)
     })
@@ -129,14 +141,19 @@ pub fn receive(medium: &Medium, who: Who, request: &Request, answer: &JoinAnswer
         // As it stood in the process's memory when the request left.
         let memory = Memory { attempt: Some(request.attempt), ..state.memory().for_token(TOKEN) };
         let mut keys = Keys { disk: disk.clone(), maker: who.holder };
-        let issued = prepared(&memory, &request.challenge, &mut keys, None)?.answered(answer.clone()).map_err(text)?;
+        let issued = prepared(&memory, &request.challenge, &mut keys, None, who)?.answered(answer.clone()).map_err(text)?;
         state.storage().replace(IDENTITY_FILE, &issued.certificate).map_err(text)?;
         state.store(&issued.memory).map_err(text)
     })
 }
 
-/// As `agent/device.rs` makes one: a key that was made and not written down is taken up.
 fn make_key(keys: &mut Keys, memory: &mut Memory, algorithm: Algorithm) -> Result<(), String> {
+    let key = generate(keys, memory, algorithm)?;
+    memory.add_key(key).map_err(text)
+}
+
+/// As `agent/device.rs` makes one: a key that was made and not written down is taken up.
+fn generate(keys: &mut Keys, memory: &Memory, algorithm: Algorithm) -> Result<KnownKey, String> {
     let id = memory.next_key_id();
     let name = id.parse().map_err(text)?;
     let public = match keys.generate(&name, algorithm) {
@@ -144,7 +161,29 @@ fn make_key(keys: &mut Keys, memory: &mut Memory, algorithm: Algorithm) -> Resul
         made => made,
     };
     let thumbprint = Thumbprint::of(&public.map_err(text)?);
-    memory.add_key(KnownKey { id, thumbprint, algorithm: algorithm.into(), bound: false }).map_err(text)
+    Ok(KnownKey { id, thumbprint, algorithm: algorithm.into(), bound: false })
+}
+
+/// Makes a key at this moment, in front of the others, as `boundkey recovery-code` does; returns which of the pool it is.
+pub fn recovery_code(medium: &Medium, who: Who) -> Done<u8> {
+    run(medium, who, None, |disk| {
+        let mut state = StateFile::open(disk.clone()).map_err(text)?;
+        let mut memory = state.memory().for_token(TOKEN);
+        let mut keys = Keys { disk: disk.clone(), maker: who.holder };
+        if who.client != Client::OldKeyForCode || memory.unbound_key().is_none() {
+            let key = generate(&mut keys, &memory, Algorithm::EcdsaP256)?;
+            let request = named(key.id.as_bytes());
+            memory.add_recovery_key(key, request).map_err(|_| "too many keys")?;
+        }
+        state.store(&memory).map_err(text)?;
+        let made = memory.unbound_key().ok_or("no key was made")?.id.parse().map_err(text)?;
+        keys.open(&made).map_err(text)
+    })
+}
+
+fn signer(header: &Header) -> Result<String, String> {
+    let whole = header.jwk.as_ref().map(|jwk| PublicKey::try_from(jwk).map(|key| Thumbprint::of(&key).to_string()));
+    whole.transpose().map_err(|e| e.0.to_owned())?.or_else(|| header.kid.clone()).ok_or_else(|| "no key".to_owned())
 }
 
 /// A fresh attempt. Its name is made from what it starts from, so that the same situation is the same state.
@@ -152,7 +191,7 @@ fn attempt(who: Who, memory: &Memory, challenge: &ChallengeAnswer) -> Id {
     let own = who.holder * 8 + u8::from(who.manner == Manner::NewAttempt);
     let from = memory.join_state.as_deref().unwrap_or_default();
     // A device that does not keep its attempt has another at its next try: here, once the server has moved.
-    let moved = if who.client == Client::ForgetsAttempt { format!("{:?}", challenge.key) } else { String::new() };
+    let moved = if who.client == Client::ForgetsAttempt { challenge.challenge.clone() } else { String::new() };
     named(&[&[own], from.as_bytes(), moved.as_bytes()].concat())
 }
 
@@ -178,9 +217,11 @@ fn prepared<'a>(
     challenge: &ChallengeAnswer,
     keys: &mut Keys,
     certificate: Option<&[u8]>,
+    who: Who,
 ) -> Result<Prepared<'a>, String> {
     let challenged = Start::new(memory, TOKEN).challenged(challenge.clone()).map_err(|e| gave_up(&e))?;
     let sign = |message: &[u8]| Ok(sign(IDENTITY_KEY, message));
+    let secret = secret(who.secret);
     let parts = Parts {
         url: URL,
         attempt: memory.attempt.ok_or("no attempt")?,
@@ -189,7 +230,7 @@ fn prepared<'a>(
         outputs: vec![],
         bundle: None,
         heartbeat: Heartbeat::default(),
-        secret: Some(SECRET),
+        secret: Some(&secret),
         identity: certificate.map(|certificate| Identity { certificate, sign: &sign }),
     };
     challenged.prepare(keys, parts).map_err(text)
@@ -198,6 +239,17 @@ fn prepared<'a>(
 /// What a medium remembers.
 pub fn memory(medium: &Medium) -> Result<Memory, String> {
     StateFile::open(Disk::new(medium.clone(), None, true)).map(|state| state.memory().clone()).map_err(text)
+}
+
+/// The instance that a holder of this medium names when it asks for a challenge.
+pub fn instance(medium: &Medium) -> Option<Id> {
+    let memory = memory(medium).ok()?.for_token(TOKEN);
+    Start::new(&memory, TOKEN).request().instance
+}
+
+/// Whether a holder of this medium knows of a join, without which there is no recovery code.
+pub fn has_joined(medium: &Medium) -> bool {
+    memory(medium).is_ok_and(|memory| memory.step.is_some())
 }
 
 /// Whether there is anything on a medium to copy.

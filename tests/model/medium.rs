@@ -169,7 +169,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    fn open(&self, id: &KeyId) -> Result<u8, Error> {
+    pub fn open(&self, id: &KeyId) -> Result<u8, Error> {
         let file = self.disk.read(&format!("key-{id}")).map_err(|e| Error::new(ErrorKind::Other, e))?;
         file.map(|bytes| bytes[0]).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such key"))
     }
@@ -186,6 +186,7 @@ impl KeyStore for Keys {
             return Err(Error::new(ErrorKind::Exists, "taken"));
         }
         let number: u8 = id.as_str().trim_start_matches("bound-").parse().expect("as `Memory::next_key_id` names them");
+        assert!(number < 16, "as many as the pool has for a holder");
         let index = self.maker * 16 + number;
         self.disk.replace(&format!("key-{id}"), &[index]).map_err(|e| Error::new(ErrorKind::Other, e))?;
         Ok(public_key(index))

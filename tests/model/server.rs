@@ -1,43 +1,42 @@
-//! The server: the real verification and the real decision on one token.
+//! The server: the real challenge, verification and decision on one token. What a join leaves is as in `auth/joins/commit.rs`,
+//! what operators do as in `auth/operator/`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use boundkey::join::message::{ChallengeAnswer, IssuedCertificate, JoinAnswer};
-use boundkey::join::server::challenge::Challenge;
-use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide};
-use boundkey::join::server::record::{Exemption, LastStep, Recovery, Spec, Status, rotation_due};
+use boundkey::join::server::challenge::{Challenge, SealingKey};
+use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide, pace};
+use boundkey::join::server::record::{Exemption, Recovery, Spec, Status};
 use boundkey::join::server::request::{Cluster, Holder, Opened, ShownCertificate, Verified};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
-use boundkey::join::{Id, JoinKind, ProblemType, RecoveryMode, Step, Thumbprint, base64url};
-use boundkey::time::Timestamp;
+use boundkey::join::{Id, JoinKind, ProblemType, RecoveryCode, RecoveryMode, Step, Thumbprint, base64url};
+use boundkey::time::{NoRandomness, Random, Timestamp};
 
+use super::faults::Fault;
 use super::holder::{IDENTITY_KEY, Request, named};
 use super::medium::{public_key, sign};
 
 pub const TOKEN: &str = "t";
-pub const SECRET: &str = "s";
 const CLUSTER: &str = "c";
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
-pub const TTL: Duration = Duration::from_secs(3600);
+/// How far the clock goes at once.
+pub const WHILE: Duration = Duration::from_secs(40 * 60);
+/// A certificate lasts a little longer than that, so that it may run out while its request is under way.
+const TTL: Duration = Duration::from_secs(40 * 60 + 3);
+/// An exemption lasts for less than twice that.
+const EXEMPTION: Duration = Duration::from_secs(3600);
 /// The pool's key that signs join states.
 const SIGNER: u8 = 1;
+/// Steps that are left of the pace at first, where it is explored.
+pub const ALLOWED: u8 = 2;
 
-/// Broken decisions, to see that the model notices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Decision {
-    Real,
-    /// Knows no attempt again: a lost answer looks like a second holder.
-    ForgetsAttempts,
-    /// Follows any newer join state, whenever it was issued.
-    FollowsAnyNewer,
-    /// Takes the counters of a join state for all there is to compare.
-    ComparesCountersOnly,
-    /// Does not look at the limit.
-    IgnoresLimit,
-    /// Does not look at locks.
-    IgnoresLocks,
-}
+/// An operator's own lock.
+pub const OPERATOR: &str = "an operator's";
+/// The lock that stands while a recovery code is pending.
+pub const FOR_CODE: &str = "until the code comes";
+/// The lock for two holders of one key.
+pub const TWO_HOLDERS: &str = "two holders";
 
 /// All that a join is decided on.
 #[derive(Clone, PartialEq, Eq)]
@@ -45,11 +44,19 @@ pub struct Server {
     pub now: Timestamp,
     pub spec: Spec,
     pub status: Status,
-    pub locks: Vec<String>,
-    /// Restores so far: what a restored server names, it names anew.
+    pub locks: Vec<&'static str>,
+    /// Writes of the token so far.
+    pub revision: u64,
+    /// Restores so far: the epoch of the database, and what tells names given since from those given before.
     pub restores: u8,
+    /// Resets so far: the life of the token.
+    pub resets: u8,
     /// Last steps of instances, as mode `insecure` keeps them.
-    pub instances: BTreeMap<Id, LastStep>,
+    pub instances: BTreeMap<Id, InstanceView>,
+    /// Whether the pace is looked at.
+    pub paced: bool,
+    /// Of the recovery code pending: which key of the pool it names. The rules look at this, the server does not.
+    pub code: u8,
 }
 
 /// What the verification of a request depends on, beside the request.
@@ -57,6 +64,11 @@ pub struct Server {
 pub struct VerifiesBy {
     bound: Option<Thumbprint>,
     has_secret: bool,
+    resets: u8,
+    is_insecure: bool,
+    is_revision: bool,
+    is_anchor: bool,
+    is_free: bool,
 }
 
 /// What became of a request.
@@ -69,85 +81,102 @@ pub struct Verdict {
 pub struct Granted {
     pub kind: JoinKind,
     pub exempt: bool,
+    pub by_code: bool,
     pub followed: bool,
     pub answer: JoinAnswer,
 }
 
+/// The views of a server that are not its own fields.
+pub struct Parts {
+    locks: Vec<LockInForce>,
+    instances: Vec<InstanceView>,
+}
+
 impl Server {
-    pub fn new(limit: u32, mode: RecoveryMode) -> Self {
+    pub fn new(limit: u32, mode: RecoveryMode, paced: bool) -> Self {
         let spec = Spec { recovery: Recovery { limit, mode }, ..Spec::default() };
-        let status = Status { incarnation: Some(Id([9; 16])), registration_secret: Some(SECRET.into()), ..Status::default() };
-        Self { now: NOW, spec, status, locks: vec![], restores: 0, instances: BTreeMap::new() }
+        let spent = NOW.millis() + (pace::BURST - u64::from(ALLOWED)) * pace::INTERVAL_MS;
+        let status = Status { pace_ms: paced.then_some(spent), ..Self::life(0) };
+        Self {
+            now: NOW,
+            spec,
+            status,
+            locks: vec![],
+            revision: 1,
+            restores: 0,
+            resets: 0,
+            instances: BTreeMap::new(),
+            paced,
+            code: 0,
+        }
+    }
+
+    fn life(resets: u8) -> Status {
+        Status { incarnation: Some(Id([9 + resets; 16])), registration_secret: Some(secret(resets)), ..Status::default() }
     }
 
     /// What tells this server from others.
     pub fn content(&self) -> Vec<u8> {
-        let instances: Vec<_> = self.instances.iter().collect();
-        serde_json::to_vec(&(self.now, &self.spec, &self.status, &self.locks, self.restores, instances)).expect("plain data")
+        let instances: Vec<_> = self.instances.values().map(|known| (known.id, known.revision, &known.last_step)).collect();
+        let counters = (self.now.millis(), self.revision, self.restores, self.resets, self.code);
+        serde_json::to_vec(&(&self.spec, &self.status, &self.locks, counters, instances)).expect("plain data")
     }
 
-    /// The challenge, but for seal and times: both are the caller's matter, which knows what is stale.
-    pub fn challenge(&self) -> ChallengeAnswer {
+    pub fn is_insecure(&self) -> bool {
+        self.spec.recovery.mode == RecoveryMode::Insecure
+    }
+
+    /// The bound key.
+    pub fn bound(&self) -> Option<Thumbprint> {
+        self.status.bound_public_key.as_ref().map(|key| Thumbprint::of(&key.0))
+    }
+
+    /// Whether a recovery code is pending.
+    pub fn awaits_code(&self) -> bool {
+        self.view(&self.parts()).pending_code(self.now).is_some()
+    }
+
+    /// The answer to a device that names `instance`, but for times that it does not need.
+    pub fn challenge(&self, instance: Option<Id>, fault: Option<Fault>) -> ChallengeAnswer {
+        let parts = self.parts();
+        let view = self.view(&parts);
+        let challenge = Challenge::new(&view, instance, self.now);
         ChallengeAnswer {
-            challenge: "nonce".into(),
-            key: self.status.bound_public_key.as_ref().map(|key| Thumbprint::of(&key.0)),
+            challenge: sealing().seal(TOKEN, self.epoch(fault), challenge, &NoSalt).expect("no randomness is asked for"),
+            key: self.bound(),
             incarnation: self.status.incarnation.expect("set"),
-            rotate: rotation_due(&self.spec, &self.status, self.now),
+            rotate: challenge.rotate,
             algorithms: vec!["ES256".into()],
             expires: NOW,
             time: NOW,
         }
     }
 
+    /// What `request` was promised, if its challenge holds here and now.
+    pub fn opened(&self, request: &Request, fault: Option<Fault>) -> Result<Challenge, ProblemType> {
+        let opened = sealing().open(TOKEN, self.epoch(fault), &request.challenge.challenge, self.now);
+        opened.map_err(|problem| problem.kind)
+    }
+
     /// What of the server its verification of a request looks at.
-    pub fn verifies_by(&self) -> VerifiesBy {
-        let status = &self.status;
+    pub fn verifies_by(&self, request: &Request, challenge: Challenge) -> VerifiesBy {
+        let parts = self.parts();
+        let anchor = self.view(&parts).anchor(request.instance).revision;
         VerifiesBy {
-            bound: status.bound_public_key.as_ref().map(|key| Thumbprint::of(&key.0)),
-            has_secret: status.registration_secret.is_some(),
+            bound: self.bound(),
+            has_secret: self.status.registration_secret.is_some(),
+            resets: self.resets,
+            is_insecure: self.is_insecure(),
+            is_revision: self.revision == challenge.anchor.revision,
+            is_anchor: anchor == challenge.anchor.revision,
+            is_free: anchor == 0,
         }
     }
 
-    /// Decides, and commits.
-    pub fn take(&self, verified: Result<Verified, Refusal>, decision: Decision) -> Verdict {
-        match verified.and_then(|verified| Ok((self.decided(&verified, decision)?, verified))) {
-            Ok((grant, verified)) => {
-                let answer = self.answer(&grant);
-                let granted = Granted {
-                    kind: grant.kind,
-                    exempt: grant.exemption.is_some_and(|used| used.paid),
-                    followed: grant.rolled_forward.is_some(),
-                    answer,
-                };
-                let mut server = self.clone();
-                server.granted(grant, &verified);
-                Verdict { server, outcome: Ok(granted) }
-            }
-            Err(refusal) => {
-                let mut server = self.clone();
-                server.refused(&refusal);
-                Verdict { server, outcome: Err(refusal.problem.kind) }
-            }
-        }
-    }
-
-    /// As `auth/joins/commit.rs` leaves token and instance.
-    fn granted(&mut self, grant: Grant, verified: &Verified) {
-        self.instances.remove(&grant.step.instance);
-        if self.spec.recovery.mode == RecoveryMode::Insecure {
-            self.instances.insert(grant.step.instance, grant.instance_step(verified));
-        }
-        self.status = grant.status;
-    }
-
-    fn refused(&mut self, refusal: &Refusal) {
-        self.locks.extend(refusal.lock.as_ref().map(|_| "two holders".to_owned()));
-    }
-
-    pub fn verified(&self, request: &Request) -> Result<Verified, Refusal> {
+    pub fn verified(&self, request: &Request, challenge: Challenge) -> Result<Verified, Refusal> {
         let certificate = |der: &[u8]| {
-            let (step, not_after, key): (Step, Timestamp, u8) = serde_json::from_slice(der).map_err(|e| e.to_string())?;
-            let incarnation = self.status.incarnation.expect("set");
+            let (step, not_after, incarnation, key): (Step, Timestamp, Id, u8) =
+                serde_json::from_slice(der).map_err(|e| e.to_string())?;
             let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, host: false, step };
             Ok(ShownCertificate { holder, not_after, key: public_key(key) })
         };
@@ -157,59 +186,97 @@ impl Server {
             server_names: &["localhost".to_owned()],
             certificate: &certificate,
         };
-        let view = self.view(&self.spec, &self.status, &[], &[]);
-        let challenge = Challenge { rotate: request.challenge.rotate, expires: NOW, anchor: view.anchor(None) };
-        let mut verified = Opened::new(&request.jws, &cluster, view, challenge).verify()?.1;
-        verified.stale = false;
-        Ok(verified)
+        let parts = self.parts();
+        Ok(Opened::new(&request.jws, &cluster, self.view(&parts), challenge).verify()?.1)
     }
 
-    fn view<'a>(
-        &self,
-        spec: &'a Spec,
-        status: &'a Status,
-        locks: &'a [LockInForce],
-        instances: &'a [InstanceView],
-    ) -> TokenView<'a> {
-        let epoch = Id([self.restores; 16]);
-        TokenView { name: TOKEN, for_bot: true, spec, status, revision: 1, epoch, locks, instances }
-    }
-
-    fn decided(&self, verified: &Verified, decision: Decision) -> Result<Grant, Refusal> {
-        let (mut status, mut verified, mut locks) = (self.status.clone(), verified.clone(), self.locks.clone());
-        let mut spec = self.spec.clone();
-        let claims = verified.presented.as_ref().and_then(|presented| presented.claims.clone().ok());
-        match (decision, &claims, &mut status.last_step) {
-            (Decision::ForgetsAttempts, ..) => verified.attempt = named(&[&verified.attempt.0[..], &self.content()].concat()),
-            (Decision::IgnoresLimit, ..) => spec.recovery.limit = u32::MAX,
-            (Decision::IgnoresLocks, ..) => locks.clear(),
-            (Decision::FollowsAnyNewer, Some(claims), Some(last)) => {
-                let current = self.status.step().expect("there is a last step");
-                if claims.step.is_after(&current) {
-                    last.issued_at_ms = claims.iat_ms - 1;
+    /// Decides, and commits.
+    pub fn take(&self, verified: Result<Verified, Refusal>, fault: Option<Fault>) -> Verdict {
+        let mut server = self.clone();
+        match verified.and_then(|verified| Ok((self.decided(&verified, fault)?, verified))) {
+            Ok((grant, verified)) => {
+                let granted = Granted {
+                    kind: grant.kind,
+                    exempt: grant.exemption.is_some_and(|used| used.paid),
+                    by_code: grant.by_code,
+                    followed: grant.rolled_forward.is_some(),
+                    answer: self.answer(&grant),
+                };
+                server.granted(grant, &verified);
+                Verdict { server, outcome: Ok(granted) }
+            }
+            Err(refusal) => {
+                if refusal.lock.is_some() {
+                    server.locks.push(TWO_HOLDERS);
+                    server.revision += 1;
                 }
+                Verdict { server, outcome: Err(refusal.problem.kind) }
             }
-            (Decision::ComparesCountersOnly, Some(claims), Some(last)) if Some(claims.step) == self.status.step() => {
-                (last.attempt, last.issued_at_ms) = (claims.jti, claims.iat_ms);
-            }
-            _ => {}
+        }
+    }
+
+    /// As `auth/joins/commit.rs` leaves token, locks and instance.
+    fn granted(&mut self, grant: Grant, verified: &Verified) {
+        if grant.by_code {
+            self.locks.retain(|lock| !is_own(lock));
+        }
+        let id = grant.step.instance;
+        let before = self.instances.remove(&id).map_or(INSTANCES, |known| known.revision);
+        if self.is_insecure() {
+            let last_step = grant.instance_step(verified);
+            self.instances.insert(id, InstanceView { id, revision: before + 1, last_step });
+        }
+        let mut status = grant.status;
+        // Where the pace is not explored all steps fit in its burst, and it would make a state of every moment.
+        status.pace_ms = status.pace_ms.filter(|until| self.paced && *until > self.now.millis());
+        if self.status != status {
+            self.status = status;
+            self.revision += 1;
+        }
+    }
+
+    fn decided(&self, verified: &Verified, fault: Option<Fault>) -> Result<Grant, Refusal> {
+        let (mut server, mut verified) = (self.clone(), verified.clone());
+        if let Some(fault) = fault {
+            fault.before(&mut server, &mut verified)?;
         }
         let instance = named(&[&verified.attempt.0[..], &self.status.recovery_count.to_be_bytes(), &[self.restores]].concat());
         let fresh = Fresh { instance, now: self.now, not_after: self.now.plus(TTL) };
-        let in_force = |message| LockInForce { instance: None, opened_by_code: false, message };
-        let locks: Vec<_> = locks.into_iter().map(in_force).collect();
-        let own = |(id, last): (&Id, &LastStep)| InstanceView { id: *id, revision: 1, last_step: last.clone() };
-        let instances: Vec<_> = self.instances.iter().map(own).collect();
-        let mut grant = decide(&self.view(&spec, &status, &locks, &instances), &verified, fresh)?;
-        // The pace is wide enough for all that is explored, and would make a state of every moment.
-        grant.status.pace_ms = None;
+        let parts = server.parts();
+        let mut grant = decide(&server.view(&parts), &verified, fresh)?;
+        if let Some(fault) = fault {
+            fault.after(self, &mut grant)?;
+        }
         Ok(grant)
+    }
+
+    fn epoch(&self, fault: Option<Fault>) -> Id {
+        Id([if fault == Some(Fault::NoEpoch) { 0 } else { self.restores }; 16])
+    }
+
+    fn parts(&self) -> Parts {
+        let lock =
+            |message: &&str| LockInForce { instance: None, opened_by_code: is_own(message), message: (*message).to_owned() };
+        Parts { locks: self.locks.iter().map(lock).collect(), instances: self.instances.values().cloned().collect() }
+    }
+
+    fn view<'a>(&'a self, parts: &'a Parts) -> TokenView<'a> {
+        TokenView {
+            name: TOKEN,
+            for_bot: true,
+            spec: &self.spec,
+            status: &self.status,
+            revision: self.revision,
+            epoch: self.epoch(None),
+            locks: &parts.locks,
+            instances: &parts.instances,
+        }
     }
 
     fn answer(&self, grant: &Grant) -> JoinAnswer {
         let inc = self.status.incarnation.expect("set");
         let claims = grant.claims(CLUSTER, TOKEN, true, inc);
-        let der = serde_json::to_vec(&(grant.step, grant.not_after, IDENTITY_KEY)).expect("plain data");
+        let der = serde_json::to_vec(&(grant.step, grant.not_after, inc, IDENTITY_KEY)).expect("plain data");
         JoinAnswer {
             kind: grant.kind,
             cluster: CLUSTER.into(),
@@ -230,28 +297,113 @@ impl Server {
             time: NOW,
         }
     }
+}
 
+/// What operators do.
+impl Server {
     pub fn rotate(&self) -> Self {
-        // A moment later: an order to rotate counts once.
-        let now = self.now.plus(Duration::from_secs(1));
-        let mut spec = self.spec.clone();
-        spec.rotate_after = Some(now);
-        Self { now, spec, ..self.clone() }
+        let mut server = self.written();
+        server.spec.rotate_after = Some(server.now);
+        server
     }
 
     pub fn with_recovery(&self, recovery: Recovery) -> Self {
-        Self { spec: Spec { recovery, ..self.spec.clone() }, ..self.clone() }
+        Self { spec: Spec { recovery, ..self.spec.clone() }, revision: self.revision + 1, ..self.clone() }
     }
 
-    /// As `boundkeyctl exempt` leaves the token.
-    pub fn exempt(&self) -> Self {
-        let expires = self.now.plus(Duration::from_secs(24 * 3600));
-        let exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires, key: None, reason: None });
-        Self { locks: vec![], status: Status { exemption, ..self.status.clone() }, ..self.clone() }
+    /// As `boundkeyctl exempt` leaves the token, with the code of the pool's key `code` or without one.
+    pub fn exempt(&self, code: Option<u8>, fault: Option<Fault>) -> Self {
+        let mut server = self.written();
+        if code.is_none() {
+            server.locks.retain(|lock| !is_own(lock));
+        } else if !server.locks.iter().any(|lock| is_own(lock)) {
+            server.locks.push(FOR_CODE);
+        }
+        if !self.is_insecure() && fault != Some(Fault::NoRotationOrdered) {
+            server.spec.rotate_after = Some(server.now);
+        }
+        let key = code.map(|code| RecoveryCode::of(&Thumbprint::of(&public_key(code))));
+        let expires = server.now.plus(EXEMPTION);
+        server.status.exemption = Some(Exemption { recoveries: 1, waive_join_state: true, expires, key, reason: None });
+        server.code = code.unwrap_or_default();
+        server
+    }
+
+    /// Whether `exempt --key` takes the code of the pool's key `code`: the token is bound, shared by no hosts, and was never bound to
+    /// that key.
+    pub fn takes_code(&self, code: u8) -> bool {
+        let key = Thumbprint::of(&public_key(code));
+        let was_bound = self.bound() == Some(key) || self.status.retired_keys.contains(&key);
+        self.bound().is_some() && !self.is_insecure() && !was_bound
+    }
+
+    /// As `exempt --cancel` does; `None`: there is none.
+    pub fn without_exemption(&self) -> Option<Self> {
+        let mut server = self.written();
+        server.status.exemption.take()?;
+        server.code = 0;
+        Some(server)
+    }
+
+    /// As `reset` leaves the token.
+    pub fn reset(&self) -> Self {
+        let resets = self.resets + 1;
+        Self { resets, status: Self::life(resets), code: 0, ..self.written() }
+    }
+
+    pub fn locked(&self, with: &'static str) -> Self {
+        let mut server = self.clone();
+        server.locks.push(with);
+        server
+    }
+
+    pub fn unlocked(&self, of: &str) -> Self {
+        let mut server = self.clone();
+        server.locks.retain(|lock| *lock != of);
+        server
+    }
+
+    /// A command that writes the token, a second after what was before: what comes at the same moment is the caller's matter.
+    fn written(&self) -> Self {
+        Self { now: self.now.plus(Duration::from_secs(1)), revision: self.revision + 1, ..self.clone() }
+    }
+
+    pub fn later(&self, by: Duration) -> Self {
+        let mut server = self.clone();
+        server.now = server.now.plus(by);
+        server.status.pace_ms = server.status.pace_ms.filter(|until| *until > server.now.millis());
+        server
     }
 
     /// This server restored from `backup`; `clock` tells what time it then is.
     pub fn restored(&self, backup: &Self, clock: impl FnOnce(Timestamp) -> Timestamp) -> Self {
         Self { now: clock(self.now), restores: self.restores + 1, ..backup.clone() }
+    }
+}
+
+/// Revisions of instances are counted from here: in life all resources share one counter, and no number comes twice.
+const INSTANCES: u64 = 1 << 32;
+
+/// The registration secret after so many resets.
+pub fn secret(resets: u8) -> String {
+    format!("s{resets}")
+}
+
+/// Whether the server made the lock.
+fn is_own(lock: &str) -> bool {
+    lock != OPERATOR
+}
+
+fn sealing() -> SealingKey {
+    SealingKey::new(&[3; 32])
+}
+
+/// The same challenge is the same text, so that the same situation is the same state.
+struct NoSalt;
+
+impl Random for NoSalt {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), NoRandomness> {
+        bytes.fill(0);
+        Ok(())
     }
 }

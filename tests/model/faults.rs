@@ -57,10 +57,8 @@ impl Fault {
             (Self::AttemptsForgotten, ..) => verified.attempt = named(&[&verified.attempt.0[..], &server.content()].concat()),
             (Self::LimitIgnored, ..) => server.spec.recovery.limit = u32::MAX,
             (Self::LocksIgnored, ..) => server.locks.clear(),
-            (Self::AnyNewerFollowed, Some(claims), Some(last)) => {
-                if step.is_some_and(|step| claims.step.is_after(&step)) {
-                    last.issued_at_ms = claims.iat_ms - 1;
-                }
+            (Self::AnyNewerFollowed, Some(claims), Some(last)) if step.is_some_and(|step| claims.step.is_after(&step)) => {
+                last.issued_at_ms = claims.iat_ms - 1;
             }
             (Self::CountersAlone, Some(claims), Some(last)) if Some(claims.step) == step => {
                 (last.attempt, last.issued_at_ms) = (claims.jti, claims.iat_ms);

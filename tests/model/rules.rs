@@ -61,7 +61,7 @@ impl Explorer {
             return Err(format!("{who} passes by a recovery code that it never had"));
         }
         let opened = |lock: &&str| grant.by_code && **lock != *OPERATOR;
-        if !before.locks.iter().all(|lock| opened(&lock)) {
+        if !before.locks.iter().all(opened) {
             return Err("a certificate is issued under a lock".into());
         }
         let recovers = matches!(grant.kind, JoinKind::First | JoinKind::Recovery) && !grant.exempt;
@@ -133,7 +133,7 @@ impl Explorer {
         match why {
             // A recovery code opens the server's own locks; one for another key, or that was never used, keeps it out.
             ProblemType::Locked => {
-                !server.locks.is_empty() && !self.opens(s, &server) || server.awaits_code() && s.code != server.code
+                !server.locks.is_empty() && !Self::opens(s, &server) || server.awaits_code() && s.code != server.code
             }
             ProblemType::NoRecoveriesLeft => server.status.recoveries(&server.spec).remaining() == Some(0),
             ProblemType::PaceExceeded => self.bounds.pace && s.allowed == 0,
@@ -142,7 +142,7 @@ impl Explorer {
     }
 
     /// Whether the device has the pending code, and no operator stops it.
-    fn opens(&self, s: &State, server: &Server) -> bool {
+    fn opens(s: &State, server: &Server) -> bool {
         server.awaits_code() && s.code == server.code && !server.locks.contains(&OPERATOR)
     }
 
@@ -153,7 +153,7 @@ impl Explorer {
             return Ok(());
         }
         let Err(why) = taken.outcome else { return Ok(()) };
-        let fits = self.opens(s, &server);
+        let fits = Self::opens(s, &server);
         if s.in_step & DEVICE == 0 && !fits {
             return Ok(());
         }

@@ -126,6 +126,10 @@ impl Joiner<'_> {
         device.guard.mark(&mut memory);
         device.remember(&memory)?;
         device.guard.follow();
+        // The join stands without it, and the next one writes over that slot as well.
+        if let Err(e) = device.state.overwrite_older() {
+            log::warn!("the older slot of the state could not be written over: {e}");
+        }
         Ok(Joined { answer, requested, left_out, bundle })
     }
 

@@ -126,6 +126,18 @@ impl<S: Storage> StateFile<S> {
         Ok(())
     }
 
+    /// Writes the memory into the older slot too. That one holds what the last request was made of: with it and the key, somebody who copies
+    /// the medium later could have the answer given once more. An error leaves the newer slot as it is.
+    pub fn overwrite_older(&mut self) -> io::Result<()> {
+        let sequence = self.sequence.checked_add(1).ok_or_else(|| io::Error::other("its sequence has come to its end"))?;
+        let bytes = slot::encode(sequence, &self.memory).map_err(io::Error::other)?;
+        let slot = 1 - self.slot;
+        self.storage.write_at(STATE_FILE, (slot * SLOT_SIZE) as u64, &bytes)?;
+        self.storage.sync(STATE_FILE)?;
+        (self.sequence, self.slot) = (sequence, slot);
+        Ok(())
+    }
+
     /// The storage, to read files beside the state.
     pub fn stored(&self) -> &S {
         &self.storage

@@ -1,5 +1,7 @@
 //! Copies of a device's storage that are used beside it, with the real programs.
 
+use std::fs;
+
 use super::support::proxy::{Proxy, Way};
 use super::support::{Device, Server};
 
@@ -44,4 +46,25 @@ fn a_host_that_is_always_faster_starves_nobody() {
     let (code, said) = first.try_join();
     assert_eq!(code, 0, "{said}");
     assert!(!server.events("shared").contains(&"lock.created".to_owned()));
+}
+
+/// The older slot of the state held what the last request was made of: attempt, and join state from before. A copy of an idle device could
+/// have the last answer given once more from it, for keys of its own, and nothing told the two apart.
+#[test]
+fn a_copy_of_an_idle_device_holds_no_answer_that_could_be_given_again() {
+    let server = Server::start();
+    for damaged in [0, 1] {
+        let device = server.device(&format!("idle{damaged}"), 5);
+        device.join();
+        device.join();
+        let copy = device.copy();
+        let path = copy.storage().join("state");
+        let mut state = fs::read(&path).expect("a state file");
+        let half = state.len() / 2;
+        state[damaged * half..(damaged + 1) * half].fill(0);
+        fs::write(&path, state).expect("one slot is left");
+        copy.join();
+        assert_eq!(server.events(&copy.token).last().map(String::as_str), Some("join.renewal"), "a step, which tells them apart");
+        assert_eq!(device.try_join().0, 4);
+    }
 }

@@ -143,7 +143,8 @@ pub fn receive(medium: &Medium, who: Who, request: &Request, answer: &JoinAnswer
         let mut keys = Keys { disk: disk.clone(), maker: who.holder };
         let issued = prepared(&memory, &request.challenge, &mut keys, None, who)?.answered(answer.clone()).map_err(text)?;
         state.storage().replace(IDENTITY_FILE, &issued.certificate).map_err(text)?;
-        state.store(&issued.memory).map_err(text)
+        state.store(&issued.memory).map_err(text)?;
+        state.overwrite_older().map_err(text)
     })
 }
 

@@ -296,3 +296,15 @@ fn the_same_stamp_on_another_line_of_steps_is_noticed() {
     assert_eq!(stamps[0], stamps[1], "the same counters");
     assert_eq!(refusal(device.join(&mut world)), ProblemType::JoinStateMismatch);
 }
+
+/// An old certificate, of the instance before, led around a lock on the one that is bound.
+#[test]
+fn a_lock_on_the_bound_instance_counts_whatever_certificate_is_shown() {
+    let (mut world, mut device) = joined(5);
+    let old = (device.identity.clone(), device.memory.certificate.clone());
+    world.later(EXPIRY);
+    assert_eq!(kind(device.join(&mut world)), JoinKind::Recovery);
+    world.lock_instance(world.status.bound_bot_instance_id.expect("joined"), "lost");
+    (device.identity, device.memory.certificate) = old;
+    assert_eq!(refusal(device.join(&mut world)), ProblemType::Locked);
+}

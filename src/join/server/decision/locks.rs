@@ -12,10 +12,11 @@ use crate::time::Timestamp;
 /// A lock that an operator made stops that request too.
 pub(super) fn check(token: &TokenView<'_>, request: &Verified, by_code: bool, now: Timestamp) -> Result<(), Refusal> {
     let named = request.certificate.as_ref().map(|shown| shown.holder.step.instance);
-    // In mode `insecure` the bound instance is that of whichever host recovered last: a lock on it is no matter of the others.
+    // In mode `insecure` the bound instance is that of whichever host recovered last: a lock on it is no matter of the others. Elsewhere it
+    // counts whatever certificate is shown: an old one, of another instance, must not lead around the lock.
     let shared = token.spec.recovery.mode == RecoveryMode::Insecure;
-    let instance = named.or_else(|| token.status.bound_instance().filter(|_| !shared));
-    let concerns = |lock: &&LockInForce| lock.instance.is_none() || lock.instance == instance;
+    let bound = token.status.bound_instance().filter(|_| !shared);
+    let concerns = |lock: &&LockInForce| lock.instance.is_none_or(|locked| Some(locked) == named || Some(locked) == bound);
     let stops = |lock: &&LockInForce| !(by_code && lock.opened_by_code);
     if let Some(lock) = token.locks.iter().filter(concerns).find(stops) {
         return Err(Problem::new(ProblemType::Locked, lock.message.clone()).into());

@@ -108,9 +108,8 @@ impl Rotation {
         let authority = self.joins.authority.now();
         let set = authority.set();
         let step = if order.cancel { set.step_back() } else { set.step_to(order.target) }.map_err(RotationError::Refused)?;
-        if order.compromised && step != Step::Retire {
-            let why =
-                "--compromised goes with --to retired, once another CA is active: `boundkeyctl ca status` shows where they stand";
+        if order.compromised && !matches!(step, Step::Retire | Step::Withdraw) {
+            let why = "--compromised goes with --to retired and with --cancel: `boundkeyctl ca status` shows where the CAs stand";
             return Err(RotationError::Refused(why.into()));
         }
         let number = set.subject(step).unwrap_or_default();

@@ -79,8 +79,8 @@ fn ca() -> Command {
                 .value_parser(["announced", "active", "retired"])
                 .help("announced: devices learn of the next CA; active: it signs; retired: the old one does not count any more"),
         )
-        .arg(flag("cancel", "Withdraw the CA that is announced").conflicts_with_all(["to", "compromised"]))
-        .arg(flag("compromised", "With --to retired: the old CA's keys are in other hands, so nothing they signed counts"))
+        .arg(flag("cancel", "Withdraw the CA that is announced").conflicts_with("to"))
+        .arg(flag("compromised", "With --to retired or --cancel: the keys of the CA that goes are in other hands, so nothing they signed counts"))
         .arg(flag("yes", "Go on though not all devices are ready for it"))
         .arg(format.clone())
         .after_help(

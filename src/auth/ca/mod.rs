@@ -237,8 +237,7 @@ impl Authority {
             join_state: (names.join_state, ca.join_state_key()?),
             ssh_host: (names.ssh_host, ca.ssh_host.0.clone()),
         };
-        let believed = set.cas.iter().filter(|ca| !ca.compromised);
-        let join_state_keys = believed.map(Ca::join_state_key).collect::<Result<_, _>>()?;
+        let join_state_keys = set.believed().map(Ca::join_state_key).collect::<Result<_, _>>()?;
         let bundles = set.bundles.iter().map(|text| TrustBundle::open(text)).collect::<Result<Vec<_>, _>>();
         let bundles = bundles.map_err(|e| CaError::Certificate(e.to_string()))?;
         if bundles.is_empty() {
@@ -332,8 +331,7 @@ impl Authority {
 
     /// The step that an identity certificate of ours was issued for.
     pub fn identity(&self, der: &[u8]) -> Result<ShownCertificate, String> {
-        let believed = self.set.cas.iter().filter(|ca| !ca.compromised);
-        let shown = request::open_identity(der, believed.map(Ca::certificate))?;
+        let shown = request::open_identity(der, self.set.believed().map(Ca::certificate))?;
         let holder = Holder::from_uri(&shown.uri).ok_or("it is not an identity certificate")?;
         Ok(ShownCertificate { holder, not_after: shown.not_after, key: shown.key })
     }

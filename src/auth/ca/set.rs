@@ -48,8 +48,8 @@ pub struct Ca {
     /// Its certificate, then the one that issued it, and so on: DER.
     #[serde(serialize_with = "to_text", deserialize_with = "from_text")]
     pub chain: Vec<Vec<u8>>,
-    /// Cross certificates (RFC 4210 section 4.4), DER: first this CA's by the one that it follows, then that one's by this. A device that
-    /// trusts one of them can verify what the other one signed.
+    /// Cross certificates (RFC 4210 section 4.4), DER: first this CA's by the one that it follows; then, once a step was taken back, that
+    /// one's by this. A device that trusts the issuer can verify what the other one signed.
     #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "to_text", deserialize_with = "from_text")]
     pub cross: Vec<Vec<u8>>,
     /// Verifies the join states that it signed.
@@ -170,6 +170,11 @@ impl CaSet {
             is_new
         });
         Ok(chain)
+    }
+
+    /// The CAs whose signatures count: those that signed at any time and are in no other hands. One that was never active signed nothing.
+    pub(super) fn believed(&self) -> impl Iterator<Item = &Ca> {
+        self.cas.iter().filter(|ca| !ca.compromised && (ca.has_signed || ca.phase == Phase::Active))
     }
 
     fn ca(&self, number: u32) -> Option<&Ca> {

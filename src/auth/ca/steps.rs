@@ -125,6 +125,20 @@ impl CaSet {
         Ok(ca)
     }
 
+    /// Has the CA that was active certify the one that signs again, for devices that know only the former. Not before it has to be: whoever
+    /// has this certificate and the old CA's keys is believed by all that trust the next CA, also after the old one was retired.
+    fn vouch_back(&mut self, keys: &SharedKeys, random: &dyn Random) -> Result<(), CaError> {
+        let active = self.active()?.clone();
+        let Some(next) = self.cas.iter_mut().find(|ca| ca.phase == Phase::Announced && ca.follows == Some(active.number)) else {
+            return Ok(());
+        };
+        if next.cross.len() == 1 {
+            let by_next = cross_certify(&active, next, keys, random)?;
+            next.cross.push(by_next);
+        }
+        Ok(())
+    }
+
     /// Forgets the oldest retired CAs beyond [`MAX_CAS`], and what they signed.
     fn forget_oldest(&mut self) {
         while self.cas.len() > MAX_CAS {
@@ -138,7 +152,8 @@ impl CaSet {
 impl Authority {
     /// The authority after `step`. Nothing is written down but new keys, which are taken up again if this has to be repeated.
     ///
-    /// `compromised`, with [`Step::Retire`]: nothing that the old CA signed counts from then on, join states and identities among it.
+    /// `compromised`, with [`Step::Retire`] and [`Step::Withdraw`]: nothing that this CA signed counts from then on, join states and
+    /// identities among it.
     pub fn after(&self, step: Step, compromised: bool, random: &dyn Random, now: Timestamp) -> Result<Self, CaError> {
         let (cluster, keys) = (self.cluster.as_str(), &self.keys);
         let mut set = self.set.clone();
@@ -157,9 +172,10 @@ impl Authority {
             Step::Return => {
                 set.move_to(Phase::Active, Phase::Announced, now)?;
                 set.move_to(Phase::Superseded, Phase::Active, now)?;
+                set.vouch_back(keys, random)?;
             }
             Step::Retire => set.move_to(Phase::Superseded, Phase::Retired, now)?.compromised = compromised,
-            Step::Withdraw => _ = set.move_to(Phase::Announced, Phase::Retired, now)?,
+            Step::Withdraw => set.move_to(Phase::Announced, Phase::Retired, now)?.compromised = compromised,
             Step::Restore => {
                 known = set.retired_last().map(|ca| ca.number);
                 let restored = set.cas.iter_mut().find(|ca| Some(ca.number) == known);
@@ -192,6 +208,6 @@ fn next_ca(set: &CaSet, cluster: &str, keys: &SharedKeys, random: &dyn Random, n
     let certificate = self_signed(cluster, number, keys, random, now)?;
     let mut next = Ca::open(number, Phase::Announced, vec![certificate], keys, now)?;
     next.follows = Some(active.number);
-    next.cross = vec![cross_certify(&next, active, keys, random)?, cross_certify(active, &next, keys, random)?];
+    next.cross = vec![cross_certify(&next, active, keys, random)?];
     Ok(next)
 }

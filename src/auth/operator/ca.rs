@@ -13,8 +13,8 @@ impl Operator {
 
     pub(super) fn ca_rotate(&self, call: CaRotate, who: Who) -> Result<CaRotated, Fault> {
         let CaRotate { to: target, cancel, yes, compromised } = call;
-        if cancel && (target.is_some() || compromised) {
-            return refused(ProblemType::BadRequest, "withdrawing a CA goes with no other order");
+        if cancel && target.is_some() {
+            return refused(ProblemType::BadRequest, "a CA is withdrawn, or a step is made: not both");
         }
         Ok(self.rotation()?.rotate(Order { target, cancel, yes, compromised }, &who.to_string())?)
     }

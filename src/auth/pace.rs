@@ -11,13 +11,13 @@ use crate::time::Timestamp;
 
 /// Most paces remembered. Beyond it those that have recovered are forgotten first, and then the others: 10 MB at the most.
 const MAX_PACES: usize = 100_000;
-/// Hosts with one key behind one address that may recover at once, in mode `insecure`: those of a plant after a power cut.
-const HOSTS_AT_ONCE: u64 = 50;
+/// Joins of hosts with one key from one address at once, in mode `insecure`: those of a plant after a power cut.
+const HOSTS_AT_ONCE: u64 = 200;
 
 /// Whose pace a join spends.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Payer {
-    /// Hosts that recover in mode `insecure`, from one address: what one place does leaves the others alone.
+    /// Hosts that join in mode `insecure`, from one address: what one place does leaves the others alone.
     Address(String, IpAddr),
     /// An instance that renews in mode `insecure`.
     Instance(Id),
@@ -26,15 +26,19 @@ pub enum Payer {
 }
 
 impl Payer {
-    /// Whose pace `grant` spends, beside the token's own.
-    pub fn of(token: &Token, grant: &Grant, from: SocketAddr) -> Option<Self> {
+    /// Whose paces `grant` spends, beside the token's own.
+    ///
+    /// A key that hosts share makes a new instance with each recovery, so that instances alone would bound nothing: each step spends the
+    /// pace of the address that it comes from too.
+    pub fn of(token: &Token, grant: &Grant, from: SocketAddr) -> Vec<Self> {
         let name = &token.metadata.name;
         let shared = token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure;
+        let address = || Self::Address(name.clone(), place(from.ip()));
         match grant.kind {
-            JoinKind::Replay => Some(Self::Replay(name.clone(), shared.then_some(grant.step.instance))),
-            JoinKind::Renewal if shared => Some(Self::Instance(grant.step.instance)),
-            JoinKind::First | JoinKind::Recovery if shared => Some(Self::Address(name.clone(), place(from.ip()))),
-            JoinKind::First | JoinKind::Recovery | JoinKind::Renewal => None,
+            JoinKind::Replay => vec![Self::Replay(name.clone(), shared.then_some(grant.step.instance))],
+            JoinKind::Renewal if shared => vec![Self::Instance(grant.step.instance), address()],
+            JoinKind::First | JoinKind::Recovery if shared => vec![address()],
+            JoinKind::First | JoinKind::Recovery | JoinKind::Renewal => vec![],
         }
     }
 }

@@ -34,7 +34,10 @@ impl JoinContext<'_> {
         let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
         token.status.bound_keypair = grant.status.clone();
         // A number of the store's is no greater.
-        token.status.trust_bundle = accepted.request.bundle.map(|sequence| sequence.min(i64::MAX.unsigned_abs()));
+        // A replay leaves the token as it is, whatever it tells of the device.
+        if grant.kind != JoinKind::Replay {
+            token.status.trust_bundle = accepted.request.bundle.map(|sequence| sequence.min(i64::MAX.unsigned_abs()));
+        }
         let issued = certified.outputs.iter().chain([&certified.identity]);
         let issued: Vec<_> = issued
             .map(|issued| IssuedRecord {

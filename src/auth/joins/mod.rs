@@ -90,7 +90,7 @@ impl Joins {
     pub fn join(&self, jws: &Jws, from: SocketAddr) -> Result<JoinAnswer, Problem> {
         let request = request::peek(jws)?;
         let named = request::shown_certificate(&request).and_then(|der| Authority::named_instance(&der));
-        let mut paid = None;
+        let mut paid = vec![];
         for _ in 0..MOST_TRIES {
             let now = self.clock.now();
             let view = self.view(&request.token, named, now)?;
@@ -136,7 +136,7 @@ impl Joins {
     }
 
     /// `paid`: whose pace this join has spent already.
-    fn decide(&self, jws: &Jws, context: &JoinContext<'_>, paid: &mut Option<Payer>) -> Result<Accepted, Refused> {
+    fn decide(&self, jws: &Jws, context: &JoinContext<'_>, paid: &mut Vec<Payer>) -> Result<Accepted, Refused> {
         let JoinContext { view, now, .. } = *context;
         let parts = ViewParts::new(view, now);
         let token = parts.token(view);
@@ -172,7 +172,7 @@ impl Joins {
         grant: Grant,
         context: &JoinContext<'_>,
         outstanding: Outstanding,
-        paid: &mut Option<Payer>,
+        paid: &mut Vec<Payer>,
     ) -> Result<(Grant, Certified, Claims), Problem> {
         let JoinContext { view, now, from } = *context;
         let token = &view.token.resource;
@@ -182,12 +182,13 @@ impl Joins {
         Ok((grant, certified, claims))
     }
 
-    fn spend(&self, payer: Option<Payer>, paid: &mut Option<Payer>, now: Timestamp) -> Result<(), Problem> {
-        if payer != *paid {
-            if let Some(payer) = payer.clone() {
-                self.paces.spend(payer, now)?;
+    /// Each pace once, however often the join is judged again.
+    fn spend(&self, payers: Vec<Payer>, paid: &mut Vec<Payer>, now: Timestamp) -> Result<(), Problem> {
+        for payer in payers {
+            if !paid.contains(&payer) {
+                self.paces.spend(payer.clone(), now)?;
+                paid.push(payer);
             }
-            *paid = payer;
         }
         Ok(())
     }

@@ -48,8 +48,16 @@ impl Joins {
         let Some(Registration { token, address, is_short }) = registration else { return };
         match answer {
             Ok(answer) if answer.kind == JoinKind::First => {}
-            // All that a wrong secret leads to.
-            Err(problem) if problem.kind == ProblemType::RegistrationRefused => return,
+            // All that a wrong secret leads to. That of a token which is locked, and whose challenge is stale, is told by the two answers
+            // that there are then: neither is given back.
+            Err(problem)
+                if matches!(
+                    problem.kind,
+                    ProblemType::RegistrationRefused | ProblemType::ChallengeStale | ProblemType::Locked
+                ) =>
+            {
+                return;
+            }
             _ => return self.throttle.give_back_registration(&token, address, self.clock.now()),
         }
         self.throttle.registered(&token);

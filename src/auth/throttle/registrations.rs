@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! of one address, for one token   three at once, then a pause that doubles from 2 to 60 seconds
-//! of all addresses, for one token   30 at once, then one in 10 seconds
+//! of all addresses, for one token   30 at once, then one in 10 seconds; addresses that failed before apart from those that did not
 //! ```
 //!
-//! An address that tries without end has no influence on the device at another one, as long as there are few such addresses.
+//! Addresses that try without end have no influence on the device at another one, as long as they are fewer than are remembered.
 //! A registration that succeeds ends all of it for its token. All is in memory: a server that starts begins anew.
 
 use std::collections::HashMap;
@@ -24,9 +24,9 @@ const FORGIVEN: Duration = Duration::from_secs(3600);
 /// Tries of all addresses.
 const ALL: Rate = Rate { burst: 30, per_minute: 6 };
 /// Tokens remembered. Only tokens that exist, and wait for their first join by secret, come here.
-const MOST_TOKENS: usize = 16 * 1024;
-/// Addresses remembered of each.
-const MOST_SOURCES: usize = 16;
+const MOST_TOKENS: usize = 4096;
+/// Addresses remembered of each: some 50 MB with all tokens.
+const MOST_SOURCES: usize = 256;
 
 /// Tries by token.
 #[derive(Debug, Default)]
@@ -34,7 +34,10 @@ pub(super) struct Registrations(HashMap<String, Tries>);
 
 #[derive(Debug)]
 struct Tries {
-    all: Budget,
+    /// Of addresses whose tries are remembered.
+    repeated: Budget,
+    /// Of the others: a device that tries for the first time does not wait for those that fail again and again.
+    fresh: Budget,
     by_source: HashMap<Source, Pause>,
     last: Timestamp,
 }
@@ -64,10 +67,13 @@ impl Registrations {
     /// Takes back a try that ended before its secret was looked at, or after it was found right.
     pub(super) fn give_back(&mut self, token: &str, address: IpAddr, now: Timestamp) {
         let Some(tries) = self.0.get_mut(token) else { return };
-        tries.all.give_back(ALL, 1);
-        if let Some(pause) = tries.by_source.get_mut(&Source::of(address)) {
+        let pause = tries.by_source.get_mut(&Source::of(address));
+        let left = pause.map_or(0, |pause| {
             *pause = Pause { tries: pause.tries.saturating_sub(1), until: now };
-        }
+            pause.tries
+        });
+        let budget = if left == 0 { &mut tries.fresh } else { &mut tries.repeated };
+        budget.give_back(ALL, 1);
     }
 
     /// The device of `token` is registered.
@@ -90,7 +96,7 @@ impl Registrations {
 
 impl Tries {
     fn new(now: Timestamp) -> Self {
-        Self { all: Budget::full(ALL, now), by_source: HashMap::new(), last: now }
+        Self { repeated: Budget::full(ALL, now), fresh: Budget::full(ALL, now), by_source: HashMap::new(), last: now }
     }
 
     fn admit(&mut self, source: Source, now: Timestamp) -> Result<(), Duration> {
@@ -99,7 +105,8 @@ impl Tries {
         if !wait.is_zero() {
             return Err(wait);
         }
-        if !self.all.spend(ALL, 1, now) {
+        let budget = if known.is_some() { &mut self.repeated } else { &mut self.fresh };
+        if !budget.spend(ALL, 1, now) {
             return Err(Duration::from_secs(60 / ALL.per_minute));
         }
         let tries = known.map_or(0, |pause| pause.tries) + 1;

@@ -272,7 +272,8 @@ pub(super) fn is_in_use(dir: &Path) -> Result<bool, AgentError> {
 /// Which agent holds the storage directory `dir`, from the kernel's list: to try the lock would keep an agent from starting in that
 /// moment.
 pub(super) fn holder(dir: &Path) -> Option<u32> {
-    let inode = std::fs::metadata(dir.join(LOCK_FILE)).ok()?.ino();
+    let lock = std::fs::metadata(dir.join(LOCK_FILE)).ok()?;
+    let inode = lock.ino();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     // `1: FLOCK  ADVISORY  WRITE 1234 fe:01:56789 0 EOF` (proc_locks(5)); the device is not always that of stat(2).
     let pids = locks.lines().filter_map(|line| {
@@ -282,8 +283,12 @@ pub(super) fn holder(dir: &Path) -> Option<u32> {
         let same = fields.next()?.rsplit(':').next()?.parse() == Ok(inode);
         (flock && same).then_some(pid)
     });
-    pids.into_iter()
-        .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("boundkey")))
+    // A file on another file system may have the same number, and be locked by anybody.
+    let is_agent = |pid: &u32| {
+        let owned = std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| [0, lock.uid()].contains(&process.uid()));
+        owned && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("boundkey"))
+    };
+    pids.into_iter().find(is_agent)
 }
 
 /// The name of a key and what is remembered of it.

@@ -111,19 +111,26 @@ pub enum Access {
 /// Whose doings are trusted: root's and those of the user that this process acts as.
 struct Trust {
     user: u32,
-    /// Whether owners whom this user namespace does not have are shown, by a number that nobody in it has: they are outside, as the host's root.
+    /// Whether the host's root is outside this user namespace. It is then shown by a number that nobody in it has, as every other user
+    /// outside is: there is no way to tell them apart.
     overflow: bool,
 }
 
 impl Trust {
     fn of_process() -> Self {
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        Self { user: geteuid().as_raw(), overflow: !map.is_empty() && !has_user(&map, OVERFLOW_USER) }
+        Self { user: geteuid().as_raw(), overflow: hides_root(&map) && !has_user(&map, OVERFLOW_USER) }
     }
 
     fn trusts(&self, owner: u32) -> bool {
         owner == ROOT || owner == self.user || (self.overflow && owner == OVERFLOW_USER)
     }
+}
+
+/// Whether a namespace with this `uid_map` lacks the root of the one around it. systemd's `PrivateUsers=yes` has it.
+fn hides_root(map: &str) -> bool {
+    let has_root = |line: &str| line.split_whitespace().nth(1) == Some("0");
+    !map.is_empty() && !map.lines().any(has_root)
 }
 
 /// Whether the user is one of the namespace with this `uid_map`: lines of first number inside, first number outside, count.

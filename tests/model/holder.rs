@@ -67,6 +67,8 @@ pub struct Request {
     pub instance: Option<Id>,
     /// The attempt that made the step of its join state.
     pub made_by: Option<Id>,
+    /// When that step was made, in milliseconds since 1970.
+    pub issued_ms: Option<u64>,
     pub has_state: bool,
     pub has_certificate: bool,
 }
@@ -120,13 +122,15 @@ pub fn prepare(medium: &Medium, who: Who, challenge: &ChallengeAnswer, dies_at: 
         let same_life = memory.incarnation == Some(challenge.incarnation);
         let certificate = identity(disk, &memory)?.filter(|_| same_life && who.manner != Manner::NoCertificate);
         let prepared = prepared(&memory, challenge, &mut keys, certificate.as_deref(), who)?;
+        let claims = memory.join_state.as_deref().and_then(claims);
         let request = Request {
             jws: prepared.request().clone(),
             challenge: challenge.clone(),
             attempt,
             key: signer(&prepared.request().header().map_err(text)?)?,
             instance: memory.step.filter(|_| certificate.is_some()).map(|step| step.instance),
-            made_by: memory.join_state.as_deref().and_then(made_by),
+            made_by: claims.as_ref().map(|claims| claims.jti),
+            issued_ms: claims.as_ref().map(|claims| claims.iat_ms),
             has_certificate: certificate.is_some(),
             has_state: memory.join_state.is_some() && same_life,
         };
@@ -196,9 +200,9 @@ fn attempt(who: Who, memory: &Memory, challenge: &ChallengeAnswer) -> Id {
     named(&[&[own], from.as_bytes(), moved.as_bytes()].concat())
 }
 
-fn made_by(join_state: &str) -> Option<Id> {
+fn claims(join_state: &str) -> Option<Claims> {
     let payload = base64url::decode(&Jws::from_compact(join_state).ok()?.payload).ok()?;
-    serde_json::from_slice::<Claims>(&payload).ok().map(|claims| claims.jti)
+    serde_json::from_slice(&payload).ok()
 }
 
 /// An id made from `content`.

@@ -38,7 +38,6 @@ impl Explorer {
             strangers_then: 0,
             acted: 0,
             code: 0,
-            shared_code: false,
             waiver: false,
             allowed: if self.bounds.pace { ALLOWED } else { 0 },
             left: self.bounds.left,
@@ -204,6 +203,7 @@ impl Explorer {
         let Ok(grant) = taken.outcome else { return Some((after, None)) };
         if grant.kind == JoinKind::Replay {
             after.in_step |= who;
+            after.strangers &= !who;
             // There a replay writes the instance, so that there is no end of other revisions.
             if self.servers.get(s.server).is_insecure() {
                 after.left.steps = s.left.steps.checked_sub(1)?;
@@ -216,7 +216,6 @@ impl Explorer {
         }
         if grant.by_code {
             let code = self.servers.get(s.server).code;
-            after.shared_code |= s.copies.iter().any(|copy| copy.is_there() && copy.code == code);
             after.strangers |= s.without_code(code);
         }
         if grant.by_code || (grant.exempt && s.waiver) {

@@ -35,7 +35,7 @@ impl Explorer {
             self.alone(s, sent, taken)?;
         }
         if s.strangers & who != 0 {
-            return self.stranger(s, who, taken);
+            return self.stranger(s, who, sent, taken);
         }
         self.in_step(s, who, sent, taken)?;
         self.two_holders(s, who, sent, taken)?;
@@ -106,7 +106,9 @@ impl Explorer {
             Err(why) if self.may_refuse(s, why) => return Ok(()),
             Err(why) => return Err(format!("a device alone is refused: {why:?}")),
         };
-        if grant.kind != JoinKind::Recovery || grant.by_code {
+        // Where hosts share a key, a request that names no instance is tied to no revision: repeated, it may recover once more.
+        let repeated = before.is_insecure() && !sent.now;
+        if grant.kind != JoinKind::Recovery || grant.by_code || repeated {
             return Ok(());
         }
         let end = match &before.status.last_step {
@@ -168,8 +170,10 @@ impl Explorer {
     }
 
     /// After a recovery code or a reset a copy from before gets nothing, and locks nobody.
-    fn stranger(&self, s: &State, who: u8, taken: Taken) -> Result<(), String> {
+    fn stranger(&self, s: &State, who: u8, sent: Sent, taken: Taken) -> Result<(), String> {
         match taken.outcome {
+            // A reset leaves the device its attempt in flight, and a key that was never bound: a copy that has both shares the step.
+            Ok(Grant { kind: JoinKind::Replay, .. }) if self.shares(s, sent.request) => Ok(()),
             Ok(grant) => Err(format!("a stranger is let in: {:?} of {who}", grant.kind)),
             Err(_) if self.gains_lock(s, taken) => Err(format!("a stranger locks: {who}")),
             Err(_) => Ok(()),
@@ -191,6 +195,14 @@ impl Explorer {
         same || (self.bounds.clock_back && sent.made_by == Some(last.attempt))
     }
 
+    /// Whether the request is of a holder that has nothing from after the last step by a recovery code, and whether a copy was taken
+    /// after the key for the code was made, which has as much.
+    fn shares_code(&self, s: &State, request: u32) -> bool {
+        let trusted_from = self.servers.get(s.server).status.trusted_from_ms;
+        let is_older = self.requests.get(request).issued_ms < trusted_from;
+        is_older && s.copies.iter().any(|copy| copy.is_there() && copy.code != 0 && copy.code == s.code)
+    }
+
     /// Between two steps of different holders there is a lock: whoever did not make the last step, and was not given its
     /// answer, gets no further, and locks the token by trying. Beside a lock, only an exemption lets it in.
     fn two_holders(&self, s: &State, who: u8, sent: Sent, taken: Taken) -> Result<(), String> {
@@ -208,7 +220,7 @@ impl Explorer {
             // Without a join state nothing tells a copy from a device that lost it.
             Err(_) if taken.locked || server.awaits_code() || !request.has_state => Ok(()),
             // What was trusted before the code is no more, and the key of the code may have been rotated away since.
-            Err(ProblemType::KeyNotProven) if s.shared_code => Ok(()),
+            Err(ProblemType::KeyNotProven) if self.shares_code(s, sent.request) => Ok(()),
             // An exemption would let it in, and waits for it.
             Err(ProblemType::ChallengeStale) if s.waiver => Ok(()),
             Err(ProblemType::PaceExceeded) if s.waiver && s.allowed == 0 => Ok(()),
@@ -234,8 +246,9 @@ impl Explorer {
         let Err(why) = taken.outcome else { return Ok(()) };
         let copies = (0..COPIES.len()).filter(|i| s.copies[*i].is_there()).collect::<Vec<_>>();
         // Out of recoveries, the device knows why; without a join state it is as the copy from before the first answer.
-        let known =
-            s.shared_code || !self.requests.get(request).has_state || (s.in_step & DEVICE != 0 && self.may_refuse(s, why));
+        let known = self.shares_code(s, request)
+            || !self.requests.get(request).has_state
+            || (s.in_step & DEVICE != 0 && self.may_refuse(s, why));
         if copies.is_empty() || server.is_insecure() || taken.locked || server.awaits_code() || known {
             return Ok(());
         }

@@ -41,8 +41,6 @@ pub struct State {
     pub acted: u8,
     /// The key that the device made for a recovery code last, by its number in the pool; 0: none.
     pub code: u8,
-    /// Whether a recovery code was used that a copy had too, for it was taken after the key was made.
-    pub shared_code: bool,
     /// Whether an exemption without a code was given, and nothing has been granted since.
     pub waiver: bool,
     /// Steps that the pace must let through by now, where it is part of what is explored.

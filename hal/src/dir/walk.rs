@@ -229,7 +229,9 @@ impl Walk {
 
     fn root(&mut self) -> io::Result<Place> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open("/", flags, Mode::empty())?;
+        // An emulator with a sysroot (qemu-user) leads `/` itself there. Without /proc, `/` it is.
+        let fd =
+            rustix::fs::open("/proc/self/root", flags, Mode::empty()).or_else(|_| rustix::fs::open("/", flags, Mode::empty()))?;
         let stat = fstat(&fd)?;
         self.enter(fd, "/".into(), &stat)
     }

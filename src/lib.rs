@@ -14,6 +14,8 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 #[cfg(feature = "auth")]
+pub mod api;
+#[cfg(feature = "auth")]
 pub mod auth;
 pub mod certify;
 #[cfg(feature = "auth")]

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use boundkey::auth::audit::{Event, EventFilter, EventKind};
-use boundkey::auth::resource::{Bot, BotSpec, Key, Kind, Metadata, Resource};
+use boundkey::api::event::{Event, EventFilter, EventKind};
+use boundkey::api::resource::{Bot, BotSpec, Key, Kind, Metadata, Resource};
 use boundkey::auth::store::{Change, Commit, SqliteStore, Store, StoreError};
 use boundkey::time::Timestamp;
 

@@ -25,11 +25,10 @@ use zeroize::Zeroizing;
 
 use super::ca::{self, Authority, CaError, CaSet, Place, ServerIdentity, make_keys};
 use super::store::{SqliteStore, StoreError};
+use crate::api::SOCKET;
 use crate::pem;
 use crate::time::{NoRandomness, Random, Timestamp};
 
-/// The operator's socket in a data directory.
-pub const SOCKET: &str = "operator.sock";
 pub(super) const CLUSTER: &str = "cluster.json";
 pub(super) const KEYS: &str = "keys";
 pub(super) const CHALLENGE_KEY: &str = "challenge.key";

@@ -1,17 +1,15 @@
 //! The server program: decide and commit, CA, store, HTTP API, operator's API.
 
-pub mod api;
-pub mod audit;
 mod backup;
 pub mod ca;
 pub mod data_dir;
 mod descriptors;
+pub mod http;
 pub mod joins;
 pub mod names;
 pub mod operator;
 mod pace;
 pub mod program;
-pub mod resource;
 pub mod revocation;
 pub mod rotation;
 pub mod sealing;
@@ -20,3 +18,6 @@ pub mod store;
 mod throttle;
 pub mod tls;
 mod upkeep;
+
+// For imports by the old paths until all are changed.
+pub use crate::api::{event as audit, resource};

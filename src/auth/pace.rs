@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
-use crate::auth::resource::Token;
+use crate::api::resource::Token;
 use crate::join::server::decision::{Grant, pace};
 use crate::join::{Id, JoinKind, Problem, RecoveryMode};
 use crate::time::Timestamp;

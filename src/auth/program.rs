@@ -19,14 +19,15 @@ use super::data_dir::{Cluster, DataDir, DataDirError};
 use super::joins::Joins;
 use super::operator::{self, Operator};
 use super::pace::Paces;
-use super::resource::check_name;
 use super::revocation::RevocationList;
 use super::rotation::{Rotation, RotationError};
 use super::sealing::Sealing;
 use super::store::{Form, Store};
 use super::throttle::Throttle;
 use super::upkeep::{self, Upkeep, UpkeepError};
-use super::{api, descriptors, serve, tls};
+use super::{descriptors, http, serve, tls};
+use crate::api::VERSION;
+use crate::api::resource::check_name;
 use crate::join::server::challenge::SealingKey;
 use crate::keystore::OPTIONS;
 use crate::logging::{self, Format, Level};
@@ -124,7 +125,7 @@ pub fn command() -> Command {
         .arg(directory("A directory that `boundkey-auth backup` made"));
     Command::new("boundkey-auth")
         .about("The auth endpoint of boundkey: trusts the keys of devices and issues short-lived certificates")
-        .version(api::VERSION)
+        .version(VERSION)
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(init)
@@ -331,7 +332,8 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
         socket.display()
     );
 
-    let devices = tokio::spawn(serve::serve(listener, connections, tls_config, api::router(joins.clone()), until_stopped()));
+    let devices =
+        tokio::spawn(serve::serve(listener, connections, tls_config, http::device::router(joins.clone()), until_stopped()));
     let mut every = tokio::time::interval(upkeep::INTERVAL);
     loop {
         tokio::select! {

@@ -5,13 +5,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::audit::{Event, EventKind};
-use super::ca::{Ca, Step, Target};
+use super::ca::Ca;
 use super::data_dir::{DataDir, DataDirError};
 use super::joins::Joins;
-use super::operator::message::{CaReport, CaRotated, CaState};
-use super::store::{Commit, Share, StoreError};
+use super::store::{Commit, StoreError};
 use super::tls::CurrentCertificate;
+use crate::api::ca::{Share, Step, Target};
+use crate::api::call::{CaReport, CaRotated, CaState};
+use crate::api::event::{Event, EventKind};
 use crate::join::trust::pin_text;
 use crate::time::Timestamp;
 

@@ -4,8 +4,8 @@ use clap::ArgMatches;
 
 use super::client::Client;
 use super::{Failure, print};
-use crate::auth::audit::{Event, EventFilter};
-use crate::auth::operator::message::Audit;
+use crate::api::call::Audit;
+use crate::api::event::{Event, EventFilter};
 use crate::text;
 use crate::time::{Clock as _, System, Timestamp};
 

@@ -4,9 +4,8 @@ use clap::ArgMatches;
 
 use super::client::Client;
 use super::{Failure, print, say, table};
-use crate::auth::ca::{Phase, Step, Target};
-use crate::auth::operator::message::{CaReport, CaRotate, CaRotated, CaState, CaStatus};
-use crate::auth::store::Share;
+use crate::api::ca::{Phase, Share, Step, Target};
+use crate::api::call::{CaReport, CaRotate, CaRotated, CaState, CaStatus};
 
 /// Runs one of its commands.
 pub(super) fn ca(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {

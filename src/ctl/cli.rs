@@ -7,8 +7,8 @@ use clap::builder::{EnumValueParser, PathBufValueParser};
 use clap::{Arg, ArgAction, ArgGroup, Command, value_parser};
 
 use super::print::Format;
-use crate::auth::api::VERSION;
-use crate::auth::resource::{Key, Kind, check_name};
+use crate::api::VERSION;
+use crate::api::resource::{Key, Kind, check_name};
 use crate::join::RecoveryCode;
 use crate::time::{Clock as _, System, Timestamp};
 

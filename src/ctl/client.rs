@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use super::Failure;
-use crate::auth::operator::message::Call;
+use crate::api::call::Call;
 use crate::join::{Problem, ProblemType};
 
 /// Longest wait for an answer: longer than any wait for events, and than the rotation of a large fleet.

@@ -9,7 +9,7 @@ use yaml_serde::Deserializer;
 
 use super::Failure;
 use super::print::unprintable;
-use crate::auth::resource::{
+use crate::api::resource::{
     Bot, BotSpec, Kind, Lock, LockSpec, Metadata, Resource, Role, RoleSpec, Token, TokenSpec, TokenStatus,
 };
 use crate::text;
@@ -150,7 +150,7 @@ fn parse<T: DeserializeOwned>(file: &str, document: Deserializer<'_>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::resource::LockTarget;
+    use crate::api::resource::LockTarget;
 
     const TWO: &str = "kind: bot\nversion: v1\nmetadata: {name: gw}\n---\n# a comment\n---\nkind: token\nversion: v2\nmetadata:\n  name: gw-1\nspec:\n  roles: [Bot]\n  bot_name: gw\n  join_method: bound_keypair\n  bound_keypair:\n    recovery: {limit: 3}\n";
 

@@ -9,8 +9,8 @@ use boundkey_hal::durable;
 
 use super::client::{CallError, Client};
 use super::{Failure, document, say};
-use crate::auth::operator::message::{Action, Applied, Entry, Get, Replace};
-use crate::auth::resource::{Key, Kind, Resource, TokenStatus};
+use crate::api::call::{Action, Applied, Entry, Get, Replace};
+use crate::api::resource::{Key, Kind, Resource, TokenStatus};
 use crate::join::{Id, ProblemType};
 use crate::time::System;
 

@@ -21,9 +21,9 @@ use clap::parser::ValueSource;
 
 pub use cli::command;
 
-use crate::auth::data_dir::SOCKET;
-use crate::auth::operator::message::{Action, Apply, CancelExemption, Delete, Deleted, Exempt, Get, PutLock, Reset, Rotate};
-use crate::auth::resource::{Key, Kind, LockTarget};
+use crate::api::SOCKET;
+use crate::api::call::{Action, Apply, CancelExemption, Delete, Deleted, Exempt, Get, PutLock, Reset, Rotate};
+use crate::api::resource::{Key, Kind, LockTarget};
 use crate::logging;
 use crate::text;
 use cli::{Selected, Span};

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
 use super::Failure;
-use crate::auth::resource::Resource;
+use crate::api::resource::Resource;
 use crate::text;
 
 /// How resources are printed.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::client::Client;
 use super::{Failure, print};
-use crate::auth::operator::message::Get;
-use crate::auth::resource::{Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::api::call::Get;
+use crate::api::resource::{Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::join::RecoveryMode;
 use crate::join::server::record::rotation_due;
 use crate::text;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use boundkey::auth::audit::EventFilter;
+use boundkey::api::event::EventFilter;
+use boundkey::api::resource::{Key, Kind, Resource};
 use boundkey::auth::operator::Operator;
-use boundkey::auth::resource::{Key, Kind, Resource};
 use boundkey::auth::store::{Change, Commit, SqliteStore, Store};
 use boundkey::join::{RecoveryCode, SshKey, Thumbprint};
 use boundkey::time::{Clock as _, System, Timestamp};

@@ -3,8 +3,8 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
-use boundkey::auth::audit::{Event, EventFilter, MAX_TEXT};
-use boundkey::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
+use boundkey::api::event::{Event, EventFilter, MAX_TEXT};
+use boundkey::api::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
 use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, Store, StoreError, Stored};
 use boundkey::join::Id;
 use boundkey::join::server::record::Exemption;

@@ -18,10 +18,9 @@ use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore, Pub
 pub use issue::{Issued, Profile, ServerIdentity};
 pub use place::{Place, advice};
 pub use request::subject_key;
-pub use set::{Ca, CaSet, Phase};
-pub use steps::{Step, Target};
+pub use set::{Ca, CaSet};
 
-use crate::auth::audit::Event;
+use crate::api::event::Event;
 use crate::join::identity::{SCHEME, identity_uri};
 use crate::join::server::request::{Holder, ShownCertificate};
 use crate::join::trust::pin_text;

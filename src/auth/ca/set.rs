@@ -4,7 +4,8 @@ use boundkey_hal::{KeyId, PublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{CaError, SharedKeys, request};
-use crate::auth::audit::Event;
+use crate::api::ca::Phase;
+use crate::api::event::Event;
 use crate::join::trust::{Contents, Root, pin_text};
 use crate::join::{Jwk, SshKey, TrustBundle, base64url};
 use crate::time::Timestamp;
@@ -59,38 +60,6 @@ pub struct Ca {
     /// Whether its keys are in other hands, so that nothing they signed counts.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub compromised: bool,
-}
-
-/// Where a CA stands. It goes from one to the next, and back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Devices learn of it; it signs nothing yet.
-    Announced,
-    /// It signs.
-    Active,
-    /// Another one signs; what this one signed counts.
-    Superseded,
-    /// Devices do not trust it any more.
-    Retired,
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Announced => "announced",
-            Self::Active => "active",
-            Self::Superseded => "superseded",
-            Self::Retired => "retired",
-        })
-    }
-}
-
-impl Phase {
-    /// Whether trust bundles name a CA in this phase.
-    pub fn is_trusted(self) -> bool {
-        self != Self::Retired
-    }
 }
 
 /// Names of the keys of one CA in the key store.

@@ -1,45 +1,14 @@
 //! Replacing a CA by the next one, in steps that can be taken back: who comes next is announced, takes over, and the old one is retired.
 
-use serde::{Deserialize, Serialize};
-
 use super::issue::{cross_certify, self_signed};
-use super::set::{Ca, CaSet, KeyNames, Phase};
+use super::set::{Ca, CaSet, KeyNames};
 use super::{Authority, CaError, SharedKeys};
+use crate::api::ca::{Phase, Step, Target};
 use crate::time::{Random, Timestamp};
 
 /// Most CAs of a cluster, retired ones counted; beyond them the oldest retired one is forgotten. A chain from the oldest to the newest is
 /// as long as webpki follows one (its `MAX_SUB_CA_COUNT` is 6).
 pub const MAX_CAS: usize = 6;
-
-/// Where a rotation is to go: the phase of the CA that comes next, or for the last step that of the old one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// The old CA signs, the next one is known to devices.
-    Announced,
-    /// The next CA signs, the old one counts.
-    Active,
-    /// The old CA does not count any more.
-    Retired,
-}
-
-/// One step of a rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// The announced CA takes over.
-    Activate,
-    /// The next CA is made, and devices learn of it.
-    Announce,
-    /// The CA that was retired last counts again.
-    Restore,
-    /// The CA that was superseded does not count any more.
-    Retire,
-    /// The CA that was superseded signs again.
-    Return,
-    /// The announced CA is not to come.
-    Withdraw,
-}
 
 impl CaSet {
     fn in_phase(&self, phase: Phase) -> Option<&Ca> {

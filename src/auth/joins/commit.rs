@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Accepted, Refused};
-use crate::auth::audit::{Event, EventKind};
-use crate::auth::resource::{
+use crate::api::event::{Event, EventKind};
+use crate::api::resource::{
     Authentication, Instance, InstanceSpec, InstanceStatus, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource,
 };
 use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};

@@ -17,11 +17,11 @@ use axum::body::Bytes;
 
 use super::ca::{Authority, Ca, CurrentAuthority};
 use super::pace::{Paces, Payer};
-use super::resource::{Key, Kind, Resource};
 use super::revocation::RevocationList;
 use super::sealing::Sealing;
 use super::store::{Change, Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
+use crate::api::resource::{Key, Kind, Resource};
 use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest};
 use crate::join::server::challenge::Challenge;
 use crate::join::server::decision::{self, Fresh, Grant, Refusal, pace};

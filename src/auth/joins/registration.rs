@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Joins, failed};
-use crate::auth::audit::{Event, EventKind};
-use crate::auth::resource::{Key, Kind, MIN_SECRET, Resource, Token};
+use crate::api::event::{Event, EventKind};
+use crate::api::resource::{Key, Kind, MIN_SECRET, Resource, Token};
 use crate::auth::store::Commit;
 use crate::join::message::JoinAnswer;
 use crate::join::server::request;

@@ -1,6 +1,6 @@
 //! From resources to what the decision looks at.
 
-use crate::auth::resource::{Lock, LockTarget};
+use crate::api::resource::{Lock, LockTarget};
 use crate::auth::store::JoinView;
 use crate::join::server::view::{InstanceView, LockInForce, TokenView};
 use crate::time::Timestamp;

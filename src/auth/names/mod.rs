@@ -15,7 +15,7 @@ pub use pattern::Subject;
 pub use principal::check as check_principal;
 pub use uri::{check as check_uri, host as uri_host};
 
-use crate::auth::resource::{Allow, Role};
+use crate::api::resource::{Allow, Role};
 use crate::join::message::OutputRequest;
 
 /// Most names of one certificate: each is compared with every pattern.

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use iri_string::types::UriStr;
 
 use super::*;
-use crate::auth::resource::{Metadata, RoleSpec};
+use crate::api::resource::{Metadata, RoleSpec};
 use crate::join::message::SshHostRequest;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";

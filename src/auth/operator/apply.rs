@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::fault::{Fault, insist, refused};
-use super::message::{Action, Applied, Apply, Replace};
 use super::{Operator, Who, event, token};
-use crate::auth::audit::EventKind;
-use crate::auth::resource::{Key, Resource};
+use crate::api::call::{Action, Applied, Apply, Replace};
+use crate::api::event::EventKind;
+use crate::api::resource::{Key, Resource};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::ProblemType;
 

@@ -1,8 +1,8 @@
 //! The cluster's CAs, as an operator sees and replaces them.
 
 use super::fault::{Fault, refused};
-use super::message::{CaReport, CaRotate, CaRotated, CaStatus};
 use super::{Operator, Who};
+use crate::api::call::{CaReport, CaRotate, CaRotated, CaStatus};
 use crate::auth::rotation::{Order, Rotation, RotationError};
 use crate::join::{Problem, ProblemType};
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::fault::{Fault, insist, refused};
-use super::message::{CancelExemption, Exempt, Exempted};
 use super::{Operator, Who, event};
-use crate::auth::audit::{Event, EventKind, MAX_TEXT};
-use crate::auth::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, Token};
+use crate::api::call::{CancelExemption, Exempt, Exempted};
+use crate::api::event::{Event, EventKind, MAX_TEXT};
+use crate::api::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, Token};
 use crate::auth::store::{Change, Commit, StoreError, Stored};
 use crate::join::server::record::Exemption;
 use crate::join::{Id, ProblemType, RecoveryMode, Thumbprint};

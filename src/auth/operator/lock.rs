@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::fault::{Fault, refused};
-use super::message::PutLock;
 use super::{Operator, Who, event};
-use crate::auth::audit::EventKind;
-use crate::auth::resource::{Key, Kind, Lock, LockSpec, Metadata, Resource};
+use crate::api::call::PutLock;
+use crate::api::event::EventKind;
+use crate::api::resource::{Key, Kind, Lock, LockSpec, Metadata, Resource};
 use crate::auth::store::{Change, Commit};
 use crate::join::{Id, ProblemType};
 

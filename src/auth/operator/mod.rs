@@ -9,7 +9,6 @@ mod exempt;
 mod fault;
 mod listener;
 mod lock;
-pub mod message;
 mod token;
 
 use std::io;
@@ -28,15 +27,15 @@ use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-use super::audit::{Event, EventKind};
-use super::resource::{Key, Kind, LockTarget, Resource};
 use super::rotation::Rotation;
 use super::store::{Change, Commit, Store, Stored};
+use crate::api::call::{Audit, Call, Delete, Deleted, Entry, Get};
+use crate::api::event::{Event, EventKind};
+use crate::api::resource::{Key, Kind, LockTarget, Resource};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::time::{Clock, Random, Timestamp};
 use fault::{Fault, insist};
 use listener::{Operators, Peer};
-use message::{Audit, Call, Delete, Deleted, Entry, Get};
 
 /// Longest request: some ten thousand tokens at once.
 const MAX_REQUEST: usize = 64 << 20;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::fault::{Fault, insist, refused};
-use super::message::{Reset, Rotate, Unbound};
 use super::{Operator, Who, event};
-use crate::auth::audit::EventKind;
-use crate::auth::resource::{HIDDEN_SECRET, Key, Kind, Lock, LockTarget, MIN_SECRET, Resource, Token};
+use crate::api::call::{Reset, Rotate, Unbound};
+use crate::api::event::EventKind;
+use crate::api::resource::{HIDDEN_SECRET, Key, Kind, Lock, LockTarget, MIN_SECRET, Resource, Token};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::server::record::Status;
 use crate::join::{Id, Problem, ProblemType};

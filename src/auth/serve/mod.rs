@@ -27,8 +27,8 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::api::serve_request;
 use super::descriptors;
+use super::http::device::serve_request;
 
 pub use connections::Connection;
 pub use tally::Tally;

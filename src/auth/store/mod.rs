@@ -8,10 +8,9 @@ mod sqlite;
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::audit::{Event, EventFilter};
-use super::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::api::ca::Share;
+use crate::api::event::{Event, EventFilter};
+use crate::api::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
 use crate::join::Id;
 use crate::time::Timestamp;
 
@@ -92,15 +91,6 @@ pub struct Revoked {
     /// Serial numbers, hexadecimal, in an order that is fair where not all of them fit: first the certificate of each token that ends
     /// last, then the second one of each, and so on. No token can crowd out another.
     pub serials: Vec<String>,
-}
-
-/// A share of the bound tokens that have not expired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Share {
-    /// All of them.
-    pub tokens: u64,
-    /// Those meant.
-    pub have: u64,
 }
 
 /// What becomes true together, or not at all.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::audit::Event;
+use crate::api::event::Event;
 use crate::time::Timestamp;
 use budget::{Budgets, Rate};
 use registrations::Registrations;
@@ -100,7 +100,7 @@ fn size(event: &Event) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::audit::EventKind;
+    use crate::api::event::EventKind;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 

@@ -1,6 +1,6 @@
 //! Tokens that were named and do not exist: who looks for names leaves a trace, and no more of it than one event a minute.
 
-use crate::auth::audit::{Event, EventKind};
+use crate::api::event::{Event, EventKind};
 use crate::text;
 use crate::time::Timestamp;
 

@@ -6,9 +6,10 @@ use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use serde::de::DeserializeOwned;
 
-use crate::auth::audit::{Event, EventFilter};
-use crate::auth::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
-use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, Share, StoreError, Stored};
+use crate::api::ca::Share;
+use crate::api::event::{Event, EventFilter};
+use crate::api::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
 use crate::join::Id;
 use crate::time::Timestamp;
 

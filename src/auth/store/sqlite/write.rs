@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
-use crate::auth::audit::Event;
-use crate::auth::resource::{Key, Kind, Resource, Token};
+use crate::api::event::Event;
+use crate::api::resource::{Key, Kind, Resource, Token};
 use crate::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, StoreError};
 use crate::time::Timestamp;
 
@@ -338,7 +338,7 @@ fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::resource::{Bot, BotSpec, Metadata};
+    use crate::api::resource::{Bot, BotSpec, Metadata};
 
     fn job(commit: Commit) -> Job {
         Job { work: Work::Commit(Box::new(commit)), answer: sync_channel(1).0 }

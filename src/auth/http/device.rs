@@ -14,8 +14,9 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::joins::{Joins, algorithms};
-use super::serve::{Answer, Connection, Kind, Request, Work};
+use crate::api::VERSION;
+use crate::auth::joins::{Joins, algorithms};
+use crate::auth::serve::{Answer, Connection, Kind, Request, Work};
 use crate::join::message::{
     CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, ChallengeRequest, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH,
     SSH_HOST_CRL_PATH,
@@ -23,10 +24,7 @@ use crate::join::message::{
 use crate::join::server::request;
 use crate::join::{Jws, PROBLEM_JSON, Problem, ProblemType};
 
-/// Version of this program.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// As long as this server's own memory of the list ([`super::revocation::FRESH`]).
+/// As long as this server's own memory of the list ([`crate::auth::revocation::FRESH`]).
 const CRL_CACHING: &str = "max-age=5";
 
 /// What the calls work on.
@@ -177,7 +175,7 @@ impl IntoResponse for Problem {
 }
 
 /// One connection's service: the router, knowing the connection.
-pub(super) async fn serve_request(
+pub(in crate::auth) async fn serve_request(
     mut router: Router,
     connection: Arc<Connection>,
     request: axum::http::Request<hyper::body::Incoming>,

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::auth::audit::{Event, EventFilter};
-use crate::auth::ca::{Phase, Step, Target};
-use crate::auth::resource::{Key, Kind, LockTarget, Resource};
-use crate::auth::store::Share;
+use super::ca::{Phase, Share, Step, Target};
+use super::event::{Event, EventFilter};
+use super::resource::{Key, Kind, LockTarget, Resource};
 use crate::join::RecoveryCode;
 use crate::join::server::record::Exemption;
 use crate::time::Timestamp;

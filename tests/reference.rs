@@ -200,7 +200,7 @@ fn what_scripts_read_is_told() {
 /// The words stand in the code alone; not all of them can be brought about here.
 #[test]
 fn every_event_and_every_type_of_error_is_told() {
-    let audit = document("src/auth/audit.rs");
+    let audit = document("src/api/event.rs");
     let events: Vec<_> = audit.split("rename = \"").skip(1).map(|rest| rest.split('"').next().expect("a name")).collect();
     assert!(events.len() >= 17, "{events:?}");
     all_in(SCRIPTING, &events, "the audit log");

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use boundkey::api::event::{Event, EventFilter, EventKind};
-use boundkey::api::resource::{Bot, BotSpec, Key, Kind, Metadata, Resource};
+use boundkey::api::resource::{Bot, BotSpec, Kind, Metadata, Resource, ResourceId};
 use boundkey::auth::store::{Change, Commit, SqliteStore, Store, StoreError};
 use boundkey::time::Timestamp;
 
@@ -56,26 +56,26 @@ fn event(secs: u64, token: &str) -> Event {
 }
 
 fn create(resource: Resource) -> Change {
-    Change { key: resource.key(), expected: None, to: Some(resource) }
+    Change { id: resource.id(), expected: None, to: Some(resource) }
 }
 
 fn put(store: &dyn Store, resource: Resource) -> u64 {
-    let key = resource.key();
+    let key = resource.id();
     let expected = revision(store, &key);
-    store.commit(changes([Change { key: key.clone(), expected, to: Some(resource) }])).unwrap();
+    store.commit(changes([Change { id: key.clone(), expected, to: Some(resource) }])).unwrap();
     revision(store, &key).unwrap()
 }
 
-fn delete(store: &dyn Store, key: &Key) {
+fn delete(store: &dyn Store, key: &ResourceId) {
     let expected = revision(store, key);
-    store.commit(changes([Change { key: key.clone(), expected, to: None }])).unwrap();
+    store.commit(changes([Change { id: key.clone(), expected, to: None }])).unwrap();
 }
 
 fn changes<const N: usize>(changes: [Change; N]) -> Commit {
     Commit { changes: changes.into(), ..Commit::default() }
 }
 
-fn revision(store: &dyn Store, key: &Key) -> Option<u64> {
+fn revision(store: &dyn Store, key: &ResourceId) -> Option<u64> {
     store.get(key).unwrap().map(|stored| stored.revision)
 }
 
@@ -98,7 +98,7 @@ fn a_database_is_its_owners_alone_and_never_overwritten() {
     let again = failure(SqliteStore::create(&dir.database()));
     assert!(again.contains("cannot create") && again.contains("exists"), "{again}");
     drop(store);
-    assert!(SqliteStore::open(&dir.database()).unwrap().get(&Key::new(Kind::Bot, "b")).unwrap().is_some());
+    assert!(SqliteStore::open(&dir.database()).unwrap().get(&ResourceId::new(Kind::Bot, "b")).unwrap().is_some());
 }
 
 /// Runs as a child process of [`what_was_answered_survives_sigkill`]; by itself it does nothing.
@@ -146,11 +146,11 @@ fn what_was_answered_survives_sigkill() {
         let events = store.events(&EventFilter::default()).unwrap();
         for number in &answered {
             let name = format!("b{number}");
-            assert!(revision(&store, &Key::new(Kind::Bot, &name)).is_some(), "{name} was answered for");
+            assert!(revision(&store, &ResourceId::new(Kind::Bot, &name)).is_some(), "{name} was answered for");
         }
         assert_eq!(store.list(Kind::Bot).unwrap().len(), events.len(), "a commit is whole");
         for stored in store.list(Kind::Bot).unwrap() {
-            delete(&store, &stored.resource.key());
+            delete(&store, &stored.resource.id());
         }
         store.sweep(at(u64::MAX / 2000), Duration::ZERO).unwrap();
         answered.clear();
@@ -195,7 +195,7 @@ fn damage_is_told_and_does_not_panic() {
     let why = match SqliteStore::open(&path) {
         Err(error) => error.to_string(),
         Ok(store) => {
-            assert!(failure(store.get(&Key::new(Kind::Token, "t7"))).contains("damaged"));
+            assert!(failure(store.get(&ResourceId::new(Kind::Token, "t7"))).contains("damaged"));
             assert!(failure(store.join_view("t7", None)).contains("damaged"));
             failure(store.commit(changes([create(bot("b", &[]))])))
         }
@@ -210,9 +210,11 @@ fn a_document_that_does_not_parse_names_its_resource() {
     put(&store, token("t", "b", None));
     let file = rusqlite::Connection::open(dir.database()).unwrap();
     file.execute("UPDATE resource SET document = '{'", []).unwrap();
-    for why in
-        [failure(store.get(&Key::new(Kind::Token, "t"))), failure(store.join_view("t", None)), failure(store.list(Kind::Token))]
-    {
+    for why in [
+        failure(store.get(&ResourceId::new(Kind::Token, "t"))),
+        failure(store.join_view("t", None)),
+        failure(store.list(Kind::Token)),
+    ] {
         assert!(why.contains("token/t is damaged"), "{why}");
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ca::{Phase, Share, Step, Target};
 use super::event::{Event, EventFilter};
-use super::resource::{Key, Kind, LockTarget, Resource};
+use super::resource::{Kind, LockTarget, Resource, ResourceId};
 use crate::join::RecoveryCode;
 use crate::join::server::record::Exemption;
 use crate::time::Timestamp;
@@ -38,10 +38,10 @@ calls! {
     Exempt at "/v1/exempt" gives Exempted;
     CancelExemption at "/v1/exempt/cancel" gives Exemption;
     Get at "/v1/get" gives Vec<Entry>;
-    PutLock at "/v1/lock" gives Key;
+    PutLock at "/v1/lock" gives ResourceId;
     Replace at "/v1/replace" gives Applied;
     Reset at "/v1/reset" gives Unbound;
-    Rotate at "/v1/rotate" gives Vec<Key>;
+    Rotate at "/v1/rotate" gives Vec<ResourceId>;
 }
 
 /// Creates or updates resources: all or none.
@@ -124,12 +124,12 @@ pub struct CaRotated {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     /// The resource.
-    pub key: Key,
+    pub id: ResourceId,
     /// What was done.
     pub action: Action,
     /// Of what is new: the locks that were there before it, and stop it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub locks: Vec<Key>,
+    pub locks: Vec<ResourceId>,
 }
 
 /// What was done to a resource.
@@ -158,17 +158,17 @@ pub struct Audit {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Delete {
     /// Which.
-    pub key: Key,
+    pub id: ResourceId,
 }
 
 /// What was removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
     /// The resource.
-    pub key: Key,
+    pub id: ResourceId,
     /// Locks on it. They stay, and stop another of that name.
     #[serde(default)]
-    pub locks: Vec<Key>,
+    pub locks: Vec<ResourceId>,
 }
 
 /// Lets a device come back: lifts the token's automatic locks, allows recoveries beyond the limit, and one join without a
@@ -195,9 +195,9 @@ pub struct Exempted {
     /// The exemption.
     pub exemption: Exemption,
     /// The locks that it lifted.
-    pub lifted: Vec<Key>,
+    pub lifted: Vec<ResourceId>,
     /// The locks that still stop the token: those that operators made.
-    pub remaining: Vec<Key>,
+    pub remaining: Vec<ResourceId>,
 }
 
 /// Withdraws an exemption.
@@ -262,7 +262,7 @@ pub struct Reset {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unbound {
     /// The locks that stop it.
-    pub locks: Vec<Key>,
+    pub locks: Vec<ResourceId>,
 }
 
 /// Orders new keys, at the next join of each.

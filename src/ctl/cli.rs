@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgGroup, Command, value_parser};
 
 use super::print::Format;
 use crate::api::VERSION;
-use crate::api::resource::{Key, Kind, check_name};
+use crate::api::resource::{Kind, ResourceId, check_name};
 use crate::join::RecoveryCode;
 use crate::time::{Clock as _, System, Timestamp};
 
@@ -280,7 +280,7 @@ fn audit() -> Command {
 }
 
 fn named() -> Arg {
-    let parse = |text: &str| text.parse::<Key>();
+    let parse = |text: &str| text.parse::<ResourceId>();
     Arg::new("what").value_name("KIND/NAME").required(true).value_parser(parse).help("Which resource")
 }
 
@@ -290,15 +290,15 @@ fn token() -> Arg {
 
 fn token_name(text: &str) -> Result<String, String> {
     match text.parse()? {
-        Key { kind: Kind::Token, name } => Ok(name),
-        Key { kind, .. } => Err(format!("it is a {kind}, and only a token can be meant here")),
+        ResourceId { kind: Kind::Token, name } => Ok(name),
+        ResourceId { kind, .. } => Err(format!("it is a {kind}, and only a token can be meant here")),
     }
 }
 
 fn selected(text: &str) -> Result<Selected, String> {
     if text.contains('/') {
-        let key: Key = text.parse()?;
-        return Ok(Selected { kind: key.kind, name: Some(key.name) });
+        let id: ResourceId = text.parse()?;
+        return Ok(Selected { kind: id.kind, name: Some(id.name) });
     }
     Ok(Selected { kind: text.parse()?, name: None })
 }

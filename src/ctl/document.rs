@@ -161,8 +161,8 @@ mod tests {
     #[test]
     fn reads_many_documents_and_passes_over_empty_ones() {
         let resources = read("fleet.yaml", TWO).unwrap();
-        let keys: Vec<_> = resources.iter().map(|resource| resource.key().to_string()).collect();
-        assert_eq!(keys, ["bot/gw", "token/gw-1"]);
+        let ids: Vec<_> = resources.iter().map(|resource| resource.id().to_string()).collect();
+        assert_eq!(ids, ["bot/gw", "token/gw-1"]);
     }
 
     #[test]

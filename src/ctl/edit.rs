@@ -10,24 +10,24 @@ use boundkey_hal::durable;
 use super::client::{CallError, Client};
 use super::{Failure, document, say};
 use crate::api::call::{Action, Applied, Entry, Get, Replace};
-use crate::api::resource::{Key, Kind, Resource, TokenStatus};
+use crate::api::resource::{Kind, Resource, ResourceId, TokenStatus};
 use crate::join::{Id, ProblemType};
 use crate::time::System;
 
 /// Times that an edit is sent again while devices change the status beside it.
 const TRIES: u32 = 10;
 
-pub(super) fn edit(client: &Client, key: &Key) -> Result<(), Failure> {
-    if matches!(key.kind, Kind::BotInstance | Kind::Host) {
-        return Err(Failure::usage(format!("{key} cannot be edited"), "instances are written by joins alone"));
+pub(super) fn edit(client: &Client, id: &ResourceId) -> Result<(), Failure> {
+    if matches!(id.kind, Kind::BotInstance | Kind::Host) {
+        return Err(Failure::usage(format!("{id} cannot be edited"), "instances are written by joins alone"));
     }
-    let read = read(client, key)?;
+    let read = read(client, id)?;
     let mut text = document::write(std::slice::from_ref(&read.resource))?;
-    if key.kind == Kind::Token {
+    if id.kind == Kind::Token {
         text.insert_str(0, "# The status is what joins made of the token: it stays as it is, whatever is written here.\n");
     }
-    let file = write_file(key, &text)?;
-    let done = run_editor(&file).and_then(|()| send_edited(client, key, &read, &file));
+    let file = write_file(id, &text)?;
+    let done = run_editor(&file).and_then(|()| send_edited(client, id, &read, &file));
     match done {
         Ok(()) => {
             let kept = |e| Failure::new(format!("{}: {e}", file.display()), "the edit was done; remove the file by hand");
@@ -40,30 +40,30 @@ pub(super) fn edit(client: &Client, key: &Key) -> Result<(), Failure> {
     }
 }
 
-fn send_edited(client: &Client, key: &Key, read: &Entry, file: &Path) -> Result<(), Failure> {
+fn send_edited(client: &Client, id: &ResourceId, read: &Entry, file: &Path) -> Result<(), Failure> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).map_err(|e| Failure::new(format!("{name}: {e}"), ""))?;
     let mut resources = document::read(&name, &text)?;
     let resource = match (resources.pop(), resources.is_empty()) {
-        (Some(resource), true) if resource.key() == *key => resource,
-        _ => return Err(Failure::usage(format!("{name}: it has to be {key} and nothing else"), "")),
+        (Some(resource), true) if resource.id() == *id => resource,
+        _ => return Err(Failure::usage(format!("{name}: it has to be {id} and nothing else"), "")),
     };
     if wanted(&resource) == wanted(&read.resource) {
-        return say(format_args!("{key} unchanged"));
+        return say(format_args!("{id} unchanged"));
     }
-    match replace(client, key, resource, read)?.action {
-        Action::Unchanged => say(format_args!("{key} unchanged")),
-        Action::Created | Action::Updated => say(format_args!("{key} updated")),
+    match replace(client, id, resource, read)?.action {
+        Action::Unchanged => say(format_args!("{id} unchanged")),
+        Action::Created | Action::Updated => say(format_args!("{id} updated")),
     }
 }
 
 /// Sends `resource` in place of what was read. A join in between is no conflict: it changes the status alone.
-fn replace(client: &Client, key: &Key, resource: Resource, read: &Entry) -> Result<Applied, Failure> {
+fn replace(client: &Client, id: &ResourceId, resource: Resource, read: &Entry) -> Result<Applied, Failure> {
     let mut call = Replace { resource, revision: read.revision };
     for _ in 1..TRIES {
         match client.call(&call) {
             Err(CallError::Refused(problem)) if problem.kind == ProblemType::Conflict => {
-                let current = self::read(client, key)?;
+                let current = self::read(client, id)?;
                 if wanted(&current.resource) != wanted(&read.resource) {
                     return Err(client.failure(CallError::Refused(problem)));
                 }
@@ -85,14 +85,14 @@ fn wanted(resource: &Resource) -> Resource {
 }
 
 /// Without secrets: the server puts those that stay hidden back in.
-fn read(client: &Client, key: &Key) -> Result<Entry, Failure> {
-    let found = client.send(&Get { kind: key.kind, name: Some(key.name.clone()), with_secrets: false })?;
-    found.into_iter().next().ok_or_else(|| Failure::new(format!("there is no {key}"), "boundkeyctl get KIND lists what there is"))
+fn read(client: &Client, id: &ResourceId) -> Result<Entry, Failure> {
+    let found = client.send(&Get { kind: id.kind, name: Some(id.name.clone()), with_secrets: false })?;
+    found.into_iter().next().ok_or_else(|| Failure::new(format!("there is no {id}"), "boundkeyctl get KIND lists what there is"))
 }
 
-fn write_file(key: &Key, text: &str) -> Result<PathBuf, Failure> {
+fn write_file(id: &ResourceId, text: &str) -> Result<PathBuf, Failure> {
     let random = Id::random(&System).map_err(|e| Failure::new(e.to_string(), "try again"))?;
-    let path = std::env::temp_dir().join(format!("boundkeyctl-{}-{}-{random}.yaml", key.kind, key.name));
+    let path = std::env::temp_dir().join(format!("boundkeyctl-{}-{}-{random}.yaml", id.kind, id.name));
     let unwritable = |e: std::io::Error| {
         let advice = "TMPDIR may name another directory";
         let advice = Exposed::of(&e).map_or(advice.into(), |exposed| format!("{}; {advice}", exposed.advice()));

@@ -23,7 +23,7 @@ pub use cli::command;
 
 use crate::api::SOCKET;
 use crate::api::call::{Action, Apply, CancelExemption, Delete, Deleted, Exempt, Get, PutLock, Reset, Rotate};
-use crate::api::resource::{Key, Kind, LockTarget};
+use crate::api::resource::{Kind, LockTarget, ResourceId};
 use crate::logging;
 use crate::text;
 use cli::{Selected, Span};
@@ -73,7 +73,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         "audit" => audit::audit(&client, matches),
         "ca" => ca::ca(&client, matches),
         "create" => create(&client, matches),
-        "edit" => edit::edit(&client, key(matches)?),
+        "edit" => edit::edit(&client, resource_id(matches)?),
         "exempt" => exempt(&client, matches),
         "get" => get(&client, matches),
         "lock" => lock(&client, matches),
@@ -113,12 +113,9 @@ fn create(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
             Action::Unchanged => "unchanged",
             Action::Updated => "updated",
         };
-        say(format_args!("{} {action}", applied.key))?;
+        say(format_args!("{} {action}", applied.id))?;
         for lock in &applied.locks {
-            eprintln!(
-                "warning: {} is stopped by {lock}, which was there before\n  boundkeyctl rm {lock} removes it",
-                applied.key
-            );
+            eprintln!("warning: {} is stopped by {lock}, which was there before\n  boundkeyctl rm {lock} removes it", applied.id);
         }
     }
     Ok(())
@@ -191,7 +188,7 @@ fn reset(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 fn rm(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
-    let Deleted { key: gone, locks } = client.send(&Delete { key: key(matches)?.clone() })?;
+    let Deleted { id: gone, locks } = client.send(&Delete { id: resource_id(matches)?.clone() })?;
     say(format_args!("{gone} deleted"))?;
     for lock in &locks {
         eprintln!("warning: {lock} stays, and stops another {gone}\n  boundkeyctl rm {lock} removes it");
@@ -204,7 +201,7 @@ fn rm(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     for kind in users {
         for entry in client.send(&Get { kind: *kind, name: None, with_secrets: false })? {
             if entry.resource.named().contains(&gone) {
-                let user = entry.resource.key();
+                let user = entry.resource.id();
                 eprintln!(
                     "warning: {user} names {gone}: {then}\n  boundkeyctl create -f makes it anew; boundkeyctl edit {user} names another"
                 );
@@ -222,21 +219,21 @@ fn rotate(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     } else {
         Rotate::Token(token(matches)?)
     };
-    let keys = client.send(&which)?;
-    if keys.is_empty() {
+    let rotated = client.send(&which)?;
+    if rotated.is_empty() {
         eprintln!("note: no bound token is selected, so nothing was changed");
     }
-    keys.iter().try_for_each(|key| say(format_args!("{key}: a new key at the next join")))
+    rotated.iter().try_for_each(|id| say(format_args!("{id}: a new key at the next join")))
 }
 
-fn warn_of_locks(token: &str, locks: &[Key]) {
+fn warn_of_locks(token: &str, locks: &[ResourceId]) {
     for lock in locks {
         eprintln!("warning: token/{token} is still stopped by {lock}\n  boundkeyctl rm {lock} removes it");
     }
 }
 
-fn key(matches: &ArgMatches) -> Result<&Key, Failure> {
-    matches.get_one::<Key>("what").ok_or_else(|| Failure::usage("no resource named", "give KIND/NAME"))
+fn resource_id(matches: &ArgMatches) -> Result<&ResourceId, Failure> {
+    matches.get_one::<ResourceId>("what").ok_or_else(|| Failure::usage("no resource named", "give KIND/NAME"))
 }
 
 /// The name in `token/NAME`.

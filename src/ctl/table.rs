@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::client::Client;
 use super::{Failure, print};
 use crate::api::call::Get;
-use crate::api::resource::{Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::api::resource::{Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
 use crate::join::RecoveryMode;
 use crate::join::server::record::rotation_due;
 use crate::text;
@@ -43,23 +43,23 @@ fn header(kind: Kind) -> &'static [&'static str] {
 }
 
 /// The locks in force, by what they stop: one look-up for each row, however many locks there are.
-struct Locks(HashMap<Key, Vec<Lock>>);
+struct Locks(HashMap<ResourceId, Vec<Lock>>);
 
 impl Locks {
     fn read(client: &Client, now: Timestamp) -> Result<Self, Failure> {
-        let mut by_target: HashMap<Key, Vec<Lock>> = HashMap::new();
+        let mut by_target: HashMap<ResourceId, Vec<Lock>> = HashMap::new();
         for entry in client.send(&Get { kind: Kind::Lock, name: None, with_secrets: false })? {
             if let Resource::Lock(lock) = entry.resource
                 && lock.in_force(now)
             {
-                by_target.entry(lock.spec.target.key()).or_default().push(lock);
+                by_target.entry(lock.spec.target.id()).or_default().push(lock);
             }
         }
         Ok(Self(by_target))
     }
 
     fn on(&self, target: &LockTarget) -> &[Lock] {
-        self.0.get(&target.key()).map_or(&[], Vec::as_slice)
+        self.0.get(&target.id()).map_or(&[], Vec::as_slice)
     }
 
     /// The locks that stop a token: on itself, its bot, or its instance.
@@ -128,7 +128,7 @@ fn lock_row(lock: &Lock, now: Timestamp) -> Vec<String> {
     };
     vec![
         lock.metadata.name.clone(),
-        spec.target.key().to_string(),
+        spec.target.id().to_string(),
         if spec.automatic { "server" } else { "operator" }.into(),
         expires,
         spec.message.clone(),
@@ -199,7 +199,7 @@ fn token_in_full(token: &Token, locks: &Locks, now: Timestamp) -> String {
         lines.push(("exemption", format!("{what}, until {}{reason}", exemption.expires)));
     }
     for lock in locks.on_token(token) {
-        lines.push(("locked by", format!("lock/{} on {}: {}", lock.metadata.name, lock.spec.target.key(), lock.spec.message)));
+        lines.push(("locked by", format!("lock/{} on {}: {}", lock.metadata.name, lock.spec.target.id(), lock.spec.message)));
     }
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     lines.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:width$}  {}\n", plain(value)))

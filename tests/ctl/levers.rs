@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boundkey::api::event::EventFilter;
-use boundkey::api::resource::{Key, Kind, Resource};
+use boundkey::api::resource::{Kind, Resource, ResourceId};
 use boundkey::auth::operator::Operator;
 use boundkey::auth::store::{Change, Commit, SqliteStore, Store};
 use boundkey::join::{RecoveryCode, SshKey, Thumbprint};
@@ -231,7 +231,7 @@ fn an_unused_exemption_ends_by_itself() {
             "status": {"bound_keypair": {"exemption": {"recoveries": 1, "waive_join_state": true, "expires": ends}}},
         }))
         .unwrap();
-        let changes = vec![Change { key: token.key(), expected: None, to: Some(token) }];
+        let changes = vec![Change { id: token.id(), expected: None, to: Some(token) }];
         store.commit(Commit { changes, ..Commit::default() }).unwrap();
     }
     let operator = Operator::new(store.clone(), Arc::new(System), Arc::new(System));
@@ -241,7 +241,7 @@ fn an_unused_exemption_ends_by_itself() {
     let events = store.events(&EventFilter::default()).unwrap();
     let told: Vec<_> = events.iter().map(|(_, event)| (event.event.name(), event.token.clone().unwrap(), event.time)).collect();
     assert_eq!(told, [("exemption.expired".into(), "ended".into(), now)]);
-    let exempt = |name| match store.get(&Key::new(Kind::Token, name)).unwrap().unwrap().resource {
+    let exempt = |name| match store.get(&ResourceId::new(Kind::Token, name)).unwrap().unwrap().resource {
         Resource::Token(token) => token.status.bound_keypair.exemption.is_some(),
         _ => unreachable!(),
     };

@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use boundkey::api::event::{Event, EventFilter, MAX_TEXT};
-use boundkey::api::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource};
+use boundkey::api::resource::{Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId};
 use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, Store, StoreError, Stored};
 use boundkey::join::Id;
 use boundkey::join::server::record::Exemption;
@@ -33,7 +33,7 @@ pub(super) fn every_rule(store: &dyn Store) {
 }
 
 fn names_are_found_whatever_their_case(store: &dyn Store) {
-    let key = |kind, name: &str| Key::new(kind, name);
+    let key = |kind, name: &str| ResourceId::new(kind, name);
     put(store, bot("Case-1", &[]));
     assert_eq!(store.alike(&key(Kind::Bot, "case-1")).unwrap(), Some(key(Kind::Bot, "Case-1")));
     for other in [key(Kind::Bot, "Case-1"), key(Kind::Bot, "case_1"), key(Kind::Bot, "case-10"), key(Kind::Token, "case-1")] {
@@ -44,12 +44,12 @@ fn names_are_found_whatever_their_case(store: &dyn Store) {
 fn reads_back_what_was_written(store: &dyn Store) {
     for resource in [bot("one", &["r"]), token("one", "one", None), instance("one", "one", 9), role("one")] {
         let revision = put(store, resource.clone());
-        assert_eq!(store.get(&resource.key()).unwrap(), Some(Stored { resource, revision }));
+        assert_eq!(store.get(&resource.id()).unwrap(), Some(Stored { resource, revision }));
     }
     put(store, bot("another", &[]));
     let names: Vec<_> = store.list(Kind::Bot).unwrap().into_iter().map(|s| s.resource.metadata().name.clone()).collect();
     assert_eq!(names, ["another", "one"]);
-    assert_eq!(store.get(&Key::new(Kind::Bot, "none")).unwrap(), None);
+    assert_eq!(store.get(&ResourceId::new(Kind::Bot, "none")).unwrap(), None);
     assert_eq!(store.list(Kind::Lock).unwrap(), []);
 }
 
@@ -58,10 +58,10 @@ fn a_conflict_leaves_nothing(store: &dyn Store) {
     let second = put(store, bot("cas", &["r"]));
     assert!(second > first);
     let fresh = create(bot("fresh", &[]));
-    let key = Key::new(Kind::Bot, "cas");
-    let of_missing = Change { key: Key::new(Kind::Bot, "none"), expected: Some(first), to: None };
-    for stale in [Change { key, expected: Some(first), to: None }, create(bot("cas", &[])), of_missing] {
-        let name = stale.key.to_string();
+    let key = ResourceId::new(Kind::Bot, "cas");
+    let of_missing = Change { id: ResourceId::new(Kind::Bot, "none"), expected: Some(first), to: None };
+    for stale in [Change { id: key, expected: Some(first), to: None }, create(bot("cas", &[])), of_missing] {
+        let name = stale.id.to_string();
         let commit = Commit {
             changes: vec![fresh.clone(), stale],
             events: vec![event(1, "conflict")],
@@ -70,7 +70,7 @@ fn a_conflict_leaves_nothing(store: &dyn Store) {
         };
         assert!(matches!(store.commit(commit), Err(StoreError::Conflict(what)) if what == name));
     }
-    assert_eq!(store.get(&fresh.key).unwrap(), None);
+    assert_eq!(store.get(&fresh.id).unwrap(), None);
     let told = store.events(&EventFilter { token: Some("conflict".into()), ..EventFilter::default() }).unwrap();
     assert_eq!(told, []);
     // Nothing of `issued` either: the serial is free.
@@ -78,12 +78,12 @@ fn a_conflict_leaves_nothing(store: &dyn Store) {
 }
 
 fn revisions_are_never_used_twice(store: &dyn Store) {
-    let key = Key::new(Kind::Bot, "again");
+    let key = ResourceId::new(Kind::Bot, "again");
     let first = put(store, bot("again", &[]));
     delete(store, &key);
     let second = put(store, bot("again", &[]));
     assert!(second > first);
-    let stale = changes([Change { key, expected: Some(first), to: None }]);
+    let stale = changes([Change { id: key, expected: Some(first), to: None }]);
     assert!(matches!(store.commit(stale), Err(StoreError::Conflict(_))));
 }
 
@@ -92,10 +92,10 @@ fn policy_rises_with_bots_roles_and_locks(store: &dyn Store) {
     let mut last = policy(store, "policy");
     for resource in [bot("policy", &[]), role("policy"), lock("policy", LockTarget::Bot("x".into()))] {
         for change in [Some(resource.clone()), None] {
-            let expected = revision(store, &resource.key());
-            store.commit(changes([Change { key: resource.key(), expected, to: change }])).unwrap();
+            let expected = revision(store, &resource.id());
+            store.commit(changes([Change { id: resource.id(), expected, to: change }])).unwrap();
             let now = policy(store, "policy");
-            assert!(now > last, "after a change of {}", resource.key());
+            assert!(now > last, "after a change of {}", resource.id());
             last = now;
         }
     }
@@ -136,7 +136,7 @@ fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
     assert_eq!(locks, ["l1", "l2", "l3"]);
     let names = |view: &JoinView| view.instances.iter().map(|stored| stored.resource.metadata.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&view), [ID]);
-    assert_eq!(Some(view.token.revision), revision(store, &Key::new(Kind::Token, "view")));
+    assert_eq!(Some(view.token.revision), revision(store, &ResourceId::new(Kind::Token, "view")));
 
     let named = |id: &str| store.join_view("view", Some(id.parse().unwrap())).unwrap().unwrap();
     assert_eq!((names(&named(OTHER)), named(OTHER).locks.len()), (vec![ID.to_owned(), OTHER.to_owned()], 4));
@@ -177,7 +177,7 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
         put(store, lock("revokes", target));
         assert_eq!(revoked(9).policy, store.policy().unwrap());
         let serials = revoked(9).serials;
-        delete(store, &Key::new(Kind::Lock, "revokes"));
+        delete(store, &ResourceId::new(Kind::Lock, "revokes"));
         serials
     };
     assert_eq!(locked(LockTarget::Token("rt".into())), ["r2", "r1"]);
@@ -197,12 +197,12 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
         put(store, Resource::Lock(ends.clone()));
         assert_eq!(revoked(9).serials.len(), if holds { 4 } else { 0 }, "{metadata:?} {spec:?}");
     }
-    delete(store, &Key::new(Kind::Lock, "ends"));
+    delete(store, &ResourceId::new(Kind::Lock, "ends"));
 
     let Resource::Token(mut life) = token("rt", "rb", None) else { unreachable!() };
     life.status.bound_keypair.incarnation = Some(Id([7; 16]));
     put(store, Resource::Token(life.clone()));
-    delete(store, &Key::new(Kind::Token, "rt"));
+    delete(store, &ResourceId::new(Kind::Token, "rt"));
     assert_eq!(revoked(9).serials, ["r2", "r1"]);
     assert_eq!(of_ssh(), [SSH]);
     // Another one of that name is another; the same one put back is the same.
@@ -211,14 +211,14 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
         put(store, Resource::Token(life.clone()));
         assert_eq!((revoked(9).serials.len(), of_ssh().len()), (gone, gone / 2), "{incarnation:?}");
         if gone > 0 {
-            delete(store, &Key::new(Kind::Token, "rt"));
+            delete(store, &ResourceId::new(Kind::Token, "rt"));
         }
     }
-    delete(store, &Key::new(Kind::Token, "rt"));
-    delete(store, &Key::new(Kind::Bot, "rc"));
+    delete(store, &ResourceId::new(Kind::Token, "rt"));
+    delete(store, &ResourceId::new(Kind::Bot, "rc"));
     assert_eq!(revoked(9).serials, ["r6", "r2", "r1"]);
     assert_eq!(revoked(2).serials, ["r6", "r2"]);
-    delete(store, &Key::new(Kind::Bot, "rb"));
+    delete(store, &ResourceId::new(Kind::Bot, "rb"));
     assert_eq!(revoked(9).serials, ["r6", "r2", "r3", "r1", "r4"]);
     put(store, bot("rc", &[]));
     assert_eq!(revoked(9).serials, ["r2", "r3", "r1", "r4"], "a bot of that name is there again");
@@ -252,7 +252,7 @@ fn no_token_crowds_another_off_the_list(store: &dyn Store) {
     assert_eq!(listed(90), [44, 43, 3]);
     assert_eq!(listed(6), [2, 2, 2]);
     for name in ["crowd-1", "crowd-2", "victim"] {
-        delete(store, &Key::new(Kind::Lock, name));
+        delete(store, &ResourceId::new(Kind::Lock, name));
     }
 }
 
@@ -274,7 +274,7 @@ fn certificates_of_a_token_are_counted_and_bounded(store: &dyn Store) {
     store.commit(Commit { issued, keep_issued: Some(3), ..Commit::default() }).unwrap();
     put(store, lock("bounded", LockTarget::Token("bounded".into())));
     assert_eq!(store.revoked(Form::X509, at(NOW), 9).unwrap().serials, ["e", "d", "c"], "those that end last are kept");
-    delete(store, &Key::new(Kind::Lock, "bounded"));
+    delete(store, &ResourceId::new(Kind::Lock, "bounded"));
 }
 
 fn the_share_of_a_trust_bundle_is_that_of_bound_tokens(store: &dyn Store) {
@@ -302,7 +302,7 @@ fn the_share_of_a_trust_bundle_is_that_of_bound_tokens(store: &dyn Store) {
     };
     assert_eq!([share(6), share(7), share(8), share(u64::MAX)], [(4, 3), (4, 2), (4, 1), (4, 1)]);
     for (name, ..) in tokens {
-        delete(store, &Key::new(Kind::Token, name));
+        delete(store, &ResourceId::new(Kind::Token, name));
     }
 }
 
@@ -377,7 +377,7 @@ fn concurrent_commits_do_not_mix(store: &dyn Store) {
                     commit.events.push(event(1, "concurrent"));
                     // One writer in three is late: it, and nobody else, has to lose.
                     if writer % 3 == 0 {
-                        commit.changes.push(Change { key: Key::new(Kind::Bot, "hot"), expected: Some(stale), to: None });
+                        commit.changes.push(Change { id: ResourceId::new(Kind::Bot, "hot"), expected: Some(stale), to: None });
                     }
                     assert_eq!(store.commit(commit).is_ok(), writer % 3 != 0);
                 }
@@ -408,8 +408,8 @@ fn a_sweep_takes_what_has_ended(store: &dyn Store) {
     let last = store.events(&swept).unwrap()[1].0;
 
     store.sweep(now, HOUR).unwrap();
-    assert_eq!(revision(store, &Key::new(Kind::BotInstance, "ended")), None);
-    assert!(revision(store, &Key::new(Kind::BotInstance, "lives")).is_some());
+    assert_eq!(revision(store, &ResourceId::new(Kind::BotInstance, "ended")), None);
+    assert!(revision(store, &ResourceId::new(Kind::BotInstance, "lives")).is_some());
     assert_eq!(store.events(&swept).unwrap().len(), 1);
     assert!(store.commit(Commit { issued: vec![issued("lives", 1)], ..Commit::default() }).is_err());
     store.commit(Commit { issued: vec![issued("ended", 1)], ..Commit::default() }).unwrap();

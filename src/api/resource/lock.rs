@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Key, Kind, Metadata, check_name};
+use super::{Kind, Metadata, ResourceId, check_name};
 use crate::time::Timestamp;
 
 /// A lock, version v2; its name is its id.
@@ -97,9 +97,9 @@ impl LockTarget {
     }
 
     /// The target that is this resource; nothing else can be locked.
-    pub fn of(key: &Key) -> Option<Self> {
-        let name = key.name.clone();
-        match key.kind {
+    pub fn of(id: &ResourceId) -> Option<Self> {
+        let name = id.name.clone();
+        match id.kind {
             Kind::Bot => Some(Self::Bot(name)),
             Kind::BotInstance => Some(Self::BotInstance(name)),
             Kind::Host => Some(Self::Host(name)),
@@ -109,14 +109,14 @@ impl LockTarget {
     }
 
     /// The resource that it stops.
-    pub fn key(&self) -> Key {
+    pub fn id(&self) -> ResourceId {
         let kind = match self {
             Self::Bot(_) => Kind::Bot,
             Self::BotInstance(_) => Kind::BotInstance,
             Self::Host(_) => Kind::Host,
             Self::Token(_) => Kind::Token,
         };
-        Key::new(kind, self.name())
+        ResourceId::new(kind, self.name())
     }
 }
 

@@ -85,27 +85,27 @@ impl FromStr for Kind {
 
 /// The name of one resource: `token/gateway-0042`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Key {
+pub struct ResourceId {
     /// Its kind.
     pub kind: Kind,
     /// Its name.
     pub name: String,
 }
 
-impl Key {
-    /// The key of the resource `name` of `kind`.
+impl ResourceId {
+    /// The id of the resource `name` of `kind`.
     pub fn new(kind: Kind, name: impl Into<String>) -> Self {
         Self { kind, name: name.into() }
     }
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for ResourceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.kind, self.name)
     }
 }
 
-impl FromStr for Key {
+impl FromStr for ResourceId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -179,18 +179,18 @@ impl Resource {
         }
     }
 
-    /// Its key.
-    pub fn key(&self) -> Key {
-        Key::new(self.kind(), &self.metadata().name)
+    /// Its id.
+    pub fn id(&self) -> ResourceId {
+        ResourceId::new(self.kind(), &self.metadata().name)
     }
 
     /// Other resources that it names, and cannot be used without.
-    pub fn named(&self) -> Vec<Key> {
+    pub fn named(&self) -> Vec<ResourceId> {
         match self {
-            Self::Bot(bot) => bot.spec.roles.iter().map(|role| Key::new(Kind::Role, role)).collect(),
+            Self::Bot(bot) => bot.spec.roles.iter().map(|role| ResourceId::new(Kind::Role, role)).collect(),
             Self::Token(token) => {
-                let roles = token.spec.host.roles.iter().map(|role| Key::new(Kind::Role, role));
-                token.spec.bot_name.iter().map(|bot| Key::new(Kind::Bot, bot)).chain(roles).collect()
+                let roles = token.spec.host.roles.iter().map(|role| ResourceId::new(Kind::Role, role));
+                token.spec.bot_name.iter().map(|bot| ResourceId::new(Kind::Bot, bot)).chain(roles).collect()
             }
             Self::Instance(_) | Self::Lock(_) | Self::Role(_) => vec![],
         }
@@ -205,7 +205,7 @@ impl Resource {
             Self::Lock(lock) => lock.validate(),
             Self::Instance(_) => Ok(()),
         });
-        valid.map_err(|why| format!("{}: {why}", self.key()))
+        valid.map_err(|why| format!("{}: {why}", self.id()))
     }
 
     /// The resource without what only a holder of the secret may see.

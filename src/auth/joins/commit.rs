@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Accepted, Refused};
 use crate::api::event::{Event, EventKind};
 use crate::api::resource::{
-    Authentication, Instance, InstanceSpec, InstanceStatus, Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource,
+    Authentication, Instance, InstanceSpec, InstanceStatus, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId,
 };
 use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};
 use crate::join::server::decision::Grant;
@@ -30,7 +30,7 @@ impl JoinContext<'_> {
         let Accepted { grant, certified, .. } = accepted;
         let instance = grant.step.instance.to_string();
         let mut token = self.view.token.resource.clone();
-        let instance_key = token.instance(grant.step.instance).key();
+        let instance_id = token.instance(grant.step.instance).id();
         let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
         token.status.bound_keypair = grant.status.clone();
         // A number of the store's is no greater.
@@ -50,25 +50,22 @@ impl JoinContext<'_> {
             .collect();
         let known = self.view.instances.iter().find(|stored| stored.resource.metadata.name == instance);
         let record = self.instance(accepted, known.map(|stored| stored.resource.clone()));
-        let mut changes = vec![Change {
-            key: instance_key,
-            expected: known.map(|stored| stored.revision),
-            to: Some(Resource::Instance(record)),
-        }];
-        let (token_key, revision) = (Key::new(Kind::Token, name.clone()), self.view.token.revision);
+        let mut changes =
+            vec![Change { id: instance_id, expected: known.map(|stored| stored.revision), to: Some(Resource::Instance(record)) }];
+        let (token_id, revision) = (ResourceId::new(Kind::Token, name.clone()), self.view.token.revision);
         let mut expects = vec![];
         // A join that leaves the token as it is does not make another revision of it: challenges that are under way stay good.
         if token == self.view.token.resource {
-            expects.push((token_key, revision));
+            expects.push((token_id, revision));
         } else {
-            changes.push(Change { key: token_key, expected: Some(revision), to: Some(Resource::Token(token)) });
+            changes.push(Change { id: token_id, expected: Some(revision), to: Some(Resource::Token(token)) });
         }
         let mut events = self.events(accepted);
         if grant.by_code {
             for lock in self.view.locks.iter().filter(|lock| self.is_own_lock(&lock.resource)) {
                 events.push(self.lock_removed(&lock.resource, grant));
-                let key = Key::new(Kind::Lock, &lock.resource.metadata.name);
-                changes.push(Change { key, expected: Some(lock.revision), to: None });
+                let id = ResourceId::new(Kind::Lock, &lock.resource.metadata.name);
+                changes.push(Change { id, expected: Some(lock.revision), to: None });
             }
         }
         Commit {
@@ -210,7 +207,7 @@ impl JoinContext<'_> {
         };
         let event = Event { reason: Some(message), ..self.event(EventKind::LockCreated) };
         let event = event.with("lock", id.clone()).with("automatic", true);
-        (Change { key: Key::new(Kind::Lock, id), expected: None, to: Some(Resource::Lock(lock)) }, event)
+        (Change { id: ResourceId::new(Kind::Lock, id), expected: None, to: Some(Resource::Lock(lock)) }, event)
     }
 
     fn of_grant(&self, kind: EventKind, grant: &Grant) -> Event {

@@ -21,7 +21,7 @@ use super::revocation::RevocationList;
 use super::sealing::Sealing;
 use super::store::{Change, Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
-use crate::api::resource::{Key, Kind, Resource};
+use crate::api::resource::{Kind, Resource, ResourceId};
 use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest};
 use crate::join::server::challenge::Challenge;
 use crate::join::server::decision::{self, Fresh, Grant, Refusal, pace};
@@ -238,8 +238,8 @@ impl Joins {
             let (change, locked) = context.lock(why, Id::random(&*self.random)?);
             // The token is written too, so that a join that runs beside this one does not hold.
             let token = context.view.token.clone();
-            let key = Key::new(Kind::Token, &token.resource.metadata.name);
-            let token = Change { key, expected: Some(token.revision), to: Some(Resource::Token(token.resource)) };
+            let id = ResourceId::new(Kind::Token, &token.resource.metadata.name);
+            let token = Change { id, expected: Some(token.revision), to: Some(Resource::Token(token.resource)) };
             commit.policy = Some(context.view.policy);
             commit.changes = vec![token, change];
             commit.events = vec![locked];

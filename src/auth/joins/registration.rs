@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Joins, failed};
 use crate::api::event::{Event, EventKind};
-use crate::api::resource::{Key, Kind, MIN_SECRET, Resource, Token};
+use crate::api::resource::{Kind, MIN_SECRET, Resource, ResourceId, Token};
 use crate::auth::store::Commit;
 use crate::join::message::JoinAnswer;
 use crate::join::server::request;
@@ -25,7 +25,7 @@ impl Joins {
         if request.external_account_binding.is_none() {
             return Ok(None);
         }
-        let stored = self.store.get(&Key::new(Kind::Token, &request.token)).map_err(|e| failed(&e))?;
+        let stored = self.store.get(&ResourceId::new(Kind::Token, &request.token)).map_err(|e| failed(&e))?;
         let Some(Resource::Token(token)) = stored.map(|stored| stored.resource) else { return Ok(None) };
         let Some(secret) = token.secret_awaited() else { return Ok(None) };
         let now = self.clock.now();

@@ -6,34 +6,34 @@ use super::fault::{Fault, insist, refused};
 use super::{Operator, Who, event, token};
 use crate::api::call::{Action, Applied, Apply, Replace};
 use crate::api::event::EventKind;
-use crate::api::resource::{Key, Resource};
+use crate::api::resource::{Resource, ResourceId};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::ProblemType;
 
 impl Operator {
     pub(super) fn apply(&self, Apply { resources }: Apply, who: Who) -> Result<Vec<Applied>, Fault> {
-        let (mut keys, mut folded) = (BTreeSet::new(), BTreeMap::<_, u32>::new());
+        let (mut ids, mut folded) = (BTreeSet::new(), BTreeMap::<_, u32>::new());
         for resource in &resources {
             check(resource)?;
-            if !keys.insert(resource.key()) {
-                return refused(ProblemType::BadRequest, format!("{} stands there twice", resource.key()));
+            if !ids.insert(resource.id()) {
+                return refused(ProblemType::BadRequest, format!("{} stands there twice", resource.id()));
             }
-            *folded.entry(case_folded(&resource.key())).or_default() += 1;
+            *folded.entry(case_folded(&resource.id())).or_default() += 1;
         }
         insist(|| {
             let mut commit = Commit::default();
             let mut applied = Vec::with_capacity(resources.len());
             for resource in &resources {
-                self.check_names(resource, &keys)?;
-                let key = resource.key();
-                let stored = self.store.get(&key)?;
+                self.check_names(resource, &ids)?;
+                let id = resource.id();
+                let stored = self.store.get(&id)?;
                 let is_new = stored.is_none();
                 if is_new {
-                    self.check_alike(&key, &folded)?;
+                    self.check_alike(&id, &folded)?;
                 }
                 let action = self.put(resource.clone(), stored, who, &mut commit)?;
-                let locks = if is_new { self.locks_in_force_on(&key)? } else { Vec::new() };
-                applied.push(Applied { key, action, locks });
+                let locks = if is_new { self.locks_in_force_on(&id)? } else { Vec::new() };
+                applied.push(Applied { id, action, locks });
             }
             self.store.commit(commit)?;
             Ok(applied)
@@ -42,16 +42,16 @@ impl Operator {
 
     pub(super) fn replace(&self, Replace { resource, revision }: Replace, who: Who) -> Result<Applied, Fault> {
         check(&resource)?;
-        let key = resource.key();
+        let id = resource.id();
         self.check_names(&resource, &BTreeSet::new())?;
-        let stored = self.stored(&key)?;
+        let stored = self.stored(&id)?;
         if stored.revision != revision {
-            return refused(ProblemType::Conflict, format!("{key} has changed meanwhile"));
+            return refused(ProblemType::Conflict, format!("{id} has changed meanwhile"));
         }
         let mut commit = Commit::default();
         let action = self.put(resource, Some(stored), who, &mut commit)?;
         self.store.commit(commit)?;
-        Ok(Applied { key, action, locks: Vec::new() })
+        Ok(Applied { id, action, locks: Vec::new() })
     }
 
     /// Puts what makes `stored` into `resource` into `commit`.
@@ -80,22 +80,22 @@ impl Operator {
         };
         commit.events.push(event(self.clock.now(), kind, &resource, who));
         let expected = stored.map(|stored| stored.revision);
-        commit.changes.push(Change { key: resource.key(), expected, to: Some(resource) });
+        commit.changes.push(Change { id: resource.id(), expected, to: Some(resource) });
         Ok(action)
     }
 
     /// A name that differs from another in the case of letters alone is refused: `{{token.name}}` stands in DNS names too, in which
     /// the two would be one. `set` counts the folded names of the set that is applied.
-    fn check_alike(&self, key: &Key, set: &BTreeMap<Key, u32>) -> Result<(), Fault> {
-        let other = if set.get(&case_folded(key)).is_some_and(|count| *count > 1) {
+    fn check_alike(&self, id: &ResourceId, set: &BTreeMap<ResourceId, u32>) -> Result<(), Fault> {
+        let other = if set.get(&case_folded(id)).is_some_and(|count| *count > 1) {
             Some("another in this file".to_owned())
         } else {
-            self.store.alike(key)?.map(|other| other.to_string())
+            self.store.alike(id)?.map(|other| other.to_string())
         };
         match other {
             Some(other) => {
                 let why =
-                    format!("{key} differs from {other} in upper and lower case alone: DNS names and hosts know no difference");
+                    format!("{id} differs from {other} in upper and lower case alone: DNS names and hosts know no difference");
                 refused(ProblemType::BadRequest, why)
             }
             None => Ok(()),
@@ -103,23 +103,23 @@ impl Operator {
     }
 
     /// What `resource` names has to exist, in the store or in the same set.
-    fn check_names(&self, resource: &Resource, set: &BTreeSet<Key>) -> Result<(), Fault> {
-        for key in resource.named() {
-            if !set.contains(&key) && self.store.get(&key)?.is_none() {
-                return refused(ProblemType::BadRequest, format!("{}: there is no {key}", resource.key()));
+    fn check_names(&self, resource: &Resource, set: &BTreeSet<ResourceId>) -> Result<(), Fault> {
+        for id in resource.named() {
+            if !set.contains(&id) && self.store.get(&id)?.is_none() {
+                return refused(ProblemType::BadRequest, format!("{}: there is no {id}", resource.id()));
             }
         }
         Ok(())
     }
 }
 
-fn case_folded(key: &Key) -> Key {
-    Key::new(key.kind, key.name.to_ascii_lowercase())
+fn case_folded(id: &ResourceId) -> ResourceId {
+    ResourceId::new(id.kind, id.name.to_ascii_lowercase())
 }
 
 fn check(resource: &Resource) -> Result<(), Fault> {
     if matches!(resource, Resource::Instance(_)) {
-        return refused(ProblemType::BadRequest, format!("{}: instances are written by joins alone", resource.key()));
+        return refused(ProblemType::BadRequest, format!("{}: instances are written by joins alone", resource.id()));
     }
     resource.validate().or_else(|why| refused(ProblemType::BadRequest, why))
 }

@@ -6,7 +6,7 @@ use super::fault::{Fault, insist, refused};
 use super::{Operator, Who, event};
 use crate::api::call::{CancelExemption, Exempt, Exempted};
 use crate::api::event::{Event, EventKind, MAX_TEXT};
-use crate::api::resource::{Key, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, Token};
+use crate::api::resource::{Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId, Token};
 use crate::auth::store::{Change, Commit, StoreError, Stored};
 use crate::join::server::record::Exemption;
 use crate::join::{Id, ProblemType, RecoveryMode, Thumbprint};
@@ -53,7 +53,7 @@ impl Operator {
             commit.changes.push(change(token, view.token.revision));
             self.store.commit(commit)?;
             let remaining = others.into_iter().map(|stored| stored.resource).filter(|lock| lock.in_force(now));
-            let remaining = remaining.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect();
+            let remaining = remaining.map(|lock| ResourceId::new(Kind::Lock, lock.metadata.name)).collect();
             Ok(Exempted { exemption, lifted, remaining })
         })
     }
@@ -79,7 +79,7 @@ impl Operator {
         };
         let lock = Resource::Lock(Lock { metadata: Metadata::named(Id::random(&*self.random)?.to_string()), spec });
         commit.events.push(event(now, EventKind::LockCreated, &lock, who));
-        commit.changes.push(Change { key: lock.key(), expected: None, to: Some(lock) });
+        commit.changes.push(Change { id: lock.id(), expected: None, to: Some(lock) });
         Ok(())
     }
 
@@ -152,14 +152,14 @@ fn check_code(call: &Exempt, token: &Token) -> Result<(), Fault> {
 }
 
 /// Takes the server's own locks on the token away; returns which.
-fn lift(own: Vec<Stored<Lock>>, commit: &mut Commit, who: Who, now: Timestamp) -> Vec<Key> {
+fn lift(own: Vec<Stored<Lock>>, commit: &mut Commit, who: Who, now: Timestamp) -> Vec<ResourceId> {
     let mut lifted = Vec::with_capacity(own.len());
     for Stored { resource, revision } in own {
         let lock = Resource::Lock(resource);
-        let key = lock.key();
-        commit.changes.push(Change { key: key.clone(), expected: Some(revision), to: None });
+        let id = lock.id();
+        commit.changes.push(Change { id: id.clone(), expected: Some(revision), to: None });
         commit.events.push(event(now, EventKind::LockRemoved, &lock, who));
-        lifted.push(key);
+        lifted.push(id);
     }
     lifted
 }
@@ -173,7 +173,7 @@ fn order_rotation(token: &mut Token, now: Timestamp) {
 
 fn change(token: Token, revision: u64) -> Change {
     let to = Resource::Token(token);
-    Change { key: to.key(), expected: Some(revision), to: Some(to) }
+    Change { id: to.id(), expected: Some(revision), to: Some(to) }
 }
 
 fn told(event: Event, exemption: &Exemption) -> Event {

@@ -6,26 +6,26 @@ use super::fault::{Fault, refused};
 use super::{Operator, Who, event};
 use crate::api::call::PutLock;
 use crate::api::event::EventKind;
-use crate::api::resource::{Key, Kind, Lock, LockSpec, Metadata, Resource};
+use crate::api::resource::{Kind, Lock, LockSpec, Metadata, Resource, ResourceId};
 use crate::auth::store::{Change, Commit};
 use crate::join::{Id, ProblemType};
 
 impl Operator {
     /// Locks what exists: a mistyped name has to be told, not taken for a lock that holds.
-    pub(super) fn put_lock(&self, PutLock { target, message, seconds }: PutLock, who: Who) -> Result<Key, Fault> {
-        let locked = self.stored(&target.key())?.resource.key();
+    pub(super) fn put_lock(&self, PutLock { target, message, seconds }: PutLock, who: Who) -> Result<ResourceId, Fault> {
+        let locked = self.stored(&target.id())?.resource.id();
         let message = if message.is_empty() { format!("{locked} was locked by an operator") } else { message };
         let now = self.clock.now();
         let expires = seconds.map(|seconds| now.plus(Duration::from_secs(seconds)));
-        let key = Key::new(Kind::Lock, Id::random(&*self.random)?.to_string());
+        let id = ResourceId::new(Kind::Lock, Id::random(&*self.random)?.to_string());
         let lock = Resource::Lock(Lock {
-            metadata: Metadata::named(&key.name),
+            metadata: Metadata::named(&id.name),
             spec: LockSpec { target, message, expires, automatic: false },
         });
         lock.validate().or_else(|why| refused(ProblemType::BadRequest, why))?;
         let events = vec![event(now, EventKind::LockCreated, &lock, who)];
-        let changes = vec![Change { key: key.clone(), expected: None, to: Some(lock) }];
+        let changes = vec![Change { id: id.clone(), expected: None, to: Some(lock) }];
         self.store.commit(Commit { changes, events, ..Commit::default() })?;
-        Ok(key)
+        Ok(id)
     }
 }

@@ -31,7 +31,7 @@ use super::rotation::Rotation;
 use super::store::{Change, Commit, Store, Stored};
 use crate::api::call::{Audit, Call, Delete, Deleted, Entry, Get};
 use crate::api::event::{Event, EventKind};
-use crate::api::resource::{Key, Kind, LockTarget, Resource};
+use crate::api::resource::{Kind, LockTarget, Resource, ResourceId};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::time::{Clock, Random, Timestamp};
 use fault::{Fault, insist};
@@ -178,7 +178,7 @@ impl Operator {
 
     fn get(&self, call: Get, _: Who) -> Result<Vec<Entry>, Fault> {
         let found = match call.name {
-            Some(name) => vec![self.stored(&Key::new(call.kind, name))?],
+            Some(name) => vec![self.stored(&ResourceId::new(call.kind, name))?],
             None => self.store.list(call.kind)?,
         };
         let shown = |resource: Resource| if call.with_secrets { resource } else { resource.without_secrets() };
@@ -187,27 +187,27 @@ impl Operator {
 
     /// Locks stay, those that the server made too: a token that is made again out of a backup is the one that two held. They go by
     /// `rm lock/ID` or `exempt`, which the audit log tells of.
-    fn delete(&self, Delete { key }: Delete, who: Who) -> Result<Deleted, Fault> {
+    fn delete(&self, Delete { id }: Delete, who: Who) -> Result<Deleted, Fault> {
         insist(|| {
-            let Stored { resource, revision } = self.stored(&key)?;
-            let kind = if key.kind == Kind::Lock { EventKind::LockRemoved } else { EventKind::ResourceDeleted };
+            let Stored { resource, revision } = self.stored(&id)?;
+            let kind = if id.kind == Kind::Lock { EventKind::LockRemoved } else { EventKind::ResourceDeleted };
             let events = vec![event(self.clock.now(), kind, &resource, who)];
-            let changes = vec![Change { key: key.clone(), expected: Some(revision), to: None }];
+            let changes = vec![Change { id: id.clone(), expected: Some(revision), to: None }];
             self.store.commit(Commit { changes, events, ..Commit::default() })?;
-            Ok(Deleted { locks: self.locks_in_force_on(&key)?, key: key.clone() })
+            Ok(Deleted { locks: self.locks_in_force_on(&id)?, id: id.clone() })
         })
     }
 
     /// Locks that stop the resource of this name, whether it is there or not.
-    fn locks_in_force_on(&self, key: &Key) -> Result<Vec<Key>, Fault> {
-        let Some(target) = LockTarget::of(key) else { return Ok(Vec::new()) };
+    fn locks_in_force_on(&self, id: &ResourceId) -> Result<Vec<ResourceId>, Fault> {
+        let Some(target) = LockTarget::of(id) else { return Ok(Vec::new()) };
         let now = self.clock.now();
         let locks = self.store.locks_on(&target)?.into_iter().filter(|lock| lock.in_force(now));
-        Ok(locks.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect())
+        Ok(locks.map(|lock| ResourceId::new(Kind::Lock, lock.metadata.name)).collect())
     }
 
-    fn stored(&self, key: &Key) -> Result<Stored<Resource>, Fault> {
-        self.store.get(key)?.ok_or_else(|| Problem::new(ProblemType::NotFound, format!("there is no {key}")).into())
+    fn stored(&self, id: &ResourceId) -> Result<Stored<Resource>, Fault> {
+        self.store.get(id)?.ok_or_else(|| Problem::new(ProblemType::NotFound, format!("there is no {id}")).into())
     }
 }
 
@@ -244,7 +244,7 @@ fn event(now: Timestamp, kind: EventKind, resource: &Resource, who: Who) -> Even
             event.with("lock", lock.metadata.name.as_str()).with("automatic", lock.spec.automatic)
         }
         (EventKind::ResourceCreated | EventKind::ResourceUpdated | EventKind::ResourceDeleted, _) => {
-            event.with("resource", resource.key().to_string())
+            event.with("resource", resource.id().to_string())
         }
         _ => event,
     }

@@ -7,7 +7,7 @@ use super::fault::{Fault, insist, refused};
 use super::{Operator, Who, event};
 use crate::api::call::{Reset, Rotate, Unbound};
 use crate::api::event::EventKind;
-use crate::api::resource::{HIDDEN_SECRET, Key, Kind, Lock, LockTarget, MIN_SECRET, Resource, Token};
+use crate::api::resource::{HIDDEN_SECRET, Kind, Lock, LockTarget, MIN_SECRET, Resource, ResourceId, Token};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::server::record::Status;
 use crate::join::{Id, Problem, ProblemType};
@@ -116,11 +116,11 @@ impl Operator {
             let on_token = |lock: &Lock| !matches!(lock.spec.target, LockTarget::BotInstance(_) | LockTarget::Host(_));
             let locks = view.locks.into_iter().map(|stored| stored.resource);
             let locks = locks.filter(|lock| lock.in_force(now) && on_token(lock));
-            Ok(Unbound { locks: locks.map(|lock| Key::new(Kind::Lock, lock.metadata.name)).collect() })
+            Ok(Unbound { locks: locks.map(|lock| ResourceId::new(Kind::Lock, lock.metadata.name)).collect() })
         })
     }
 
-    pub(super) fn rotate(&self, which: Rotate, who: Who) -> Result<Vec<Key>, Fault> {
+    pub(super) fn rotate(&self, which: Rotate, who: Who) -> Result<Vec<ResourceId>, Fault> {
         let names = match which {
             Rotate::Token(name) => {
                 self.token(&name)?;
@@ -139,7 +139,7 @@ impl Operator {
                 for name in names {
                     // One deleted meanwhile has nothing to rotate.
                     if let Some(Stored { resource: Resource::Token(mut token), revision }) =
-                        self.store.get(&Key::new(Kind::Token, name))?
+                        self.store.get(&ResourceId::new(Kind::Token, name))?
                     {
                         token.spec.bound_keypair.rotate_after = Some(now);
                         tokens.push((token, revision));
@@ -148,7 +148,7 @@ impl Operator {
                 Ok(self.store.commit(updated(tokens, "rotation ordered", who, now))?)
             })?;
         }
-        Ok(names.into_iter().map(|name| Key::new(Kind::Token, name)).collect())
+        Ok(names.into_iter().map(|name| ResourceId::new(Kind::Token, name)).collect())
     }
 
     /// Names of the bound tokens with these labels. The others get a fresh key at their first join as it is.
@@ -164,7 +164,7 @@ impl Operator {
     }
 
     pub(super) fn token(&self, name: &str) -> Result<Stored<Token>, Fault> {
-        match self.stored(&Key::new(Kind::Token, name))? {
+        match self.stored(&ResourceId::new(Kind::Token, name))? {
             Stored { resource: Resource::Token(resource), revision } => Ok(Stored { resource, revision }),
             _ => Err(Problem::from(ProblemType::ServerError).into()),
         }
@@ -178,7 +178,7 @@ fn updated(tokens: Vec<(Token, u64)>, why: &str, who: Who, now: Timestamp) -> Co
         let mut event = event(now, EventKind::ResourceUpdated, &resource, who);
         event.reason = Some(why.into());
         commit.events.push(event);
-        commit.changes.push(Change { key: resource.key(), expected: Some(revision), to: Some(resource) });
+        commit.changes.push(Change { id: resource.id(), expected: Some(revision), to: Some(resource) });
     }
     commit
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::api::ca::Share;
 use crate::api::event::{Event, EventFilter};
-use crate::api::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
 use crate::join::Id;
 use crate::time::Timestamp;
 
@@ -48,7 +48,7 @@ pub struct JoinView {
 #[derive(Clone, Debug)]
 pub struct Change {
     /// What it changes.
-    pub key: Key,
+    pub id: ResourceId,
     /// The revision it was read at; `None`: it does not exist yet.
     pub expected: Option<u64>,
     /// What it becomes; `None`: nothing.
@@ -99,7 +99,7 @@ pub struct Commit {
     /// The policy revision that this was decided under; `None`: whatever it is.
     pub policy: Option<u64>,
     /// Resources that are not changed, and the revisions that they were read at.
-    pub expects: Vec<(Key, u64)>,
+    pub expects: Vec<(ResourceId, u64)>,
     /// Changes of resources.
     pub changes: Vec<Change>,
     /// The token whose certificates issued so far stay revoked from now on, whatever becomes of its locks.
@@ -136,13 +136,13 @@ impl std::error::Error for StoreError {}
 /// What an auth endpoint needs of a database. Calls block; call from a thread that may.
 pub trait Store: Send + Sync {
     /// One resource.
-    fn get(&self, key: &Key) -> Result<Option<Stored<Resource>>, StoreError>;
+    fn get(&self, id: &ResourceId) -> Result<Option<Stored<Resource>>, StoreError>;
 
     /// All resources of a kind, by name.
     fn list(&self, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError>;
 
     /// A resource of the same kind whose name differs from that of `key` in the case of letters alone (A to Z).
-    fn alike(&self, key: &Key) -> Result<Option<Key>, StoreError>;
+    fn alike(&self, id: &ResourceId) -> Result<Option<ResourceId>, StoreError>;
 
     /// Locks on `target`, also those that have ended.
     fn locks_on(&self, target: &LockTarget) -> Result<Vec<Lock>, StoreError>;

@@ -22,8 +22,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Commit, Event, EventFilter, Form, JoinView, Key, Kind, Lock, LockTarget, Resource, Revoked, Share, Store, StoreError, Stored,
-    Token,
+    Commit, Event, EventFilter, Form, JoinView, Kind, Lock, LockTarget, Resource, ResourceId, Revoked, Share, Store, StoreError,
+    Stored, Token,
 };
 use crate::join::Id;
 use crate::time::Timestamp;
@@ -124,7 +124,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
 }
 
 impl Store for SqliteStore {
-    fn get(&self, key: &Key) -> Result<Option<Stored<Resource>>, StoreError> {
+    fn get(&self, key: &ResourceId) -> Result<Option<Stored<Resource>>, StoreError> {
         self.readers.with(|snapshot| read::get(snapshot, key))
     }
 
@@ -132,7 +132,7 @@ impl Store for SqliteStore {
         self.readers.with(|snapshot| read::list(snapshot, kind))
     }
 
-    fn alike(&self, key: &Key) -> Result<Option<Key>, StoreError> {
+    fn alike(&self, key: &ResourceId) -> Result<Option<ResourceId>, StoreError> {
         self.readers.with(|snapshot| read::alike(snapshot, key))
     }
 

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::ca::Share;
 use crate::api::event::{Event, EventFilter};
-use crate::api::resource::{Bot, Instance, Key, Kind, Lock, LockTarget, Resource, Role, Token};
+use crate::api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
 use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
 use crate::join::Id;
 use crate::time::Timestamp;
@@ -69,7 +69,7 @@ impl Drop for Lease<'_> {
     }
 }
 
-pub(super) fn get(snapshot: &Transaction<'_>, key: &Key) -> Result<Option<Stored<Resource>>, StoreError> {
+pub(super) fn get(snapshot: &Transaction<'_>, key: &ResourceId) -> Result<Option<Stored<Resource>>, StoreError> {
     let found = raw(snapshot, key.kind, &key.name)?;
     found.map(|(revision, document)| Ok(Stored { resource: resource(key, &document)?, revision })).transpose()
 }
@@ -81,18 +81,18 @@ pub(super) fn list(snapshot: &Transaction<'_>, kind: Kind) -> Result<Vec<Stored<
     let mut rows = query.query([kind.name()])?;
     let mut all = Vec::new();
     while let Some(row) = rows.next()? {
-        let key = Key::new(kind, column::<String>(row, 0)?);
+        let key = ResourceId::new(kind, column::<String>(row, 0)?);
         all.push(Stored { resource: resource(&key, &column::<String>(row, 2)?)?, revision: column(row, 1)? });
     }
     Ok(all)
 }
 
-pub(super) fn alike(snapshot: &Transaction<'_>, key: &Key) -> Result<Option<Key>, StoreError> {
+pub(super) fn alike(snapshot: &Transaction<'_>, key: &ResourceId) -> Result<Option<ResourceId>, StoreError> {
     // SQLite's NOCASE folds A to Z and nothing else.
     let mut query = snapshot
         .prepare_cached("SELECT name FROM resource WHERE kind = ?1 AND name = ?2 COLLATE NOCASE AND name <> ?2 LIMIT 1")?;
     let found = query.query_row([key.kind.name(), &key.name], |row| row.get::<_, String>(0)).optional()?;
-    Ok(found.map(|name| Key::new(key.kind, name)))
+    Ok(found.map(|name| ResourceId::new(key.kind, name)))
 }
 
 pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError> {
@@ -113,7 +113,7 @@ pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str, instance: Optio
     let bound = token.resource.status.bound_keypair.bound_instance();
     for id in bound.into_iter().chain(instance.filter(|id| Some(*id) != bound)) {
         let target = token.resource.instance(id);
-        instances.extend(typed::<Instance>(snapshot, target.key().kind, target.name())?);
+        instances.extend(typed::<Instance>(snapshot, target.id().kind, target.name())?);
         locks.extend(locks_on(snapshot, &target)?);
     }
     let (policy, epoch) = policy_and_epoch(snapshot)?;
@@ -174,10 +174,10 @@ pub(super) const LOCKS_ON: &str = "SELECT name, document, revision FROM resource
 
 pub(super) fn locks_on(snapshot: &Transaction<'_>, target: &LockTarget) -> Result<Vec<Stored<Lock>>, StoreError> {
     let mut query = snapshot.prepare_cached(LOCKS_ON)?;
-    let mut rows = query.query([target.key().to_string()])?;
+    let mut rows = query.query([target.id().to_string()])?;
     let mut locks = Vec::new();
     while let Some(row) = rows.next()? {
-        let key = Key::new(Kind::Lock, column::<String>(row, 0)?);
+        let key = ResourceId::new(Kind::Lock, column::<String>(row, 0)?);
         locks.push(Stored { resource: parse(&key, &column::<String>(row, 1)?)?, revision: column(row, 2)? });
     }
     Ok(locks)
@@ -191,7 +191,7 @@ pub(super) fn ended_exemptions(snapshot: &Transaction<'_>, now: Timestamp) -> Re
     let mut rows = query.query([now.millis()])?;
     let mut ended = Vec::new();
     while let Some(row) = rows.next()? {
-        let key = Key::new(Kind::Token, column::<String>(row, 0)?);
+        let key = ResourceId::new(Kind::Token, column::<String>(row, 0)?);
         ended.push(Stored { resource: parse(&key, &column::<String>(row, 2)?)?, revision: column(row, 1)? });
     }
     Ok(ended)
@@ -253,7 +253,9 @@ pub(super) fn last_event_until(snapshot: &Transaction<'_>, time: Timestamp) -> R
 
 fn typed<T: DeserializeOwned>(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<Stored<T>>, StoreError> {
     let found = raw(snapshot, kind, name)?;
-    found.map(|(revision, document)| Ok(Stored { resource: parse(&Key::new(kind, name), &document)?, revision })).transpose()
+    found
+        .map(|(revision, document)| Ok(Stored { resource: parse(&ResourceId::new(kind, name), &document)?, revision }))
+        .transpose()
 }
 
 pub(super) const GET: &str = "SELECT revision, document FROM resource WHERE kind = ? AND name = ?";
@@ -263,7 +265,7 @@ fn raw(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<(u64
     Ok(query.query_row([kind.name(), name], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
 }
 
-fn resource(key: &Key, document: &str) -> Result<Resource, StoreError> {
+fn resource(key: &ResourceId, document: &str) -> Result<Resource, StoreError> {
     Ok(match key.kind {
         Kind::Bot => Resource::Bot(parse(key, document)?),
         Kind::BotInstance | Kind::Host => Resource::Instance(parse(key, document)?),
@@ -273,11 +275,11 @@ fn resource(key: &Key, document: &str) -> Result<Resource, StoreError> {
     })
 }
 
-fn parse<T: DeserializeOwned>(key: &Key, document: &str) -> Result<T, StoreError> {
+fn parse<T: DeserializeOwned>(key: &ResourceId, document: &str) -> Result<T, StoreError> {
     serde_json::from_str(document).map_err(|e| damaged(key, e))
 }
 
-fn damaged(key: &Key, why: impl std::fmt::Display) -> StoreError {
+fn damaged(key: &ResourceId, why: impl std::fmt::Display) -> StoreError {
     StoreError::Failed(format!("{key} is damaged: {why}"))
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use crate::api::event::Event;
-use crate::api::resource::{Key, Kind, Resource, Token};
+use crate::api::resource::{Kind, Resource, ResourceId, Token};
 use crate::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, StoreError};
 use crate::time::Timestamp;
 
@@ -182,34 +182,34 @@ fn apply(connection: &Connection, counters: &mut Counters, commit: &Commit) -> R
 }
 
 /// Refuses the commit where a resource is not at the revision that it was read at; `None`: it does not exist.
-fn expect(connection: &Connection, key: &Key, revision: Option<u64>) -> Result<(), StoreError> {
+fn expect(connection: &Connection, id: &ResourceId, revision: Option<u64>) -> Result<(), StoreError> {
     let mut query = connection.prepare_cached(REVISION)?;
-    let current: Option<u64> = query.query_row([key.kind.name(), &key.name], |row| row.get(0)).optional()?;
-    if current == revision { Ok(()) } else { Err(StoreError::Conflict(key.to_string())) }
+    let current: Option<u64> = query.query_row([id.kind.name(), &id.name], |row| row.get(0)).optional()?;
+    if current == revision { Ok(()) } else { Err(StoreError::Conflict(id.to_string())) }
 }
 
 fn apply_change(connection: &Connection, counters: &mut Counters, change: &Change) -> Result<(), StoreError> {
-    let Change { key, expected, to } = change;
-    expect(connection, key, *expected)?;
+    let Change { id, expected, to } = change;
+    expect(connection, id, *expected)?;
     counters.revision += 1;
-    if matches!(key.kind, Kind::Bot | Kind::Lock | Kind::Role) {
+    if matches!(id.kind, Kind::Bot | Kind::Lock | Kind::Role) {
         counters.policy += 1;
     }
     let Some(resource) = to else {
-        match key.kind {
-            Kind::Bot => remember_bot(connection, &key.name)?,
-            Kind::Token => disown(connection, &key.name)?,
+        match id.kind {
+            Kind::Bot => remember_bot(connection, &id.name)?,
+            Kind::Token => disown(connection, &id.name)?,
             Kind::BotInstance | Kind::Host | Kind::Lock | Kind::Role => {}
         }
-        connection.prepare_cached("DELETE FROM resource WHERE kind = ? AND name = ?")?.execute([key.kind.name(), &key.name])?;
+        connection.prepare_cached("DELETE FROM resource WHERE kind = ? AND name = ?")?.execute([id.kind.name(), &id.name])?;
         return Ok(());
     };
-    let document = document(resource).map_err(|e| StoreError::Failed(format!("{key} cannot be stored: {e}")))?;
+    let document = document(resource).map_err(|e| StoreError::Failed(format!("{id} cannot be stored: {e}")))?;
     connection
         .prepare_cached(
             "INSERT OR REPLACE INTO resource (kind, name, revision, subject, ends, document) VALUES (?, ?, ?, ?, ?, ?)",
         )?
-        .execute(params![key.kind.name(), key.name, counters.revision, subject_of(resource), ends(resource), document])?;
+        .execute(params![id.kind.name(), id.name, counters.revision, subject_of(resource), ends(resource), document])?;
     match resource {
         Resource::Bot(bot) if expected.is_none() => is_back(connection, &format!("bot/{}", bot.metadata.name)),
         Resource::Token(token) if expected.is_none() => own(connection, token),
@@ -286,7 +286,7 @@ fn document(resource: &Resource) -> serde_json::Result<String> {
 
 fn subject_of(resource: &Resource) -> Option<String> {
     match resource {
-        Resource::Lock(lock) => Some(lock.spec.target.key().to_string()),
+        Resource::Lock(lock) => Some(lock.spec.target.id().to_string()),
         Resource::Instance(instance) => Some(format!("token/{}", instance.spec.token)),
         Resource::Bot(_) | Resource::Role(_) | Resource::Token(_) => None,
     }
@@ -353,7 +353,7 @@ mod tests {
             instance: "i".into(),
             not_after: Timestamp::default(),
         };
-        let changes = vec![Change { key: bot.key(), expected: None, to: Some(bot) }];
+        let changes = vec![Change { id: bot.id(), expected: None, to: Some(bot) }];
         Commit { changes, issued: vec![issued], ..Commit::default() }
     }
 
@@ -361,7 +361,7 @@ mod tests {
     fn in_a_group_each_stands_for_itself() {
         let mut connection = Connection::open_in_memory().unwrap();
         super::super::schema::create(&mut connection).unwrap();
-        let stale = Change { key: Key::new(Kind::Bot, "d"), expected: Some(7), to: None };
+        let stale = Change { id: ResourceId::new(Kind::Bot, "d"), expected: Some(7), to: None };
         let mut conflict = create("c", "3");
         conflict.changes.push(stale);
         let under_new_policy = Commit { policy: Some(2), ..create("e", "4") };

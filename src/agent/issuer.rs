@@ -12,7 +12,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use super::tls::{AFTER_ALL, Roots};
 use super::transport::TransportError;
 use crate::join::TrustBundle;
-use crate::join::identity::identity_uri;
+use crate::join::identity::{IdentitySubject, InstanceKind};
 use crate::join::message::JoinAnswer;
 use crate::time::Timestamp;
 
@@ -41,8 +41,16 @@ pub fn verify(
 fn is_identity(answer: &JoinAnswer, token: &str, certificate: &[u8], anchors: &[TrustAnchor<'_>], key: &[u8]) -> bool {
     let der = CertificateDer::from(certificate);
     let Ok(certificate) = EndEntityCert::try_from(&der) else { return false };
-    let name = |host| identity_uri(&answer.cluster, token, answer.incarnation, host, answer.step);
-    let is_named = |uri: &str| uri == name(false) || uri == name(true);
+    let is_named = |uri: &str| {
+        let of_kind = |kind| IdentitySubject {
+            cluster: answer.cluster.clone(),
+            token: token.to_owned(),
+            incarnation: answer.incarnation,
+            kind,
+            step: answer.step,
+        };
+        [InstanceKind::Bot, InstanceKind::Host].into_iter().any(|kind| of_kind(kind).uri() == uri)
+    };
     let verify = |time| {
         certificate.verify_for_usage(&[webpki::ring::ECDSA_P256_SHA256], anchors, &[], time, KeyUsage::client_auth(), None, None)
     };

@@ -4,6 +4,7 @@
 use boundkey_hal::{Error as KeyError, PublicKey, Signature};
 use serde::{Deserialize, Serialize};
 
+use super::identity::{IdentitySubject, InstanceKind};
 use super::jws::{Header, Jws, JwsError};
 use super::{Id, Thumbprint};
 use crate::time::Timestamp;
@@ -43,18 +44,13 @@ pub struct Claims {
     pub step: Step,
     /// Thumbprint of the key bound at that step.
     pub jkt: Thumbprint,
-    /// Whether the instance is a host: that of a service, not a bot's.
-    #[serde(default, skip_serializing_if = "is_of_bot")]
-    pub host: bool,
+    /// What the instance is.
+    #[serde(default, rename = "host", skip_serializing_if = "InstanceKind::is_bot")]
+    pub kind: InstanceKind,
     /// The attempt that made the step: the same counters in another line of steps were made by another.
     pub jti: Id,
     /// When the step was made, in milliseconds since 1970. Rises with every step of a token, whatever the server's clock does.
     pub iat_ms: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
-fn is_of_bot(host: &bool) -> bool {
-    !host
 }
 
 impl Claims {
@@ -73,6 +69,17 @@ impl Claims {
         let kid = jws.header()?.kid.ok_or(JwsError::Form)?;
         let key = keys.iter().find(|key| Thumbprint::of(key).to_string() == kid).ok_or(JwsError::Signature)?;
         jws.verify(key)
+    }
+
+    /// The subject of the identity certificate that is issued for the same step.
+    pub fn subject(&self) -> IdentitySubject {
+        IdentitySubject {
+            cluster: self.iss.clone(),
+            token: self.sub.clone(),
+            incarnation: self.inc,
+            kind: self.kind,
+            step: self.step,
+        }
     }
 
     /// When the step was made.

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use boundkey::join::identity::InstanceKind;
 use boundkey::join::{Id, JoinKind, ProblemType, RecoveryMode};
 use boundkey::time::Timestamp;
 use serde_json::Value;
@@ -13,7 +14,7 @@ use super::{EXPIRY, harmless, kind, locking};
 /// A host that has joined a token that allows `limit` recoveries.
 fn joined(limit: u32) -> (World, world::Device) {
     let (mut world, mut host) = (World::new(limit), world::Device::new(0));
-    world.for_bot = false;
+    world.kind = InstanceKind::Host;
     assert_eq!(kind(host.join(&mut world)), JoinKind::First);
     (world, host)
 }
@@ -104,20 +105,19 @@ fn c164_the_limit_holds_for_hosts() {
 /// The token became a bot's, in a way that no command allows: the states of a host mean nothing then. And the reverse.
 #[test]
 fn c166_c096_a_join_state_of_the_other_kind_is_not_believed() {
-    for for_bot in [false, true] {
-        let (mut world, mut device) = joined(5);
-        if for_bot {
-            (world, device) = super::joined(5);
-        }
-        world.for_bot = !for_bot;
+    for (given, expected) in [(InstanceKind::Host, InstanceKind::Bot), (InstanceKind::Bot, InstanceKind::Host)] {
+        let (mut world, device) = match given {
+            InstanceKind::Bot => super::joined(5),
+            InstanceKind::Host => joined(5),
+        };
+        world.kind = expected;
         let mut other = device.copy();
         other.identity = None;
         for mut device in [device, other] {
             let mut world = world.clone();
             assert_eq!(locking(&mut device, &mut world), ProblemType::JoinStateMismatch);
-            let (given, expected) = if for_bot { ("a bot", "a host") } else { ("a host", "a bot") };
             assert!(
-                world.locks[0].message.contains(&format!("is of {given}, expected one of {expected}")),
+                world.locks[0].message.contains(&format!("is of a {given}, expected one of a {expected}")),
                 "{}",
                 world.locks[0].message
             );
@@ -127,7 +127,7 @@ fn c166_c096_a_join_state_of_the_other_kind_is_not_believed() {
         let backup = world.clone();
         device.join(&mut world).expect("renewed");
         let mut world = world.restored(&backup);
-        world.for_bot = true;
+        world.kind = InstanceKind::Bot;
         assert_eq!(locking(&mut device, &mut world), ProblemType::JoinStateMismatch);
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use boundkey::auth::ca::Profile;
 use boundkey::join::device::{CertificateInfo, KnownKey, Memory, RecoveryKey};
-use boundkey::join::server::request::Holder;
+use boundkey::join::identity::{IdentitySubject, InstanceKind};
 use boundkey::join::trust::pin_text;
 use boundkey::join::{Id, Recoveries, RecoveryMode, Step, Thumbprint, base64url};
 use boundkey::pem;
@@ -59,13 +59,19 @@ fn step() -> Step {
 }
 
 fn certificates() {
-    let holder = Holder { cluster: "c".into(), token: "t".into(), incarnation: Id([9; 16]), host: false, step: step() };
+    let subject = IdentitySubject {
+        cluster: "c".into(),
+        token: "t".into(),
+        incarnation: Id([9; 16]),
+        kind: InstanceKind::Bot,
+        step: step(),
+    };
     let output = Profile::Output {
         dns_names: vec!["t.example.com".into()],
         uris: vec!["urn:x:t".into()],
         ip_addresses: vec!["10.0.0.1".parse().expect("an address")],
     };
-    for (name, profile, key) in [("identity", Profile::Identity(holder), &IDENTITY), ("output", output, &OTHER)] {
+    for (name, profile, key) in [("identity", Profile::Identity(subject), &IDENTITY), ("output", output, &OTHER)] {
         let issued = authority().issue(&key.public, "t", &profile, (NOW, NOW), &System).expect("issued");
         seed("certificate", name, 0, &issued.bytes);
         seed("certificate", &format!("{name}-to-be-signed"), 1, first_inside(&issued.bytes));

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use boundkey::join::identity::{IdentitySubject, InstanceKind};
 use boundkey::join::message::{ChallengeAnswer, IssuedCertificate, JoinAnswer};
 use boundkey::join::server::challenge::{Challenge, SealingKey};
 use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide, pace};
 use boundkey::join::server::record::{Exemption, Recovery, Spec, Status};
-use boundkey::join::server::request::{Cluster, Holder, Opened, ShownCertificate, Verified};
+use boundkey::join::server::request::{Cluster, Opened, ShownCertificate, Verified};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
 use boundkey::join::{Id, JoinKind, ProblemType, RecoveryCode, RecoveryMode, Step, Thumbprint, base64url};
 use boundkey::time::{NoRandomness, Random, Timestamp};
@@ -177,8 +178,9 @@ impl Server {
         let certificate = |der: &[u8]| {
             let (step, not_after, incarnation, key): (Step, Timestamp, Id, u8) =
                 serde_json::from_slice(der).map_err(|e| e.to_string())?;
-            let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, host: false, step };
-            Ok(ShownCertificate { holder, not_after, key: public_key(key) })
+            let kind = InstanceKind::Bot;
+            let subject = IdentitySubject { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, kind, step };
+            Ok(ShownCertificate { subject, not_after, key: public_key(key) })
         };
         let cluster = Cluster {
             name: CLUSTER,
@@ -263,7 +265,7 @@ impl Server {
     fn view<'a>(&'a self, parts: &'a Parts) -> TokenView<'a> {
         TokenView {
             name: TOKEN,
-            for_bot: true,
+            kind: InstanceKind::Bot,
             spec: &self.spec,
             status: &self.status,
             revision: self.revision,
@@ -275,7 +277,7 @@ impl Server {
 
     fn answer(&self, grant: &Grant) -> JoinAnswer {
         let inc = self.status.incarnation.expect("set");
-        let claims = grant.claims(CLUSTER, TOKEN, true, inc);
+        let claims = grant.claims(CLUSTER, TOKEN, InstanceKind::Bot, inc);
         let der = serde_json::to_vec(&(grant.step, grant.not_after, inc, IDENTITY_KEY)).expect("plain data");
         JoinAnswer {
             kind: grant.kind,

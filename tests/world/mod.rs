@@ -7,11 +7,12 @@ use std::time::Duration;
 use boundkey::join::device::answer::{AnswerError, Issued};
 use boundkey::join::device::request::{Identity, Parts};
 use boundkey::join::device::{KnownKey, Memory, Start};
+use boundkey::join::identity::InstanceKind;
 use boundkey::join::message::{ChallengeAnswer, Heartbeat, IssuedCertificate, JoinAnswer};
 use boundkey::join::server::challenge::{Challenge, SealingKey};
 use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide};
 use boundkey::join::server::record::{Exemption, Spec, Status};
-use boundkey::join::server::request::{Cluster, Holder, Opened, ShownCertificate};
+use boundkey::join::server::request::{Cluster, Opened, ShownCertificate};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
 use boundkey::join::{Id, Jws, Problem, RecoveryCode, RecoveryMode, Thumbprint, base64url};
 use boundkey::time::{System, Timestamp};
@@ -72,8 +73,8 @@ impl KeyStore for Keys {
 #[derive(Clone)]
 pub struct World {
     pub now: Timestamp,
-    /// Whether the token is for a bot; else it is for a host.
-    pub for_bot: bool,
+    /// What the token's instances are.
+    pub kind: InstanceKind,
     pub spec: Spec,
     pub status: Status,
     pub locks: Vec<LockInForce>,
@@ -98,7 +99,7 @@ impl World {
         let signer = PrivateKey::generate(Algorithm::Ed25519).and_then(|key| Ok(key.to_pem()?.to_string())).expect("a key");
         Self {
             now: NOW,
-            for_bot: true,
+            kind: InstanceKind::Bot,
             spec,
             status,
             locks: vec![],
@@ -137,7 +138,7 @@ impl World {
     fn view(&self) -> TokenView<'_> {
         TokenView {
             name: TOKEN,
-            for_bot: self.for_bot,
+            kind: self.kind,
             spec: &self.spec,
             status: &self.status,
             revision: self.revision,
@@ -189,14 +190,13 @@ impl World {
             }
         };
         let incarnation = self.status.incarnation.expect("set");
-        let claims = grant.claims(CLUSTER, TOKEN, self.for_bot, incarnation);
+        let claims = grant.claims(CLUSTER, TOKEN, self.kind, incarnation);
         self.commit(&grant, InstanceView { id: grant.step.instance, revision: 0, last_step: grant.instance_step(&verified) });
-        let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, host: !self.for_bot, step: grant.step };
         // The world's certificate request is the key itself.
         let key = base64url::decode(&request.csr).expect("our own");
         let key = PublicKey::new(Algorithm::EcdsaP256, &key).expect("our own");
         let der = self.certificates.len().to_be_bytes();
-        self.certificates.push(ShownCertificate { holder, not_after: grant.not_after, key });
+        self.certificates.push(ShownCertificate { subject: claims.subject(), not_after: grant.not_after, key });
         let signer = self.signer();
         Ok(JoinAnswer {
             kind: grant.kind,

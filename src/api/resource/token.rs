@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LockTarget, Metadata, check_name};
 use crate::join::Id;
+use crate::join::identity::InstanceKind;
 use crate::join::server::record;
 
 /// The role of a token that bots join with.
@@ -93,6 +94,11 @@ impl Token {
     /// Whether its instances are bots; else they are hosts.
     pub fn is_for_bot(&self) -> bool {
         self.has_role(BOT_ROLE)
+    }
+
+    /// What its instances are.
+    pub fn instance_kind(&self) -> InstanceKind {
+        if self.is_for_bot() { InstanceKind::Bot } else { InstanceKind::Host }
     }
 
     /// Whether `role` is one of its roles.

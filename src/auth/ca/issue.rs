@@ -16,8 +16,8 @@ use crate::auth::names::{check_dns_name, check_uri};
 use crate::certify::{Signer, Subject};
 use crate::join::base64url;
 use crate::join::endpoint::AUTH_ENDPOINT;
+use crate::join::identity::IdentitySubject;
 use crate::join::message::IssuedCertificate;
-use crate::join::server::request::Holder;
 use crate::time::{NoRandomness, Random, Timestamp};
 
 /// How long before its issue a certificate starts: clocks of peers may be behind.
@@ -37,7 +37,7 @@ const SERVER_AUTH: &[u8] = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01";
 #[derive(Clone, Debug)]
 pub enum Profile {
     /// Its identity: renews, and opens client connections.
-    Identity(Holder),
+    Identity(IdentitySubject),
     /// An output: server and client, with these names.
     Output {
         /// DNS names.
@@ -118,8 +118,8 @@ impl Authority {
         random: &dyn Random,
     ) -> Result<Issued, CaError> {
         let (sans, usages) = match profile {
-            Profile::Identity(holder) => {
-                let uri = Ia5String::try_from(holder.uri()).map(SanType::URI).map_err(names)?;
+            Profile::Identity(subject) => {
+                let uri = Ia5String::try_from(subject.uri()).map(SanType::URI).map_err(names)?;
                 (vec![uri], Usages::Device(vec![ExtendedKeyUsagePurpose::ClientAuth]))
             }
             Profile::Output { dns_names, uris, ip_addresses } => {

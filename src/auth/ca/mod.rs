@@ -21,8 +21,8 @@ pub use request::subject_key;
 pub use set::{Ca, CaSet};
 
 use crate::api::event::Event;
-use crate::join::identity::{SCHEME, identity_uri};
-use crate::join::server::request::{Holder, ShownCertificate};
+use crate::join::identity::IdentitySubject;
+use crate::join::server::request::ShownCertificate;
 use crate::join::trust::pin_text;
 use crate::join::{Claims, Id, TrustBundle};
 use crate::pem;
@@ -331,38 +331,16 @@ impl Authority {
     /// The step that an identity certificate of ours was issued for.
     pub fn identity(&self, der: &[u8]) -> Result<ShownCertificate, String> {
         let shown = request::open_identity(der, self.set.believed().map(Ca::certificate))?;
-        let holder = Holder::from_uri(&shown.uri).ok_or("it is not an identity certificate")?;
-        Ok(ShownCertificate { holder, not_after: shown.not_after, key: shown.key })
+        let subject = IdentitySubject::from_uri(&shown.uri).ok_or("it is not an identity certificate")?;
+        Ok(ShownCertificate { subject, not_after: shown.not_after, key: shown.key })
     }
 
     /// The instance that a certificate names, whoever signed it: good to look it up, and no more.
     pub fn named_instance(der: &[u8]) -> Option<Id> {
-        Some(Holder::from_uri(&request::uri(der)?)?.step.instance)
+        Some(IdentitySubject::from_uri(&request::uri(der)?)?.step.instance)
     }
 
     fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, KeyError> {
         self.keys.sign(id, message)
-    }
-}
-
-impl Holder {
-    /// The URI that identity certificates carry, see [`identity_uri`].
-    pub fn uri(&self) -> String {
-        identity_uri(&self.cluster, &self.token, self.incarnation, self.host, self.step)
-    }
-
-    fn from_uri(uri: &str) -> Option<Self> {
-        let parts: Vec<_> = uri.strip_prefix(SCHEME)?.split('/').collect();
-        let [cluster, "token", token, incarnation, kind @ ("instance" | "host"), instance, recovery, generation] = parts[..]
-        else {
-            return None;
-        };
-        let step = crate::join::Step {
-            recovery: recovery.parse().ok()?,
-            generation: generation.parse().ok()?,
-            instance: instance.parse().ok()?,
-        };
-        let (incarnation, host) = (incarnation.parse().ok()?, kind == "host");
-        Some(Self { cluster: cluster.into(), token: token.into(), incarnation, host, step })
     }
 }

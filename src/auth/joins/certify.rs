@@ -5,15 +5,14 @@ use std::time::Duration;
 use boundkey_hal::PublicKey;
 
 use super::outstanding::Outstanding;
-use super::{Joins, failed, incarnation, no_key, server_name};
+use super::{Joins, failed, no_key, server_name};
 use crate::api::resource::{GREATEST_MAX_TTL, LEAST_MAX_TTL, NODE_ROLE, Token};
 use crate::auth::ca::{self, CaError, Issued, Profile};
 use crate::auth::names::{self, Subject, first_forbidden};
 use crate::auth::store::JoinView;
 use crate::join::message::{JoinRequest, MAX_OUTPUTS, OutputRequest, SshHostRequest};
 use crate::join::server::decision::Grant;
-use crate::join::server::request::Holder;
-use crate::join::{Id, JoinKind, Problem, ProblemType};
+use crate::join::{Claims, Id, JoinKind, Problem, ProblemType};
 use crate::time::Timestamp;
 
 /// Lifetime of a bot's certificates where none is asked for. A host is then given the longest that it may have.
@@ -37,6 +36,7 @@ impl Joins {
         &self,
         request: &JoinRequest,
         grant: &Grant,
+        claims: &Claims,
         view: &JoinView,
         outstanding: Outstanding,
         now: Timestamp,
@@ -55,13 +55,6 @@ impl Joins {
         let instance = grant.step.instance.to_string();
         let subject = Subject { bot, token: name, instance: &instance };
         let bad_csr = |why: String| Problem::new(ProblemType::BadRequest, why);
-        let holder = Holder {
-            cluster: self.cluster.clone(),
-            token: name.clone(),
-            incarnation: incarnation(view)?,
-            host: !token.is_for_bot(),
-            step: grant.step,
-        };
         let common_name = bot.unwrap_or(name);
         let not_of_server = |found: Option<String>| match found {
             Some(name) => Err(Problem::new(ProblemType::NameNotAllowed, server_name::refusal(&name))),
@@ -70,7 +63,7 @@ impl Joins {
         let is_of_server = server_name::is_of_server(common_name, &self.server_names);
         not_of_server(is_of_server.then(|| common_name.to_owned()))?;
         let key = ca::subject_key(&request.csr).map_err(bad_csr)?;
-        let identity = self.issue(&key, common_name, &Profile::Identity(holder), (now, grant.not_after))?;
+        let identity = self.issue(&key, common_name, &Profile::Identity(claims.subject()), (now, grant.not_after))?;
         let mut outputs = Vec::with_capacity(request.outputs.len());
         let mut warnings = Vec::new();
         // A replay gives what the lost answer gave, with the same ends. A step that a clock ahead made counts from now.

@@ -177,8 +177,8 @@ impl Joins {
         let JoinContext { view, now, from } = *context;
         let token = &view.token.resource;
         self.spend(Payer::of(token, &grant, from), paid, now)?;
-        let certified = self.certify(request, &grant, view, outstanding, now)?;
-        let claims = grant.claims(&self.cluster, &token.metadata.name, token.is_for_bot(), incarnation(view)?);
+        let claims = grant.claims(&self.cluster, &token.metadata.name, token.instance_kind(), incarnation(view)?);
+        let certified = self.certify(request, &grant, &claims, view, outstanding, now)?;
         Ok((grant, certified, claims))
     }
 

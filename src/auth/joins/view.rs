@@ -29,7 +29,7 @@ impl ViewParts {
         let token = &view.token.resource;
         TokenView {
             name: &token.metadata.name,
-            for_bot: token.is_for_bot(),
+            kind: token.instance_kind(),
             spec: &token.spec.bound_keypair,
             status: &token.status.bound_keypair,
             revision: view.token.revision,

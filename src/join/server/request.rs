@@ -6,9 +6,10 @@ use boundkey_hal::PublicKey;
 
 use super::challenge::{Challenge, SealingKey};
 use super::view::TokenView;
+use crate::join::identity::IdentitySubject;
 use crate::join::jws::Header;
 use crate::join::message::{JOIN_PATH, JoinRequest, RenewalProof, RotationProof};
-use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, RecoveryMode, Step, Thumbprint, base64url};
+use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
 use crate::text;
 use crate::time::Timestamp;
 
@@ -47,27 +48,12 @@ pub struct Presented {
 /// An identity certificate of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShownCertificate {
-    /// Whose certificate it is.
-    pub holder: Holder,
+    /// Its subject.
+    pub subject: IdentitySubject,
     /// Last moment of validity.
     pub not_after: Timestamp,
-    /// Its subject's key.
+    /// The key that it certifies.
     pub key: PublicKey,
-}
-
-/// Whom an identity certificate names: cluster, token, its life and the step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Cluster.
-    pub cluster: String,
-    /// Token.
-    pub token: String,
-    /// Incarnation of the token.
-    pub incarnation: Id,
-    /// Whether the instance is a host, not a bot's.
-    pub host: bool,
-    /// The step that it was issued for.
-    pub step: Step,
 }
 
 /// What every request is held against, whatever its token.
@@ -164,7 +150,7 @@ impl<'a> Opened<'a> {
     }
 
     fn is_stale(&self, certificate: Option<&ShownCertificate>) -> bool {
-        let current = self.token.anchor(certificate.map(|shown| shown.holder.step.instance));
+        let current = self.token.anchor(certificate.map(|shown| shown.subject.step.instance));
         let free = self.token.spec.recovery.mode == RecoveryMode::Insecure && current.revision == 0;
         !free && current.revision != self.challenge.anchor.revision
     }
@@ -210,14 +196,14 @@ impl<'a> Opened<'a> {
         }
         let shown = (self.cluster.certificate)(&certificate_in(&header)?)?;
         let signed: RenewalProof = proof.verify(&shown.key).map_err(|e| e.to_string())?;
-        let (holder, token) = (&shown.holder, &self.token);
+        let (subject, token) = (&shown.subject, &self.token);
+        let other_kind = format!("the certificate is of a {}, and the token is for a {}", subject.kind, token.kind);
         let wrong = [
             (signed.attempt != request.attempt, "it is of another attempt"),
-            (holder.cluster != self.cluster.name, "the certificate is of another cluster"),
-            (holder.token != token.name, "the certificate is of another token"),
-            (Some(holder.incarnation) != token.status.incarnation, "the certificate is of an earlier life of the token"),
-            (holder.host && token.for_bot, "the certificate is of a host, and the token is for a bot"),
-            (!holder.host && !token.for_bot, "the certificate is of a bot, and the token is for a host"),
+            (subject.cluster != self.cluster.name, "the certificate is of another cluster"),
+            (subject.token != token.name, "the certificate is of another token"),
+            (Some(subject.incarnation) != token.status.incarnation, "the certificate is of an earlier life of the token"),
+            (subject.kind != token.kind, &other_kind),
         ];
         match wrong.iter().find(|(is, _)| *is) {
             Some((_, why)) => Err((*why).into()),

@@ -3,6 +3,7 @@
 use ring::digest::{Context, SHA256};
 
 use super::record::{Exemption, LastStep, Spec, Status};
+use crate::join::identity::InstanceKind;
 use crate::join::{Id, RecoveryCode, RecoveryMode, Thumbprint};
 use crate::time::Timestamp;
 
@@ -11,8 +12,8 @@ use crate::time::Timestamp;
 pub struct TokenView<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Whether its instances are bots (else hosts).
-    pub for_bot: bool,
+    /// What its instances are.
+    pub kind: InstanceKind,
     /// What the operator wants.
     pub spec: &'a Spec,
     /// What joins made of it.

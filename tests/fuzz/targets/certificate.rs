@@ -38,7 +38,7 @@ fn certificate(der: &[u8]) -> Told {
     match AUTHORITY.identity(der) {
         Ok(shown) => {
             assert!(is_whole(der), "a certificate with something behind it");
-            assert_eq!(named, Some(shown.holder.step.instance), "what is looked up is what is verified");
+            assert_eq!(named, Some(shown.subject.step.instance), "what is looked up is what is verified");
             format!("ok: {} {}", shown.key.algorithm(), shown.not_after < NOW)
         }
         Err(e) => format!("{} {}", refused(&e), named.is_some()),

@@ -4,12 +4,13 @@
 //! a JWS, most often a form. With `host` it is a host's, else a bot's; with `stale` its
 //! challenge is stale; with `instance` the bound instance goes on from a step of its own. What does not read as such is replaced by [`bound_status`].
 
+use boundkey::join::identity::{IdentitySubject, InstanceKind};
 use boundkey::join::jws::Header;
 use boundkey::join::message::JoinRequest;
 use boundkey::join::server::challenge::Challenge;
 use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide};
 use boundkey::join::server::record::{LastStep, Spec, Status};
-use boundkey::join::server::request::{Cluster, Holder, Opened, ShownCertificate, Verified, peek, shown_certificate};
+use boundkey::join::server::request::{Cluster, Opened, ShownCertificate, Verified, peek, shown_certificate};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
 use boundkey::join::{Claims, Id, JoinKind, Jws, MAX_JOIN_STATE, ProblemType, RecoveryMode, SshKey, Step, Thumbprint};
 use boundkey::time::Timestamp;
@@ -50,7 +51,7 @@ pub fn run(data: &[u8]) -> Told {
     let spec: Spec = serde_json::from_value(part("spec")).unwrap_or_default();
     let status: Status = serde_json::from_value(part("status")).unwrap_or_else(|_| bound_status());
     let locks: Vec<String> = serde_json::from_value(part("locks")).unwrap_or_default();
-    let for_bot = part("host") != Value::Bool(true);
+    let kind = InstanceKind::from(part("host") == Value::Bool(true));
     let is_stale = part("stale") == Value::Bool(true);
     let shares_instance = part("instance") == Value::Bool(true);
     let jws: Jws = match serde_json::from_value(part("request")) {
@@ -65,7 +66,7 @@ pub fn run(data: &[u8]) -> Told {
     }));
     let token = TokenView {
         name: TOKEN,
-        for_bot,
+        kind,
         spec: &spec,
         status: &status,
         revision: 1,
@@ -108,10 +109,10 @@ pub fn run(data: &[u8]) -> Told {
 
 /// An identity certificate: here the JSON of what it says.
 fn certificate(der: &[u8]) -> Result<ShownCertificate, String> {
-    let (incarnation, step, host, not_after): (Id, Step, bool, Timestamp) =
+    let (incarnation, step, kind, not_after): (Id, Step, InstanceKind, Timestamp) =
         serde_json::from_slice(der).map_err(|e| e.to_string())?;
-    let holder = Holder { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, host, step };
-    Ok(ShownCertificate { holder, not_after, key: IDENTITY.public.clone() })
+    let subject = IdentitySubject { cluster: CLUSTER.into(), token: TOKEN.into(), incarnation, kind, step };
+    Ok(ShownCertificate { subject, not_after, key: IDENTITY.public.clone() })
 }
 
 fn stranger_locks_nobody(status: &Status, verified: &Verified, refusal: &Refusal) {
@@ -145,7 +146,7 @@ fn granted(token: &TokenView<'_>, request: &JoinRequest, verified: &Verified, gr
     );
     let stored = serde_json::to_string(after).expect("it is stored so");
     assert_eq!(serde_json::from_str::<Status>(&stored).as_ref().ok(), Some(after), "{stored}");
-    let claims = grant.claims(CLUSTER, TOKEN, token.for_bot, Id([9; 16]));
+    let claims = grant.claims(CLUSTER, TOKEN, token.kind, Id([9; 16]));
     let state = claims.sign(&SERVER.public, |message| SERVER.sign(message)).expect("a key in memory signs");
     assert!(state.len() <= MAX_JOIN_STATE);
     assert_eq!(Claims::verify(&state, std::slice::from_ref(&SERVER.public)), Ok(claims));

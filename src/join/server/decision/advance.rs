@@ -6,6 +6,7 @@ use super::key::is_bound;
 use super::prior::PriorState;
 use super::transition::Transition;
 use super::{ExemptionUse, Fresh, Grant, Refusal};
+use crate::join::identity::InstanceKind;
 use crate::join::server::record::{LastStep, MAX_RETIRED, Status};
 use crate::join::server::request::Verified;
 use crate::join::server::view::TokenView;
@@ -55,7 +56,10 @@ pub(super) fn advance(
     let of_other_instance = kind == JoinKind::Renewal && prior.as_ref().is_some_and(|prior| prior.of_other_instance);
     if !of_other_instance {
         let instance = Some(step.instance);
-        (status.bound_bot_instance_id, status.bound_host_id) = if token.for_bot { (instance, None) } else { (None, instance) };
+        (status.bound_bot_instance_id, status.bound_host_id) = match token.kind {
+            InstanceKind::Bot => (instance, None),
+            InstanceKind::Host => (None, instance),
+        };
         status.last_step = Some(LastStep {
             generation: step.generation,
             issued_at_ms,

@@ -73,7 +73,7 @@ pub(super) fn newer_state<'a>(token: &TokenView<'_>, request: &'a Verified) -> O
 /// The join state presented, where it is of this life of the token and names the key just proven.
 fn state_naming_key<'a>(token: &TokenView<'_>, request: &'a Verified) -> Option<&'a Claims> {
     let claims = request.presented.as_ref()?.claims.as_ref().ok()?;
-    let of_this_life = Some(claims.inc) == token.status.incarnation && claims.host != token.for_bot;
+    let of_this_life = Some(claims.inc) == token.status.incarnation && claims.kind == token.kind;
     (of_this_life && claims.jkt == Thumbprint::of(&request.key)).then_some(claims)
 }
 

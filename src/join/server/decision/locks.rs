@@ -11,7 +11,7 @@ use crate::time::Timestamp;
 /// While a recovery code is pending, only the request that brings its key goes on, and it passes the server's own locks on the token.
 /// A lock that an operator made stops that request too.
 pub(super) fn check(token: &TokenView<'_>, request: &Verified, by_code: bool, now: Timestamp) -> Result<(), Refusal> {
-    let named = request.certificate.as_ref().map(|shown| shown.holder.step.instance);
+    let named = request.certificate.as_ref().map(|shown| shown.subject.step.instance);
     // In mode `insecure` the bound instance is that of whichever host recovered last: a lock on it is no matter of the others. Elsewhere it
     // counts whatever certificate is shown: an old one, of another instance, must not lead around the lock.
     let shared = token.spec.recovery.mode == RecoveryMode::Insecure;

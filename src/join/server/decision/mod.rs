@@ -24,6 +24,7 @@ use self::transition::Transition;
 use super::record::{LastStep, Status};
 use super::request::Verified;
 use super::view::{StepTag, TokenView};
+use crate::join::identity::InstanceKind;
 use crate::join::{Claims, Id, JoinKind, Problem, ProblemType, Step, Thumbprint};
 use crate::time::Timestamp;
 
@@ -79,14 +80,14 @@ impl Grant {
     }
 
     /// What the device's join state says.
-    pub fn claims(&self, cluster: &str, token: &str, for_bot: bool, incarnation: Id) -> Claims {
+    pub fn claims(&self, cluster: &str, token: &str, kind: InstanceKind, incarnation: Id) -> Claims {
         Claims {
             iss: cluster.to_owned(),
             sub: token.to_owned(),
             inc: incarnation,
             step: self.step,
             jkt: Thumbprint::of(&self.key),
-            host: !for_bot,
+            kind,
             jti: self.attempt,
             iat_ms: self.issued_at_ms,
         }

@@ -63,7 +63,7 @@ impl PriorState {
     /// server has forgotten. The attempt that made the token's last step asks for its answer again, and still shows the certificate of
     /// the instance before: it starts from the token's state.
     fn of_instance(token: &TokenView<'_>, request: &Verified) -> Option<Self> {
-        let shown = request.certificate.as_ref()?.holder.step;
+        let shown = request.certificate.as_ref()?.subject.step;
         if token.status.last_step.as_ref().is_some_and(|last| last.attempt == request.attempt) {
             return None;
         }

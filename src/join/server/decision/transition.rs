@@ -126,9 +126,8 @@ fn state_mismatch(prior: &PriorState, token: &TokenView<'_>, claims: &Claims) ->
     if Some(claims.inc) != token.status.incarnation {
         wrong.push("is of an earlier life of the token".to_owned());
     }
-    if claims.host == token.for_bot {
-        let name = |host| if host { "a host" } else { "a bot" };
-        wrong.push(format!("is of {}, expected one of {}", name(claims.host), name(!token.for_bot)));
+    if claims.kind != token.kind {
+        wrong.push(format!("is of a {}, expected one of a {}", claims.kind, token.kind));
     }
     let (step, expected) = (&claims.step, &prior.step);
     if step.instance != expected.instance {
@@ -156,7 +155,7 @@ fn renewal_or_recovery(prior: PriorState, request: &Verified, now: Timestamp) ->
     let Some(certificate) = request.certificate.as_ref().filter(|certificate| now <= certificate.not_after) else {
         return Ok(recovery(prior, false));
     };
-    let (shown, expected) = (&certificate.holder.step, &prior.step);
+    let (shown, expected) = (&certificate.subject.step, &prior.step);
     if shown.instance != expected.instance {
         return Ok(recovery(prior, false));
     }

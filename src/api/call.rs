@@ -126,7 +126,7 @@ pub struct Applied {
     /// The resource.
     pub id: ResourceId,
     /// What was done.
-    pub action: Action,
+    pub outcome: Outcome,
     /// Of what is new: the locks that were there before it, and stop it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<ResourceId>,
@@ -135,7 +135,7 @@ pub struct Applied {
 /// What was done to a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Action {
+pub enum Outcome {
     /// It is new.
     Created,
     /// It was as asked already.

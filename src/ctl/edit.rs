@@ -9,7 +9,7 @@ use boundkey_hal::durable;
 
 use super::client::{CallError, Client};
 use super::{Failure, document, say};
-use crate::api::call::{Action, Applied, Entry, Get, Replace};
+use crate::api::call::{Applied, Entry, Get, Outcome, Replace};
 use crate::api::resource::{Kind, Resource, ResourceId, TokenStatus};
 use crate::join::{Id, ProblemType};
 use crate::time::System;
@@ -51,9 +51,9 @@ fn send_edited(client: &Client, id: &ResourceId, read: &Entry, file: &Path) -> R
     if wanted(&resource) == wanted(&read.resource) {
         return say(format_args!("{id} unchanged"));
     }
-    match replace(client, id, resource, read)?.action {
-        Action::Unchanged => say(format_args!("{id} unchanged")),
-        Action::Created | Action::Updated => say(format_args!("{id} updated")),
+    match replace(client, id, resource, read)?.outcome {
+        Outcome::Unchanged => say(format_args!("{id} unchanged")),
+        Outcome::Created | Outcome::Updated => say(format_args!("{id} updated")),
     }
 }
 

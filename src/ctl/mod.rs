@@ -22,7 +22,7 @@ use clap::parser::ValueSource;
 pub use cli::command;
 
 use crate::api::SOCKET;
-use crate::api::call::{Action, Apply, CancelExemption, Delete, Deleted, Exempt, Get, PutLock, Reset, Rotate};
+use crate::api::call::{Apply, CancelExemption, Delete, Deleted, Exempt, Get, Outcome, PutLock, Reset, Rotate};
 use crate::api::resource::{Kind, LockTarget, ResourceId};
 use crate::logging;
 use crate::text;
@@ -108,12 +108,12 @@ fn create(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     };
     let resources = document::read(&name, &text)?;
     for applied in client.send(&Apply { resources })? {
-        let action = match applied.action {
-            Action::Created => "created",
-            Action::Unchanged => "unchanged",
-            Action::Updated => "updated",
+        let outcome = match applied.outcome {
+            Outcome::Created => "created",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Updated => "updated",
         };
-        say(format_args!("{} {action}", applied.id))?;
+        say(format_args!("{} {outcome}", applied.id))?;
         for lock in &applied.locks {
             eprintln!("warning: {} is stopped by {lock}, which was there before\n  boundkeyctl rm {lock} removes it", applied.id);
         }

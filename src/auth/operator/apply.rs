@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::fault::{Fault, insist, refused};
+use super::error::{OperatorError, refused, retry_on_conflict};
 use super::{Operator, Who, event, token};
-use crate::api::call::{Action, Applied, Apply, Replace};
+use crate::api::call::{Applied, Apply, Outcome, Replace};
 use crate::api::event::EventKind;
 use crate::api::resource::{Resource, ResourceId};
 use crate::auth::store::{Change, Commit, Stored};
 use crate::join::ProblemType;
 
 impl Operator {
-    pub(super) fn apply(&self, Apply { resources }: Apply, who: Who) -> Result<Vec<Applied>, Fault> {
+    pub(super) fn apply(&self, Apply { resources }: Apply, who: Who) -> Result<Vec<Applied>, OperatorError> {
         let (mut ids, mut folded) = (BTreeSet::new(), BTreeMap::<_, u32>::new());
         for resource in &resources {
             check(resource)?;
@@ -20,7 +20,7 @@ impl Operator {
             }
             *folded.entry(case_folded(&resource.id())).or_default() += 1;
         }
-        insist(|| {
+        retry_on_conflict(|| {
             let mut commit = Commit::default();
             let mut applied = Vec::with_capacity(resources.len());
             for resource in &resources {
@@ -31,16 +31,16 @@ impl Operator {
                 if is_new {
                     self.check_alike(&id, &folded)?;
                 }
-                let action = self.put(resource.clone(), stored, who, &mut commit)?;
+                let outcome = self.put(resource.clone(), stored, who, &mut commit)?;
                 let locks = if is_new { self.locks_in_force_on(&id)? } else { Vec::new() };
-                applied.push(Applied { id, action, locks });
+                applied.push(Applied { id, outcome, locks });
             }
             self.store.commit(commit)?;
             Ok(applied)
         })
     }
 
-    pub(super) fn replace(&self, Replace { resource, revision }: Replace, who: Who) -> Result<Applied, Fault> {
+    pub(super) fn replace(&self, Replace { resource, revision }: Replace, who: Who) -> Result<Applied, OperatorError> {
         check(&resource)?;
         let id = resource.id();
         self.check_names(&resource, &BTreeSet::new())?;
@@ -49,9 +49,9 @@ impl Operator {
             return refused(ProblemType::Conflict, format!("{id} has changed meanwhile"));
         }
         let mut commit = Commit::default();
-        let action = self.put(resource, Some(stored), who, &mut commit)?;
+        let outcome = self.put(resource, Some(stored), who, &mut commit)?;
         self.store.commit(commit)?;
-        Ok(Applied { id, action, locks: Vec::new() })
+        Ok(Applied { id, outcome, locks: Vec::new() })
     }
 
     /// Puts what makes `stored` into `resource` into `commit`.
@@ -61,32 +61,32 @@ impl Operator {
         stored: Option<Stored<Resource>>,
         who: Who,
         commit: &mut Commit,
-    ) -> Result<Action, Fault> {
+    ) -> Result<Outcome, OperatorError> {
         if let Resource::Token(new) = &mut resource {
             match stored.as_ref().map(|stored| &stored.resource) {
                 Some(Resource::Token(old)) => token::update(new, old, &*self.random)?,
                 _ => token::create(new, &*self.random)?,
             }
         }
-        let action = match &stored {
-            Some(stored) if stored.resource == resource => return Ok(Action::Unchanged),
-            Some(_) => Action::Updated,
-            None => Action::Created,
+        let outcome = match &stored {
+            Some(stored) if stored.resource == resource => return Ok(Outcome::Unchanged),
+            Some(_) => Outcome::Updated,
+            None => Outcome::Created,
         };
-        let kind = match (action, &resource) {
-            (Action::Created, Resource::Lock(_)) => EventKind::LockCreated,
-            (Action::Created, _) => EventKind::ResourceCreated,
+        let kind = match (outcome, &resource) {
+            (Outcome::Created, Resource::Lock(_)) => EventKind::LockCreated,
+            (Outcome::Created, _) => EventKind::ResourceCreated,
             _ => EventKind::ResourceUpdated,
         };
         commit.events.push(event(self.clock.now(), kind, &resource, who));
         let expected = stored.map(|stored| stored.revision);
         commit.changes.push(Change { id: resource.id(), expected, to: Some(resource) });
-        Ok(action)
+        Ok(outcome)
     }
 
     /// A name that differs from another in the case of letters alone is refused: `{{token.name}}` stands in DNS names too, in which
     /// the two would be one. `set` counts the folded names of the set that is applied.
-    fn check_alike(&self, id: &ResourceId, set: &BTreeMap<ResourceId, u32>) -> Result<(), Fault> {
+    fn check_alike(&self, id: &ResourceId, set: &BTreeMap<ResourceId, u32>) -> Result<(), OperatorError> {
         let other = if set.get(&case_folded(id)).is_some_and(|count| *count > 1) {
             Some("another in this file".to_owned())
         } else {
@@ -103,7 +103,7 @@ impl Operator {
     }
 
     /// What `resource` names has to exist, in the store or in the same set.
-    fn check_names(&self, resource: &Resource, set: &BTreeSet<ResourceId>) -> Result<(), Fault> {
+    fn check_names(&self, resource: &Resource, set: &BTreeSet<ResourceId>) -> Result<(), OperatorError> {
         for id in resource.named() {
             if !set.contains(&id) && self.store.get(&id)?.is_none() {
                 return refused(ProblemType::BadRequest, format!("{}: there is no {id}", resource.id()));
@@ -117,7 +117,7 @@ fn case_folded(id: &ResourceId) -> ResourceId {
     ResourceId::new(id.kind, id.name.to_ascii_lowercase())
 }
 
-fn check(resource: &Resource) -> Result<(), Fault> {
+fn check(resource: &Resource) -> Result<(), OperatorError> {
     if matches!(resource, Resource::Instance(_)) {
         return refused(ProblemType::BadRequest, format!("{}: instances are written by joins alone", resource.id()));
     }

@@ -1,17 +1,17 @@
 //! The cluster's CAs, as an operator sees and replaces them.
 
-use super::fault::{Fault, refused};
+use super::error::{OperatorError, refused};
 use super::{Operator, Who};
 use crate::api::call::{CaReport, CaRotate, CaRotated, CaStatus};
 use crate::auth::rotation::{Order, Rotation, RotationError};
 use crate::join::{Problem, ProblemType};
 
 impl Operator {
-    pub(super) fn ca_status(&self, _: CaStatus, _: Who) -> Result<CaReport, Fault> {
+    pub(super) fn ca_status(&self, _: CaStatus, _: Who) -> Result<CaReport, OperatorError> {
         Ok(self.rotation()?.report(self.clock.now())?)
     }
 
-    pub(super) fn ca_rotate(&self, call: CaRotate, who: Who) -> Result<CaRotated, Fault> {
+    pub(super) fn ca_rotate(&self, call: CaRotate, who: Who) -> Result<CaRotated, OperatorError> {
         let CaRotate { to: target, cancel, yes, compromised } = call;
         if cancel && target.is_some() {
             return refused(ProblemType::BadRequest, "a CA is withdrawn, or a step is made: not both");
@@ -19,13 +19,13 @@ impl Operator {
         Ok(self.rotation()?.rotate(Order { target, cancel, yes, compromised }, &who.to_string())?)
     }
 
-    fn rotation(&self) -> Result<&Rotation, Fault> {
+    fn rotation(&self) -> Result<&Rotation, OperatorError> {
         let none = || Problem::new(ProblemType::ServerError, "this server does not replace CAs");
         self.rotation.as_deref().ok_or_else(|| none().into())
     }
 }
 
-impl From<RotationError> for Fault {
+impl From<RotationError> for OperatorError {
     fn from(error: RotationError) -> Self {
         let kind = match error {
             RotationError::Refused(_) => ProblemType::BadRequest,

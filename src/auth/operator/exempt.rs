@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::fault::{Fault, insist, refused};
+use super::error::{OperatorError, refused, retry_on_conflict};
 use super::{Operator, Who, event};
 use crate::api::call::{CancelExemption, Exempt, Exempted};
 use crate::api::event::{Event, EventKind, MAX_TEXT};
@@ -13,14 +13,14 @@ use crate::join::{Id, ProblemType, RecoveryMode, Thumbprint};
 use crate::time::Timestamp;
 
 impl Operator {
-    pub(super) fn exempt(&self, call: Exempt, who: Who) -> Result<Exempted, Fault> {
+    pub(super) fn exempt(&self, call: Exempt, who: Who) -> Result<Exempted, OperatorError> {
         if call.recoveries == 0 || call.seconds == 0 {
             return refused(ProblemType::BadRequest, "an exemption allows at least one recovery, for at least one second");
         }
         if call.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT) {
             return refused(ProblemType::BadRequest, format!("the reason is longer than {MAX_TEXT} bytes"));
         }
-        insist(move || {
+        retry_on_conflict(move || {
             let now = self.clock.now();
             let name = &call.token;
             let Some(view) = self.store.join_view(name, None)? else {
@@ -35,7 +35,8 @@ impl Operator {
                 key: call.key.clone(),
                 reason: call.reason.clone(),
             };
-            let mut granted = told(event(now, EventKind::ExemptionGranted, &Resource::Token(token.clone()), who), &exemption);
+            let mut granted =
+                with_exemption(event(now, EventKind::ExemptionGranted, &Resource::Token(token.clone()), who), &exemption);
             granted.reason.clone_from(&call.reason);
             // Under the same policy: a lock that appears meanwhile is looked at too.
             let mut commit = Commit { policy: Some(view.policy), ..Commit::default() };
@@ -66,7 +67,7 @@ impl Operator {
         commit: &mut Commit,
         who: Who,
         now: Timestamp,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), OperatorError> {
         if own.iter().any(|lock| lock.resource.in_force(now)) {
             return Ok(());
         }
@@ -87,15 +88,15 @@ impl Operator {
         &self,
         CancelExemption { token: name }: CancelExemption,
         who: Who,
-    ) -> Result<Exemption, Fault> {
-        insist(|| {
+    ) -> Result<Exemption, OperatorError> {
+        retry_on_conflict(|| {
             let stored = self.token(&name)?;
             let mut token = stored.resource;
             let Some(exemption) = token.status.bound_keypair.exemption.take() else {
                 return refused(ProblemType::NotFound, format!("token/{name} has no exemption"));
             };
             let cancelled = event(self.clock.now(), EventKind::ExemptionCancelled, &Resource::Token(token.clone()), who);
-            let events = vec![told(cancelled, &exemption)];
+            let events = vec![with_exemption(cancelled, &exemption)];
             self.store.commit(Commit { changes: vec![change(token, stored.revision)], events, ..Commit::default() })?;
             Ok(exemption)
         })
@@ -113,7 +114,7 @@ impl Operator {
             };
             let commit = Commit {
                 changes: vec![change(token, stored.revision)],
-                events: vec![told(event, &exemption)],
+                events: vec![with_exemption(event, &exemption)],
                 ..Commit::default()
             };
             match self.store.commit(commit) {
@@ -128,7 +129,7 @@ impl Operator {
 
 /// A recovery code is for a device that is bound, and for a token that no hosts share. Its key is new: a device cannot rotate to a key that
 /// it has or had, and would be locked out for good.
-fn check_code(call: &Exempt, token: &Token) -> Result<(), Fault> {
+fn check_code(call: &Exempt, token: &Token) -> Result<(), OperatorError> {
     let Some(code) = &call.key else { return Ok(()) };
     let name = &token.metadata.name;
     let status = &token.status.bound_keypair;
@@ -176,7 +177,7 @@ fn change(token: Token, revision: u64) -> Change {
     Change { id: to.id(), expected: Some(revision), to: Some(to) }
 }
 
-fn told(event: Event, exemption: &Exemption) -> Event {
+fn with_exemption(event: Event, exemption: &Exemption) -> Event {
     let event = event.with("recoveries", exemption.recoveries).with("expires", exemption.expires.to_string());
     match &exemption.key {
         Some(code) => event.with("recovery_code", code.to_string()),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::fault::{Fault, refused};
+use super::error::{OperatorError, refused};
 use super::{Operator, Who, event};
 use crate::api::call::PutLock;
 use crate::api::event::EventKind;
@@ -12,7 +12,7 @@ use crate::join::{Id, ProblemType};
 
 impl Operator {
     /// Locks what exists: a mistyped name has to be told, not taken for a lock that holds.
-    pub(super) fn put_lock(&self, PutLock { target, message, seconds }: PutLock, who: Who) -> Result<ResourceId, Fault> {
+    pub(super) fn put_lock(&self, PutLock { target, message, seconds }: PutLock, who: Who) -> Result<ResourceId, OperatorError> {
         let locked = self.stored(&target.id())?.resource.id();
         let message = if message.is_empty() { format!("{locked} was locked by an operator") } else { message };
         let now = self.clock.now();

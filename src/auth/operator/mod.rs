@@ -5,8 +5,8 @@
 
 mod apply;
 mod ca;
+mod error;
 mod exempt;
-mod fault;
 mod listener;
 mod lock;
 mod token;
@@ -34,7 +34,7 @@ use crate::api::event::{Event, EventKind};
 use crate::api::resource::{Kind, LockTarget, Resource, ResourceId};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 use crate::time::{Clock, Random, Timestamp};
-use fault::{Fault, insist};
+use error::{OperatorError, retry_on_conflict};
 use listener::{Operators, Peer};
 
 /// Longest request: some ten thousand tokens at once.
@@ -114,7 +114,7 @@ fn router(operator: Arc<Operator>) -> Router {
 /// Routes a call to what answers it, on a thread that may block.
 fn on<C: Call>(
     router: Router<Arc<Operator>>,
-    answer: fn(&Operator, C, Who) -> Result<C::Answer, Fault>,
+    answer: fn(&Operator, C, Who) -> Result<C::Answer, OperatorError>,
 ) -> Router<Arc<Operator>> {
     let handler = async move |State(operator): State<Arc<Operator>>, who: Who, body: Result<Bytes, BytesRejection>| {
         let call = read(body)?;
@@ -129,7 +129,7 @@ fn read<C: Call>(body: Result<Bytes, BytesRejection>) -> Result<C, Problem> {
     serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Problem> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, OperatorError> + Send + 'static) -> Result<T, Problem> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(Problem::from),
         Err(e) => {
@@ -176,7 +176,7 @@ impl Operator {
         Self { rotation: Some(rotation), ..self }
     }
 
-    fn get(&self, call: Get, _: Who) -> Result<Vec<Entry>, Fault> {
+    fn get(&self, call: Get, _: Who) -> Result<Vec<Entry>, OperatorError> {
         let found = match call.name {
             Some(name) => vec![self.stored(&ResourceId::new(call.kind, name))?],
             None => self.store.list(call.kind)?,
@@ -187,8 +187,8 @@ impl Operator {
 
     /// Locks stay, those that the server made too: a token that is made again out of a backup is the one that two held. They go by
     /// `rm lock/ID` or `exempt`, which the audit log tells of.
-    fn delete(&self, Delete { id }: Delete, who: Who) -> Result<Deleted, Fault> {
-        insist(|| {
+    fn delete(&self, Delete { id }: Delete, who: Who) -> Result<Deleted, OperatorError> {
+        retry_on_conflict(|| {
             let Stored { resource, revision } = self.stored(&id)?;
             let kind = if id.kind == Kind::Lock { EventKind::LockRemoved } else { EventKind::ResourceDeleted };
             let events = vec![event(self.clock.now(), kind, &resource, who)];
@@ -199,14 +199,14 @@ impl Operator {
     }
 
     /// Locks that stop the resource of this name, whether it is there or not.
-    fn locks_in_force_on(&self, id: &ResourceId) -> Result<Vec<ResourceId>, Fault> {
+    fn locks_in_force_on(&self, id: &ResourceId) -> Result<Vec<ResourceId>, OperatorError> {
         let Some(target) = LockTarget::of(id) else { return Ok(Vec::new()) };
         let now = self.clock.now();
         let locks = self.store.locks_on(&target)?.into_iter().filter(|lock| lock.in_force(now));
         Ok(locks.map(|lock| ResourceId::new(Kind::Lock, lock.metadata.name)).collect())
     }
 
-    fn stored(&self, id: &ResourceId) -> Result<Stored<Resource>, Fault> {
+    fn stored(&self, id: &ResourceId) -> Result<Stored<Resource>, OperatorError> {
         self.store.get(id)?.ok_or_else(|| Problem::new(ProblemType::NotFound, format!("there is no {id}")).into())
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::fault::{Fault, insist, refused};
+use super::error::{OperatorError, refused, retry_on_conflict};
 use super::{Operator, Who, event};
 use crate::api::call::{Reset, Rotate, Unbound};
 use crate::api::event::EventKind;
@@ -17,7 +17,7 @@ use crate::time::{Random, Timestamp};
 const ROTATED_TOGETHER: usize = 64;
 
 /// Completes a new token. A status that came with it is kept: that is how a backup is restored.
-pub(super) fn create(token: &mut Token, random: &dyn Random) -> Result<(), Fault> {
+pub(super) fn create(token: &mut Token, random: &dyn Random) -> Result<(), OperatorError> {
     let (spec, status) = (&token.spec.bound_keypair, &mut token.status.bound_keypair);
     let secrets = [&spec.onboarding.registration_secret, &status.registration_secret];
     if secrets.into_iter().flatten().any(|secret| secret == HIDDEN_SECRET) {
@@ -35,7 +35,7 @@ pub(super) fn create(token: &mut Token, random: &dyn Random) -> Result<(), Fault
 }
 
 /// Completes the new form of `old`: its status stays, in every field.
-pub(super) fn update(token: &mut Token, old: &Token, random: &dyn Random) -> Result<(), Fault> {
+pub(super) fn update(token: &mut Token, old: &Token, random: &dyn Random) -> Result<(), OperatorError> {
     if old.status.bound_keypair.bound_public_key.is_some() && token.is_for_bot() != old.is_for_bot() {
         let why = format!(
             "token/{}: a bot cannot become a host, nor a host a bot, while it is bound: reset it first",
@@ -55,7 +55,7 @@ pub(super) fn update(token: &mut Token, old: &Token, random: &dyn Random) -> Res
 }
 
 /// A secret that can be guessed is refused where it is chosen. One that is stored already goes on to work.
-fn check_secret(token: &str, secret: Option<&str>) -> Result<(), Fault> {
+fn check_secret(token: &str, secret: Option<&str>) -> Result<(), OperatorError> {
     match secret {
         Some(secret) if secret.len() < MIN_SECRET => {
             let why = format!(
@@ -70,7 +70,7 @@ fn check_secret(token: &str, secret: Option<&str>) -> Result<(), Fault> {
 }
 
 /// Gives a token that nothing could join with a secret: the fixed one, or 128 random bits.
-fn ensure_secret(token: &mut Token, random: &dyn Random) -> Result<(), Fault> {
+fn ensure_secret(token: &mut Token, random: &dyn Random) -> Result<(), OperatorError> {
     let (spec, status) = (&token.spec.bound_keypair, &mut token.status.bound_keypair);
     let bound = status.bound_public_key.is_some();
     if bound || spec.onboarding.initial_public_key.is_some() || status.registration_secret.is_some() {
@@ -91,7 +91,7 @@ fn ensure_secret(token: &mut Token, random: &dyn Random) -> Result<(), Fault> {
     Ok(())
 }
 
-fn random_secret(random: &dyn Random) -> Result<String, Fault> {
+fn random_secret(random: &dyn Random) -> Result<String, OperatorError> {
     let mut bytes = [0; 16];
     random.fill(&mut bytes)?;
     Ok(bytes.iter().fold(String::new(), |mut hex, byte| {
@@ -101,8 +101,8 @@ fn random_secret(random: &dyn Random) -> Result<String, Fault> {
 }
 
 impl Operator {
-    pub(super) fn reset(&self, Reset { token: name }: Reset, who: Who) -> Result<Unbound, Fault> {
-        insist(|| {
+    pub(super) fn reset(&self, Reset { token: name }: Reset, who: Who) -> Result<Unbound, OperatorError> {
+        retry_on_conflict(|| {
             let Some(view) = self.store.join_view(&name, None)? else {
                 return refused(ProblemType::NotFound, format!("there is no token/{name}"));
             };
@@ -120,7 +120,7 @@ impl Operator {
         })
     }
 
-    pub(super) fn rotate(&self, which: Rotate, who: Who) -> Result<Vec<ResourceId>, Fault> {
+    pub(super) fn rotate(&self, which: Rotate, who: Who) -> Result<Vec<ResourceId>, OperatorError> {
         let names = match which {
             Rotate::Token(name) => {
                 self.token(&name)?;
@@ -133,7 +133,7 @@ impl Operator {
             Rotate::Selector(labels) => self.bound_tokens(&labels)?,
         };
         for names in names.chunks(ROTATED_TOGETHER) {
-            insist(|| {
+            retry_on_conflict(|| {
                 let now = self.clock.now();
                 let mut tokens = Vec::with_capacity(names.len());
                 for name in names {
@@ -152,7 +152,7 @@ impl Operator {
     }
 
     /// Names of the bound tokens with these labels. The others get a fresh key at their first join as it is.
-    fn bound_tokens(&self, labels: &BTreeMap<String, String>) -> Result<Vec<String>, Fault> {
+    fn bound_tokens(&self, labels: &BTreeMap<String, String>) -> Result<Vec<String>, OperatorError> {
         let wanted = |resource: Resource| match resource {
             Resource::Token(token) if token.status.bound_keypair.bound_public_key.is_some() => {
                 let has = labels.iter().all(|(name, value)| token.metadata.labels.get(name) == Some(value));
@@ -163,7 +163,7 @@ impl Operator {
         Ok(self.store.list(Kind::Token)?.into_iter().filter_map(|stored| wanted(stored.resource)).collect())
     }
 
-    pub(super) fn token(&self, name: &str) -> Result<Stored<Token>, Fault> {
+    pub(super) fn token(&self, name: &str) -> Result<Stored<Token>, OperatorError> {
         match self.stored(&ResourceId::new(Kind::Token, name))? {
             Stored { resource: Resource::Token(resource), revision } => Ok(Stored { resource, revision }),
             _ => Err(Problem::from(ProblemType::ServerError).into()),

@@ -5,55 +5,55 @@ use crate::join::{Problem, ProblemType};
 use crate::time::NoRandomness;
 
 /// Times that a change is tried again while joins change what it is about.
-const TRIES: u32 = 20;
+const MAX_TRIES: u32 = 20;
 
 /// A refusal, or what the store said.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum OperatorError {
     Refused(Problem),
     Store(StoreError),
 }
 
 /// Does `attempt` again while what it read changes under it: operators do not wait for devices to be quiet.
-pub(super) fn insist<T>(mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+pub(super) fn retry_on_conflict<T>(mut attempt: impl FnMut() -> Result<T, OperatorError>) -> Result<T, OperatorError> {
     let mut tries = 1;
     loop {
         match attempt() {
-            Err(Fault::Store(StoreError::Conflict(_))) if tries < TRIES => tries += 1,
+            Err(OperatorError::Store(StoreError::Conflict(_))) if tries < MAX_TRIES => tries += 1,
             done => return done,
         }
     }
 }
 
-pub(super) fn refused<T>(kind: ProblemType, why: impl Into<String>) -> Result<T, Fault> {
-    Err(Fault::Refused(Problem::new(kind, why)))
+pub(super) fn refused<T>(kind: ProblemType, why: impl Into<String>) -> Result<T, OperatorError> {
+    Err(OperatorError::Refused(Problem::new(kind, why)))
 }
 
-impl From<Problem> for Fault {
+impl From<Problem> for OperatorError {
     fn from(problem: Problem) -> Self {
         Self::Refused(problem)
     }
 }
 
-impl From<StoreError> for Fault {
+impl From<StoreError> for OperatorError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-impl From<NoRandomness> for Fault {
+impl From<NoRandomness> for OperatorError {
     fn from(error: NoRandomness) -> Self {
         Self::Refused(Problem::new(ProblemType::ServerError, error.to_string()))
     }
 }
 
-impl From<Fault> for Problem {
+impl From<OperatorError> for Problem {
     /// Operators are told the cause: they are the ones to mend it.
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Refused(problem) => problem,
-            Fault::Store(error @ StoreError::Conflict(_)) => Self::new(ProblemType::Conflict, error.to_string()),
-            Fault::Store(error @ StoreError::Failed(_)) => {
+    fn from(error: OperatorError) -> Self {
+        match error {
+            OperatorError::Refused(problem) => problem,
+            OperatorError::Store(error @ StoreError::Conflict(_)) => Self::new(ProblemType::Conflict, error.to_string()),
+            OperatorError::Store(error @ StoreError::Failed(_)) => {
                 log::error!("{error}");
                 Self::new(ProblemType::ServerError, error.to_string())
             }

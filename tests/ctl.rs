@@ -93,7 +93,7 @@ fn create_does_all_or_nothing_and_tells_the_log() {
     assert_eq!(events_after(&server, 0), ["resource.created"; 3]);
     let event = &server.audit()[0];
     let uid = nix::unistd::geteuid();
-    assert_eq!([&event["token"], &event["bot"], &event["remote_addr"]], ["one", "gw", &format!("uid {uid}")]);
+    assert_eq!([&event["token"], &event["bot"], &event["actor"]], ["one", "gw", &format!("local:{uid}")]);
     assert_eq!((&event["success"], &event["resource"]), (&json!(true), &json!("token/one")));
 
     let again = apply(&server, &set);

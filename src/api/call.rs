@@ -1,10 +1,11 @@
-//! The operator's calls: each is a `POST` of JSON to a path of its own, answered by JSON or a problem document.
+//! The operators' calls: each is a `POST` of JSON to a path of its own, answered by JSON or a problem document.
 
 use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::actor::{Access, Action, Object};
 use super::ca::{Phase, Share, Step, Target};
 use super::event::{Event, EventFilter};
 use super::resource::{Kind, LockTarget, Resource, ResourceId};
@@ -12,36 +13,51 @@ use crate::join::RecoveryCode;
 use crate::join::server::record::Exemption;
 use crate::time::Timestamp;
 
-/// A call: what is asked, where, and what is answered.
+/// A call: what is asked, where, what it needs, and what is answered.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
-    /// Path on the operator's socket.
+    /// Path of the call.
     const PATH: &'static str;
     /// The answer.
     type Answer: Serialize + DeserializeOwned + Send + 'static;
+
+    /// What the actor has to be allowed, all of it, for the call to be made.
+    fn needs(&self) -> Vec<Access>;
 }
 
 macro_rules! calls {
-    ($($call:ident at $path:literal gives $answer:ty;)*) => {
+    ($($call:ident at $path:literal gives $answer:ty, needs $needs:expr;)*) => {
         $(impl Call for $call {
             const PATH: &'static str = $path;
             type Answer = $answer;
+
+            fn needs(&self) -> Vec<Access> {
+                let needs: fn(&Self) -> Vec<Access> = $needs;
+                needs(self)
+            }
         })*
     };
 }
 
 calls! {
-    Apply at "/v1/apply" gives Vec<Applied>;
-    CaRotate at "/v1/ca/rotate" gives CaRotated;
-    CaStatus at "/v1/ca/status" gives CaReport;
-    Audit at "/v1/audit" gives Vec<(u64, Event)>;
-    Delete at "/v1/delete" gives Deleted;
-    Exempt at "/v1/exempt" gives Exempted;
-    CancelExemption at "/v1/exempt/cancel" gives Exemption;
-    Get at "/v1/get" gives Vec<Entry>;
-    PutLock at "/v1/lock" gives ResourceId;
-    Replace at "/v1/replace" gives Applied;
-    Reset at "/v1/reset" gives Unbound;
-    Rotate at "/v1/rotate" gives Vec<ResourceId>;
+    Apply at "/v1/apply" gives Vec<Applied>, needs |call| call.resources.iter().map(write_to).collect();
+    Audit at "/v1/audit" gives Vec<(u64, Event)>, needs |_| vec![Access::new(Action::Read, Object::AuditLog)];
+    CaRotate at "/v1/ca/rotate" gives CaRotated, needs |_| vec![Access::new(Action::Rotate, Object::Ca)];
+    CaStatus at "/v1/ca/status" gives CaReport, needs |_| vec![Access::new(Action::Read, Object::Ca)];
+    CancelExemption at "/v1/exempt/cancel" gives Exemption, needs |call| vec![Access::to_token(Action::Exempt, &call.token)];
+    Delete at "/v1/delete" gives Deleted, needs |call| vec![Access::new(Action::Delete, Object::Resource(call.id.clone()))];
+    Exempt at "/v1/exempt" gives Exempted, needs |call| vec![Access::to_token(Action::Exempt, &call.token)];
+    Get at "/v1/get" gives Vec<Entry>, needs Get::access;
+    PutLock at "/v1/lock" gives ResourceId, needs |call| vec![Access::new(Action::Lock, Object::Resource(call.target.id()))];
+    Replace at "/v1/replace" gives Applied, needs |call| vec![write_to(&call.resource)];
+    Reset at "/v1/reset" gives Unbound, needs |call| vec![Access::to_token(Action::Reset, &call.token)];
+    Rotate at "/v1/rotate" gives Vec<ResourceId>, needs |call| match call {
+        Rotate::All | Rotate::Selector(_) => vec![Access::new(Action::Rotate, Object::Kind(Kind::Token))],
+        Rotate::Token(name) => vec![Access::to_token(Action::Rotate, name)],
+    };
+}
+
+fn write_to(resource: &Resource) -> Access {
+    Access::new(Action::Write, Object::Resource(resource.id()))
 }
 
 /// Creates or updates resources: all or none.
@@ -218,6 +234,20 @@ pub struct Get {
     /// Whether to show registration secrets.
     #[serde(default)]
     pub with_secrets: bool,
+}
+
+impl Get {
+    fn access(&self) -> Vec<Access> {
+        let object = match &self.name {
+            Some(name) => Object::Resource(ResourceId::new(self.kind, name)),
+            None => Object::Kind(self.kind),
+        };
+        let mut needed = vec![Access::new(Action::Read, object.clone())];
+        if self.with_secrets {
+            needed.push(Access::new(Action::ReadSecrets, object));
+        }
+        needed
+    }
 }
 
 /// A resource and its revision.

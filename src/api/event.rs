@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::actor::Actor;
 use super::resource::LockTarget;
 use crate::text;
 use crate::time::Timestamp;
@@ -121,7 +122,10 @@ pub struct Event {
     /// Why, or why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// From where, or which operator.
+    /// The operator whose call it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
+    /// Address and port of the device that asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_addr: Option<String>,
     /// What this kind of event tells beside.
@@ -141,6 +145,7 @@ impl Event {
             host_id: None,
             success: true,
             reason: None,
+            actor: None,
             remote_addr: None,
             more: Map::new(),
         }
@@ -160,7 +165,8 @@ impl Event {
     /// The event as it is kept: JSON, each text cut to [`MAX_TEXT`]. What peers wrote is in it.
     pub fn document(&self) -> serde_json::Result<String> {
         let mut event = self.clone();
-        let Self { token, bot, instance_id, host_id, reason, remote_addr, more, time: _, event: _, success: _ } = &mut event;
+        let Self { token, bot, instance_id, host_id, reason, remote_addr, more, actor: _, time: _, event: _, success: _ } =
+            &mut event;
         for text in [token, bot, instance_id, host_id, reason, remote_addr].into_iter().flatten() {
             *text = text::cut(std::mem::take(text), MAX_TEXT);
         }

@@ -3,6 +3,7 @@
 //! No I/O happens here, and nothing here depends on the server: `auth` answers the calls, `ctl` makes them. Refusals are those of the
 //! protocol ([`Problem`]).
 
+pub mod actor;
 pub mod ca;
 pub mod call;
 pub mod event;

@@ -1,5 +1,6 @@
 //! The server program: decide and commit, CA, store, HTTP API, operator's API.
 
+pub mod authorize;
 mod backup;
 pub mod ca;
 pub mod data_dir;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::ca::{CaError, CurrentAuthority, Place};
 use super::data_dir::{Cluster, DataDir, DataDirError};
 use super::joins::Joins;
-use super::operator::{self, Operator};
+use super::operator::Operator;
 use super::pace::Paces;
 use super::revocation::RevocationList;
 use super::rotation::{Rotation, RotationError};
@@ -321,7 +321,7 @@ async fn run(dir: &DataDir, cluster: Cluster, listen: SocketAddr, addr_file: Opt
     let address = listener.local_addr().map_err(busy)?;
     let socket = dir.socket();
     let operator_listener = bind_socket(&socket)?;
-    let operators = tokio::spawn(operator::serve(operator.clone(), operator_listener, until_stopped()));
+    let operators = tokio::spawn(http::local::serve(operator.clone(), operator_listener, until_stopped()));
     if let Some(file) = addr_file {
         let unwritable = |e| failure(format!("{}: {e}", file.display()), "choose another --addr-file");
         durable::replace(file, format!("{address}\n").as_bytes(), 0o644).map_err(unwritable)?;

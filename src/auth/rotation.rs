@@ -10,6 +10,7 @@ use super::data_dir::{DataDir, DataDirError};
 use super::joins::Joins;
 use super::store::{Commit, StoreError};
 use super::tls::CurrentCertificate;
+use crate::api::actor::Actor;
 use crate::api::ca::{Share, Step, Target};
 use crate::api::call::{CaReport, CaRotated, CaState};
 use crate::api::event::{Event, EventKind};
@@ -103,7 +104,7 @@ impl Rotation {
     }
 
     /// Makes one step.
-    pub fn rotate(&self, order: Order, who: &str) -> Result<CaRotated, RotationError> {
+    pub fn rotate(&self, order: Order, actor: &Actor) -> Result<CaRotated, RotationError> {
         let _step = self.hold();
         let now = self.joins.clock.now();
         let authority = self.joins.authority.now();
@@ -132,7 +133,7 @@ impl Rotation {
         }
         let next = authority.after(step, order.compromised, random, now)?;
         let sequence = next.newest_bundle().map_or(0, crate::join::TrustBundle::sequence);
-        let next = next.telling(event(now, step, number, sequence, share, order, who));
+        let next = next.telling(event(now, step, number, sequence, share, order, actor));
         self.dir.write_authority(&next)?;
         self.joins.authority.replace(next);
         if renews_challenges {
@@ -204,7 +205,7 @@ fn event(
     sequence: u64,
     share: Option<Share>,
     Order { yes, compromised, .. }: Order,
-    who: &str,
+    actor: &Actor,
 ) -> Event {
     let kind = match step {
         Step::Activate => EventKind::CaActivated,
@@ -214,7 +215,7 @@ fn event(
         Step::Return => EventKind::CaReturned,
         Step::Withdraw => EventKind::CaWithdrawn,
     };
-    let event = Event { remote_addr: Some(who.into()), ..Event::new(now, kind) };
+    let event = Event { actor: Some(actor.clone()), ..Event::new(now, kind) };
     let mut event = event.with("ca", number).with("sequence", sequence);
     if let Some(Share { tokens, have }) = share {
         event = event.with("tokens", tokens).with("tokens_ready", have).with("forced", yes && have < tokens);

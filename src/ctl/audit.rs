@@ -45,6 +45,7 @@ fn text_line(event: &Event) -> String {
         ("bot", &event.bot),
         ("instance", &event.instance_id),
         ("host", &event.host_id),
+        ("by", &event.actor.as_ref().map(ToString::to_string)),
         ("from", &event.remote_addr),
     ];
     let named = named.into_iter().filter_map(|(name, value)| Some(format!(" {name}={}", value.as_ref()?)));

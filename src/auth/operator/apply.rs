@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{OperatorError, refused, retry_on_conflict};
-use super::{Operator, Who, event, token};
+use super::{Operator, event, token};
+use crate::api::actor::Actor;
 use crate::api::call::{Applied, Apply, Outcome, Replace};
 use crate::api::event::EventKind;
 use crate::api::resource::{Resource, ResourceId};
@@ -11,7 +12,7 @@ use crate::auth::store::{Change, Commit, Stored};
 use crate::join::ProblemType;
 
 impl Operator {
-    pub(super) fn apply(&self, Apply { resources }: Apply, who: Who) -> Result<Vec<Applied>, OperatorError> {
+    pub(in crate::auth) fn apply(&self, Apply { resources }: Apply, actor: &Actor) -> Result<Vec<Applied>, OperatorError> {
         let (mut ids, mut folded) = (BTreeSet::new(), BTreeMap::<_, u32>::new());
         for resource in &resources {
             check(resource)?;
@@ -31,7 +32,7 @@ impl Operator {
                 if is_new {
                     self.check_alike(&id, &folded)?;
                 }
-                let outcome = self.put(resource.clone(), stored, who, &mut commit)?;
+                let outcome = self.put(resource.clone(), stored, actor, &mut commit)?;
                 let locks = if is_new { self.locks_in_force_on(&id)? } else { Vec::new() };
                 applied.push(Applied { id, outcome, locks });
             }
@@ -40,7 +41,11 @@ impl Operator {
         })
     }
 
-    pub(super) fn replace(&self, Replace { resource, revision }: Replace, who: Who) -> Result<Applied, OperatorError> {
+    pub(in crate::auth) fn replace(
+        &self,
+        Replace { resource, revision }: Replace,
+        actor: &Actor,
+    ) -> Result<Applied, OperatorError> {
         check(&resource)?;
         let id = resource.id();
         self.check_names(&resource, &BTreeSet::new())?;
@@ -49,7 +54,7 @@ impl Operator {
             return refused(ProblemType::Conflict, format!("{id} has changed meanwhile"));
         }
         let mut commit = Commit::default();
-        let outcome = self.put(resource, Some(stored), who, &mut commit)?;
+        let outcome = self.put(resource, Some(stored), actor, &mut commit)?;
         self.store.commit(commit)?;
         Ok(Applied { id, outcome, locks: Vec::new() })
     }
@@ -59,7 +64,7 @@ impl Operator {
         &self,
         mut resource: Resource,
         stored: Option<Stored<Resource>>,
-        who: Who,
+        actor: &Actor,
         commit: &mut Commit,
     ) -> Result<Outcome, OperatorError> {
         if let Resource::Token(new) = &mut resource {
@@ -78,7 +83,7 @@ impl Operator {
             (Outcome::Created, _) => EventKind::ResourceCreated,
             _ => EventKind::ResourceUpdated,
         };
-        commit.events.push(event(self.clock.now(), kind, &resource, who));
+        commit.events.push(event(self.clock.now(), kind, &resource, actor));
         let expected = stored.map(|stored| stored.revision);
         commit.changes.push(Change { id: resource.id(), expected, to: Some(resource) });
         Ok(outcome)

@@ -1,22 +1,23 @@
 //! The cluster's CAs, as an operator sees and replaces them.
 
+use super::Operator;
 use super::error::{OperatorError, refused};
-use super::{Operator, Who};
+use crate::api::actor::Actor;
 use crate::api::call::{CaReport, CaRotate, CaRotated, CaStatus};
 use crate::auth::rotation::{Order, Rotation, RotationError};
 use crate::join::{Problem, ProblemType};
 
 impl Operator {
-    pub(super) fn ca_status(&self, _: CaStatus, _: Who) -> Result<CaReport, OperatorError> {
+    pub(in crate::auth) fn ca_status(&self, _: CaStatus, _: &Actor) -> Result<CaReport, OperatorError> {
         Ok(self.rotation()?.report(self.clock.now())?)
     }
 
-    pub(super) fn ca_rotate(&self, call: CaRotate, who: Who) -> Result<CaRotated, OperatorError> {
+    pub(in crate::auth) fn ca_rotate(&self, call: CaRotate, actor: &Actor) -> Result<CaRotated, OperatorError> {
         let CaRotate { to: target, cancel, yes, compromised } = call;
         if cancel && target.is_some() {
             return refused(ProblemType::BadRequest, "a CA is withdrawn, or a step is made: not both");
         }
-        Ok(self.rotation()?.rotate(Order { target, cancel, yes, compromised }, &who.to_string())?)
+        Ok(self.rotation()?.rotate(Order { target, cancel, yes, compromised }, actor)?)
     }
 
     fn rotation(&self) -> Result<&Rotation, OperatorError> {

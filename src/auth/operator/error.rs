@@ -9,7 +9,7 @@ const MAX_TRIES: u32 = 20;
 
 /// A refusal, or what the store said.
 #[derive(Debug)]
-pub(super) enum OperatorError {
+pub(in crate::auth) enum OperatorError {
     Refused(Problem),
     Store(StoreError),
 }

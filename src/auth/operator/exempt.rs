@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::error::{OperatorError, refused, retry_on_conflict};
-use super::{Operator, Who, event};
+use super::{Operator, event};
+use crate::api::actor::Actor;
 use crate::api::call::{CancelExemption, Exempt, Exempted};
 use crate::api::event::{Event, EventKind, MAX_TEXT};
 use crate::api::resource::{Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId, Token};
@@ -13,7 +14,7 @@ use crate::join::{Id, ProblemType, RecoveryMode, Thumbprint};
 use crate::time::Timestamp;
 
 impl Operator {
-    pub(super) fn exempt(&self, call: Exempt, who: Who) -> Result<Exempted, OperatorError> {
+    pub(in crate::auth) fn exempt(&self, call: Exempt, actor: &Actor) -> Result<Exempted, OperatorError> {
         if call.recoveries == 0 || call.seconds == 0 {
             return refused(ProblemType::BadRequest, "an exemption allows at least one recovery, for at least one second");
         }
@@ -36,17 +37,17 @@ impl Operator {
                 reason: call.reason.clone(),
             };
             let mut granted =
-                with_exemption(event(now, EventKind::ExemptionGranted, &Resource::Token(token.clone()), who), &exemption);
+                with_exemption(event(now, EventKind::ExemptionGranted, &Resource::Token(token.clone()), actor), &exemption);
             granted.reason.clone_from(&call.reason);
             // Under the same policy: a lock that appears meanwhile is looked at too.
             let mut commit = Commit { policy: Some(view.policy), ..Commit::default() };
             let (own, others): (Vec<_>, Vec<_>) = view.locks.into_iter().partition(|lock| lock.resource.is_own_of(name));
             let lifted = if call.key.is_some() {
                 // The device that the code names takes the locks away when it comes.
-                self.keep_locked(&own, &token, &mut commit, who, now)?;
+                self.keep_locked(&own, &token, &mut commit, actor, now)?;
                 vec![]
             } else {
-                lift(own, &mut commit, who, now)
+                lift(own, &mut commit, actor, now)
             };
             commit.events.push(granted);
             order_rotation(&mut token, now);
@@ -65,7 +66,7 @@ impl Operator {
         own: &[Stored<Lock>],
         token: &Token,
         commit: &mut Commit,
-        who: Who,
+        actor: &Actor,
         now: Timestamp,
     ) -> Result<(), OperatorError> {
         if own.iter().any(|lock| lock.resource.in_force(now)) {
@@ -79,15 +80,15 @@ impl Operator {
             automatic: true,
         };
         let lock = Resource::Lock(Lock { metadata: Metadata::named(Id::random(&*self.random)?.to_string()), spec });
-        commit.events.push(event(now, EventKind::LockCreated, &lock, who));
+        commit.events.push(event(now, EventKind::LockCreated, &lock, actor));
         commit.changes.push(Change { id: lock.id(), expected: None, to: Some(lock) });
         Ok(())
     }
 
-    pub(super) fn cancel_exemption(
+    pub(in crate::auth) fn cancel_exemption(
         &self,
         CancelExemption { token: name }: CancelExemption,
-        who: Who,
+        actor: &Actor,
     ) -> Result<Exemption, OperatorError> {
         retry_on_conflict(|| {
             let stored = self.token(&name)?;
@@ -95,7 +96,7 @@ impl Operator {
             let Some(exemption) = token.status.bound_keypair.exemption.take() else {
                 return refused(ProblemType::NotFound, format!("token/{name} has no exemption"));
             };
-            let cancelled = event(self.clock.now(), EventKind::ExemptionCancelled, &Resource::Token(token.clone()), who);
+            let cancelled = event(self.clock.now(), EventKind::ExemptionCancelled, &Resource::Token(token.clone()), actor);
             let events = vec![with_exemption(cancelled, &exemption)];
             self.store.commit(Commit { changes: vec![change(token, stored.revision)], events, ..Commit::default() })?;
             Ok(exemption)
@@ -153,13 +154,13 @@ fn check_code(call: &Exempt, token: &Token) -> Result<(), OperatorError> {
 }
 
 /// Takes the server's own locks on the token away; returns which.
-fn lift(own: Vec<Stored<Lock>>, commit: &mut Commit, who: Who, now: Timestamp) -> Vec<ResourceId> {
+fn lift(own: Vec<Stored<Lock>>, commit: &mut Commit, actor: &Actor, now: Timestamp) -> Vec<ResourceId> {
     let mut lifted = Vec::with_capacity(own.len());
     for Stored { resource, revision } in own {
         let lock = Resource::Lock(resource);
         let id = lock.id();
         commit.changes.push(Change { id: id.clone(), expected: Some(revision), to: None });
-        commit.events.push(event(now, EventKind::LockRemoved, &lock, who));
+        commit.events.push(event(now, EventKind::LockRemoved, &lock, actor));
         lifted.push(id);
     }
     lifted

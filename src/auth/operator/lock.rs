@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::error::{OperatorError, refused};
-use super::{Operator, Who, event};
+use super::{Operator, event};
+use crate::api::actor::Actor;
 use crate::api::call::PutLock;
 use crate::api::event::EventKind;
 use crate::api::resource::{Kind, Lock, LockSpec, Metadata, Resource, ResourceId};
@@ -12,7 +13,11 @@ use crate::join::{Id, ProblemType};
 
 impl Operator {
     /// Locks what exists: a mistyped name has to be told, not taken for a lock that holds.
-    pub(super) fn put_lock(&self, PutLock { target, message, seconds }: PutLock, who: Who) -> Result<ResourceId, OperatorError> {
+    pub(in crate::auth) fn put_lock(
+        &self,
+        PutLock { target, message, seconds }: PutLock,
+        actor: &Actor,
+    ) -> Result<ResourceId, OperatorError> {
         let locked = self.stored(&target.id())?.resource.id();
         let message = if message.is_empty() { format!("{locked} was locked by an operator") } else { message };
         let now = self.clock.now();
@@ -23,7 +28,7 @@ impl Operator {
             spec: LockSpec { target, message, expires, automatic: false },
         });
         lock.validate().or_else(|why| refused(ProblemType::BadRequest, why))?;
-        let events = vec![event(now, EventKind::LockCreated, &lock, who)];
+        let events = vec![event(now, EventKind::LockCreated, &lock, actor)];
         let changes = vec![Change { id: id.clone(), expected: None, to: Some(lock) }];
         self.store.commit(Commit { changes, events, ..Commit::default() })?;
         Ok(id)

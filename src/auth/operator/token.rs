@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::error::{OperatorError, refused, retry_on_conflict};
-use super::{Operator, Who, event};
+use super::{Operator, event};
+use crate::api::actor::Actor;
 use crate::api::call::{Reset, Rotate, Unbound};
 use crate::api::event::EventKind;
 use crate::api::resource::{HIDDEN_SECRET, Kind, Lock, LockTarget, MIN_SECRET, Resource, ResourceId, Token};
@@ -101,7 +102,7 @@ fn random_secret(random: &dyn Random) -> Result<String, OperatorError> {
 }
 
 impl Operator {
-    pub(super) fn reset(&self, Reset { token: name }: Reset, who: Who) -> Result<Unbound, OperatorError> {
+    pub(in crate::auth) fn reset(&self, Reset { token: name }: Reset, actor: &Actor) -> Result<Unbound, OperatorError> {
         retry_on_conflict(|| {
             let Some(view) = self.store.join_view(&name, None)? else {
                 return refused(ProblemType::NotFound, format!("there is no token/{name}"));
@@ -111,7 +112,7 @@ impl Operator {
             // A new life: join states and retired keys of the old one mean nothing.
             token.status.bound_keypair = Status { incarnation: Some(Id::random(&*self.random)?), ..Status::default() };
             ensure_secret(&mut token, &*self.random)?;
-            self.store.commit(updated(vec![(token, revision)], "reset", who, now))?;
+            self.store.commit(updated(vec![(token, revision)], "reset", actor, now))?;
             // Not those on the instance: the next one is another.
             let on_token = |lock: &Lock| !matches!(lock.spec.target, LockTarget::BotInstance(_) | LockTarget::Host(_));
             let locks = view.locks.into_iter().map(|stored| stored.resource);
@@ -120,7 +121,7 @@ impl Operator {
         })
     }
 
-    pub(super) fn rotate(&self, which: Rotate, who: Who) -> Result<Vec<ResourceId>, OperatorError> {
+    pub(in crate::auth) fn rotate(&self, which: Rotate, actor: &Actor) -> Result<Vec<ResourceId>, OperatorError> {
         let names = match which {
             Rotate::Token(name) => {
                 self.token(&name)?;
@@ -145,7 +146,7 @@ impl Operator {
                         tokens.push((token, revision));
                     }
                 }
-                Ok(self.store.commit(updated(tokens, "rotation ordered", who, now))?)
+                Ok(self.store.commit(updated(tokens, "rotation ordered", actor, now))?)
             })?;
         }
         Ok(names.into_iter().map(|name| ResourceId::new(Kind::Token, name)).collect())
@@ -171,11 +172,11 @@ impl Operator {
     }
 }
 
-fn updated(tokens: Vec<(Token, u64)>, why: &str, who: Who, now: Timestamp) -> Commit {
+fn updated(tokens: Vec<(Token, u64)>, why: &str, actor: &Actor, now: Timestamp) -> Commit {
     let mut commit = Commit::default();
     for (token, revision) in tokens {
         let resource = Resource::Token(token);
-        let mut event = event(now, EventKind::ResourceUpdated, &resource, who);
+        let mut event = event(now, EventKind::ResourceUpdated, &resource, actor);
         event.reason = Some(why.into());
         commit.events.push(event);
         commit.changes.push(Change { id: resource.id(), expected: Some(revision), to: Some(resource) });

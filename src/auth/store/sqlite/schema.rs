@@ -10,7 +10,7 @@ use crate::auth::store::StoreError;
 const APPLICATION: i64 = 0x626b_6579;
 
 /// Each brings the schema one version on. Released ones never change.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
     -- The counters: both only rise, and a revision given once is never given again.
     CREATE TABLE meta (
@@ -94,6 +94,12 @@ const MIGRATIONS: [&str; 5] = [
     UPDATE resource SET document = json_remove(document, '$.status.bound_keypair.caught_keys')
         WHERE kind = 'token' AND json_type(document, '$.status.bound_keypair.caught_keys') IS NOT NULL;
     ",
+    "
+    -- Operators are named by a member of their own; before, 'uid N' stood where the address of a device stands.
+    UPDATE event SET document = json_set(json_remove(document, '$.remote_addr'),
+            '$.actor', 'local:' || substr(json_extract(document, '$.remote_addr'), length('uid ') + 1))
+        WHERE json_extract(document, '$.remote_addr') GLOB 'uid [0-9]*';
+    ",
 ];
 
 /// Makes an empty file ours.
@@ -157,7 +163,9 @@ mod tests {
         connection
             .execute_batch(
                 r#"INSERT INTO issued VALUES ('1', 't', 'b', 'i', 7), ('2', 'gone/life', 'b', 'i', 8), ('3', 'gone/life', 'c', 'i', 9);
-                 INSERT INTO resource VALUES ('token', 't', 1, NULL, NULL, '{"status":{"bound_keypair":{"caught_keys":["k"],"recovery_count":3}}}'), ('bot', 'b', 2, NULL, NULL, '{}')"#,
+                 INSERT INTO resource VALUES ('token', 't', 1, NULL, NULL, '{"status":{"bound_keypair":{"caught_keys":["k"],"recovery_count":3}}}'), ('bot', 'b', 2, NULL, NULL, '{}');
+                 INSERT INTO event VALUES (1, 0, NULL, '{"event":"resource.created","remote_addr":"uid 1000","success":true}'),
+                     (2, 0, 't', '{"event":"join.first","remote_addr":"[::1]:4711","success":true}')"#,
             )
             .unwrap();
         migrate(&mut connection).unwrap();
@@ -175,5 +183,12 @@ mod tests {
         assert_eq!(rows("SELECT subject || ' ' || ends FROM gone ORDER BY subject"), ["bot/c 9", "token/gone/life 9"]);
         let document = rows("SELECT document FROM resource WHERE kind = 'token'");
         assert_eq!(document, [r#"{"status":{"bound_keypair":{"recovery_count":3}}}"#]);
+        assert_eq!(
+            rows("SELECT document FROM event ORDER BY number"),
+            [
+                r#"{"event":"resource.created","success":true,"actor":"local:1000"}"#,
+                r#"{"event":"join.first","remote_addr":"[::1]:4711","success":true}"#
+            ]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The operator's socket: who connects, and how many at once.
+//! The operators' Unix socket: who connects, and how many at once.
 
 use std::io;
 use std::pin::Pin;
@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
+use axum::extract::Request;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::SocketAddr;
@@ -14,7 +17,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::api::actor::Actor;
+use crate::auth::authorize::authorize_connection;
 use crate::auth::descriptors;
+use crate::auth::operator::Operator;
 use crate::auth::serve::Tally;
 
 /// Most connections of operators at once; more wait. Each may follow the audit log.
@@ -27,36 +33,73 @@ const OTHERS: usize = 8;
 /// call takes as long.
 const IDLE: Duration = Duration::from_secs(300);
 
+/// Time for calls to end after the order to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Serves operators until `stop` resolves.
+pub async fn serve(
+    operator: Arc<Operator>,
+    listener: UnixListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let mut stopped = operator.stopping();
+    let stopping = operator.clone();
+    let stop = async move {
+        stop.await;
+        stopping.stop();
+    };
+    let drained = async move {
+        // The sender lives in `operator`, which the router holds.
+        let _ = stopped.wait_for(|stopping| *stopping).await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    let router = super::operator::router(operator).layer(middleware::from_fn(identify));
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    tokio::select! {
+        ended = axum::serve(LocalListener::from(listener), service).with_graceful_shutdown(stop).into_future() => ended,
+        () = drained => {
+            log::warn!("operators' calls were still open {} s after the order to stop", DRAIN.as_secs());
+            Ok(())
+        }
+    }
+}
+
+/// Tells the router who calls.
+async fn identify(ConnectInfo(Peer(actor)): ConnectInfo<Peer>, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(actor);
+    next.run(request).await
+}
+
 /// Listens for operators.
-pub struct Operators {
+struct LocalListener {
     listener: UnixListener,
     own_places: Arc<Semaphore>,
     other_places: Arc<Semaphore>,
     failures: Tally,
 }
 
-impl From<UnixListener> for Operators {
+impl From<UnixListener> for LocalListener {
     fn from(listener: UnixListener) -> Self {
         let places = |count| Arc::new(Semaphore::new(count));
         Self { listener, own_places: places(OPERATORS), other_places: places(OTHERS), failures: Tally::default() }
     }
 }
 
-impl Operators {
+impl LocalListener {
     /// The next connection that there is a place for. An error is about its peer.
     async fn next(&self) -> io::Result<Option<(Held, Peer)>> {
         let (stream, _) = self.listener.accept().await?;
-        let peer = Peer { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) };
-        let place = if peer.operates() {
+        let actor = Actor::Local(stream.peer_cred()?.uid());
+        let place = if authorize_connection(&actor).is_ok() {
             self.own_places.clone().acquire_owned().await.ok()
         } else {
             self.other_places.clone().try_acquire_owned().ok()
         };
-        Ok(place.map(|place| (Held { stream, idle: Box::pin(sleep(IDLE)), _place: place }, peer)))
+        Ok(place.map(|place| (Held { stream, idle: Box::pin(sleep(IDLE)), _place: place }, Peer(actor))))
     }
 }
 
-impl Listener for Operators {
+impl Listener for LocalListener {
     type Io = Held;
     type Addr = Peer;
 
@@ -78,32 +121,22 @@ impl Listener for Operators {
 
     fn local_addr(&self) -> io::Result<Peer> {
         let _: SocketAddr = self.listener.local_addr()?;
-        Ok(Peer { uid: Some(nix::unistd::geteuid().as_raw()) })
+        Ok(Peer(Actor::Local(nix::unistd::geteuid().as_raw())))
     }
 }
 
-/// The other end of a connection, as the kernel tells.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    /// Who it is.
-    pub uid: Option<u32>,
-}
+/// The other end of a connection, as the kernel reports it (`SO_PEERCRED`, unix(7)).
+#[derive(Clone, Debug)]
+struct Peer(Actor);
 
-impl Peer {
-    /// Whether it may operate: root, and the user that the server runs as.
-    pub fn operates(self) -> bool {
-        self.uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
-    }
-}
-
-impl Connected<IncomingStream<'_, Operators>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Operators>) -> Self {
-        *stream.remote_addr()
+impl Connected<IncomingStream<'_, LocalListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, LocalListener>) -> Self {
+        stream.remote_addr().clone()
     }
 }
 
 /// A connection that holds its place.
-pub struct Held {
+struct Held {
     stream: UnixStream,
     idle: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,

@@ -5,6 +5,7 @@
 //! - `state`: what the device remembers, in a file that survives a power cut at any byte.
 //! - `agent`: the device program. `agent::join` is one join from end to end.
 //! - `auth`: the server program. `auth::joins` is the same join from the other side.
+//! - `api`: what `ctl` and `auth` say to each other, data alone.
 //! - `ctl`: the operator's program.
 //! - `boundkey_hal`: the `KeyStore` trait and its backends.
 //!

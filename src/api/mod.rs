@@ -7,6 +7,7 @@ pub mod actor;
 pub mod ca;
 pub mod call;
 pub mod event;
+pub mod names;
 pub mod resource;
 
 pub use crate::join::{Problem, ProblemType};

@@ -7,7 +7,6 @@ pub mod data_dir;
 mod descriptors;
 pub mod http;
 pub mod joins;
-pub mod names;
 pub mod operator;
 mod pace;
 pub mod program;
@@ -21,4 +20,4 @@ pub mod tls;
 mod upkeep;
 
 // For imports by the old paths until all are changed.
-pub use crate::api::{event as audit, resource};
+pub use crate::api::{event as audit, names, resource};

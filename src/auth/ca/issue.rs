@@ -12,7 +12,7 @@ use rcgen::{
 
 use super::set::KeyNames;
 use super::{Authority, Ca, CaError, CaSet, SharedKeys, Signing, request};
-use crate::auth::names::{check_dns_name, check_uri};
+use crate::api::names::{check_dns_name, check_uri};
 use crate::certify::{Signer, Subject};
 use crate::join::base64url;
 use crate::join::endpoint::AUTH_ENDPOINT;

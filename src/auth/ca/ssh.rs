@@ -4,7 +4,7 @@ use boundkey_hal::{Algorithm, PublicKey, Signature};
 
 use super::issue::BACKDATE;
 use super::{Authority, CaError, Issued};
-use crate::auth::names::check_principal;
+use crate::api::names::check_principal;
 use crate::join::SshKey;
 use crate::ssh::{certificate_name, key_fields, name, put};
 use crate::time::{NoRandomness, Random, Timestamp};

@@ -6,9 +6,9 @@ use boundkey_hal::PublicKey;
 
 use super::outstanding::Outstanding;
 use super::{Joins, failed, no_key, server_name};
+use crate::api::names::{self, Subject, first_forbidden};
 use crate::api::resource::{GREATEST_MAX_TTL, LEAST_MAX_TTL, NODE_ROLE, Token};
 use crate::auth::ca::{self, CaError, Issued, Profile};
-use crate::auth::names::{self, Subject, first_forbidden};
 use crate::auth::store::JoinView;
 use crate::join::message::{JoinRequest, MAX_OUTPUTS, OutputRequest, SshHostRequest};
 use crate::join::server::decision::Grant;

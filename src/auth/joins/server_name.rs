@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::auth::names;
+use crate::api::names;
 use crate::join::message::OutputRequest;
 
 /// The first name in `wanted` that is one of `server_names`. Each has passed [`names::check`]: it is written in one way only, but for the

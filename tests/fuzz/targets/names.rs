@@ -1,7 +1,7 @@
 //! Names that a device asks for, against a pattern of a role: three lines, which are the kind, the pattern and the name.
 
+use boundkey::api::names::{Subject, check, check_patterns, first_forbidden};
 use boundkey::api::resource::{Allow, Metadata, Role, RoleSpec};
-use boundkey::auth::names::{Subject, check, check_patterns, first_forbidden};
 use boundkey::join::message::OutputRequest;
 
 use super::{Told, refused};

@@ -1,7 +1,7 @@
 //! Operators' documents in YAML, and resources in JSON as the operator's socket carries them.
 
+use boundkey::api::names::{Subject, first_forbidden};
 use boundkey::api::resource::{HIDDEN_SECRET, Kind, Resource};
-use boundkey::auth::names::{Subject, first_forbidden};
 use boundkey::ctl::document;
 use boundkey::join::message::OutputRequest;
 

@@ -1,17 +1,20 @@
 # The one door: everything that can be done here is a target. On a fresh Debian 12 each installs what it needs.
 .POSIX:
-.PHONY: help advisories boot build cross deb demo test test-arm test-deb lint bench hold reproducible sbom size clean fuzz
+.PHONY: help advisories boot build cross deb demo model test test-arm test-deb lint bench hold reproducible sbom size clean fuzz
 
 # One set of features for build, tests and lint, so that nothing is compiled twice.
 FEATURES = --features tpm,pkcs11
 # Of the emulated board (arm64, or armhf), of the packages that are tried (all, or one of them).
 ARCH =
+# Of the model check: steps of the token beyond those of the tests.
+DEPTH = 0
 # cargo install puts its programs there.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 help:
 	@echo 'make demo      see a device join, renew, lose its certificate, recover, and a thief being caught'
 	@echo 'make test      every test'
+	@echo 'make model     the model check where copies join in every way everywhere; DEPTH=1: by one more step (hours)'
 	@echo 'make test-arm  the tests with ARM agents, emulated'
 	@echo 'make lint      formatting, clippy, documentation, dependencies, scripts'
 	@echo 'make size      the agent as it ships, against its budget'
@@ -39,6 +42,10 @@ test:
 	@tests/setup build test
 	@tests/timed build cargo test --workspace $(FEATURES) --no-run
 	@tests/timed test cargo test --workspace $(FEATURES) --no-fail-fast
+
+model:
+	@tests/setup build test
+	BOUNDKEY_MODEL_DEPTH=$(DEPTH) tests/timed model cargo test -p boundkey-model $(FEATURES) --test model -- --nocapture
 
 test-arm:
 	@tests/setup build test cross board

@@ -101,7 +101,7 @@ fn c132_of_two_rotations_at_once_one_holds() {
     assert_eq!(world.key(), key);
 }
 
-/// That it is durable before its public half leaves is proven by `tests/model.rs` and `tests/power_cuts.rs`.
+/// That it is durable before its public half leaves is proven by `tests/model/model.rs` and `tests/power_cuts.rs`.
 #[test]
 fn c133_a_new_key_waits_in_front_until_it_is_bound() {
     let (mut world, mut device) = due();

@@ -82,7 +82,9 @@ impl Explorer {
     /// A copy asks for a challenge, and waits with its request.
     fn keep_back(&mut self, s: &State, i: usize, next: &mut Vec<(Move, State)>) {
         let copy = s.copies[i];
-        for manner in [Manner::Honest, Manner::NewAttempt] {
+        // One attempt of its own at most: each writes its state anew, so that no bound would end them.
+        let manners: &[_] = if copy.late.request == NONE { &[Manner::Honest, Manner::NewAttempt] } else { &[Manner::Honest] };
+        for manner in manners.iter().copied() {
             let worked = self.prepare(copy.medium, who(&copy, i, manner), s.server, None);
             let Outcome::Done(request) = worked.outcome else { continue };
             let mut after = *s;
@@ -93,18 +95,22 @@ impl Explorer {
     }
 
     fn send_late(&mut self, s: &State, i: usize, next: &mut Vec<(Move, State)>) -> Result<(), Broken> {
-        let (copy, step) = (s.copies[i], Move::CopySends { copy: COPIES[i] });
+        let (copy, step) = (s.copies[i], Move::CopySends { copy: COPIES[i], takes: false });
         if copy.late.request == NONE {
             return Ok(());
         }
         let taken = self.take(s.server, copy.late.request);
         self.check(s, COPIES[i], Sent::earlier(copy.late), taken).map_err(|why| (step, why))?;
-        let Some((mut after, answer)) = self.after(s, COPIES[i], taken) else { return Ok(()) };
+        let Some((after, answer)) = self.after(s, COPIES[i], taken) else { return Ok(()) };
         if let Some(answer) = answer {
             let who = who(&copy, i, Manner::Honest);
             let received = self.receive(copy.medium, who, copy.late.request, answer, None);
             if received.outcome == Outcome::Done(0) {
-                after.copies[i].medium = received.medium;
+                // An answer is taken once: each writes the state anew, so that no bound would end them.
+                let mut taken = after;
+                taken.copies[i].medium = received.medium;
+                taken.copies[i].late = InFlight::NOTHING;
+                next.push((Move::CopySends { copy: COPIES[i], takes: true }, taken));
             }
         }
         next.push((step, after));

@@ -184,6 +184,7 @@ pub enum Move {
     /// The request that a copy kept back arrives.
     CopySends {
         copy: u8,
+        takes: bool,
     },
     Time,
     Tick,

@@ -4,9 +4,7 @@
 //! Each test bounds how often each kind of trouble comes, and explores every order in which it may. `BOUNDKEY_MODEL_DEPTH=n`
 //! adds `n`, which may be 0, to the steps of the token in each of them, and copies join in every way. The rules that hold in every state are in `model/rules.rs`; what they come
 //! to is in `docs/model.md`.
-#![cfg(all(feature = "agent", feature = "auth"))]
-
-#[path = "model/mod.rs"]
+#[path = "mod.rs"]
 mod system;
 
 use boundkey::join::RecoveryMode;

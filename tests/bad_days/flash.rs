@@ -72,7 +72,9 @@ fn fail_the_flash(kind: Kind, errors: &[(&str, &str, &[&str])]) {
         }
     }
     println!("{kind:?}: {told} faults told, {harmless} harmless");
-    assert!(told > 6 * harmless, "{told} faults told, {harmless} harmless");
+    // Nothing depends on the report for `boundkey status`, on a file left over, and on the older slot of the state; each of the
+    // first two costs a walk of five calls to the directory.
+    assert!(told > 3 * harmless, "{told} faults told, {harmless} harmless");
     walk.end(20);
 }
 

@@ -16,19 +16,17 @@ use rcgen::{
 
 const NOW: Duration = Duration::from_secs(1000);
 
-/// A server that gives this list.
-struct Gives(Vec<u8>);
+/// A server that answers with a list for the end of a path, the CA's.
+struct Lists<F>(F);
 
-impl Transport for Gives {
+impl<F: Fn(&str) -> Result<Vec<u8>, TransportError>> Transport for Lists<F> {
     fn post(&mut self, path: &str, _: &[u8]) -> Result<Vec<u8>, TransportError> {
         panic!("nothing is posted to {path}")
     }
-
     fn get(&mut self, path: &str, kind: &str, _: usize) -> Result<Vec<u8>, TransportError> {
-        assert!(path.starts_with("/v1/crl/") && kind == "application/pkix-crl", "{path}");
-        Ok(self.0.clone())
+        assert_eq!(kind, "application/pkix-crl");
+        self.0(path.strip_prefix("/v1/crl/").expect("the path of a list"))
     }
-
     fn presented(&self) -> Option<Presented> {
         None
     }
@@ -38,6 +36,19 @@ impl Transport for Gives {
     fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
         Ok(time)
     }
+}
+
+/// A server that gives this list, whatever CA is asked for.
+fn gives(list: &[u8]) -> impl Transport {
+    Lists(move |_: &str| Ok(list.to_vec()))
+}
+
+/// A server that has lists of these CAs alone.
+fn gives_each(lists: &[(String, Vec<u8>)]) -> impl Transport {
+    Lists(move |asked: &str| {
+        let found = lists.iter().find(|(pin, _)| asked == pin);
+        found.map(|(_, list)| list.clone()).ok_or(TransportError::TimedOut)
+    })
 }
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
@@ -69,7 +80,7 @@ fn list(ca: &Ca, number: u64, length: u64) -> Vec<u8> {
 }
 
 fn fetch(held: &mut RevocationLists, der: &[u8], bundle: &[Vec<u8>]) -> Result<bool, TransportError> {
-    held.fetch(&mut Gives(der.to_vec()), bundle, NOW)
+    held.fetch(&mut gives(der), bundle, NOW)
 }
 
 #[test]
@@ -114,7 +125,7 @@ fn a_number_that_went_back_is_not_taken_while_the_list_at_hand_holds() {
     assert!(!fetch(&mut held, &older, &bundle).expect("no fault of the server's"));
     assert_eq!(held.ders(), [&*newer]);
     // By then programs refuse the one at hand; a server whose clock was set back has to get through.
-    assert!(held.fetch(&mut Gives(older.clone()), &bundle, NOW + CRL_LIFETIME).expect("taken"));
+    assert!(held.fetch(&mut gives(&older), &bundle, NOW + CRL_LIFETIME).expect("taken"));
     assert_eq!(held.ders(), [&*older]);
 }
 
@@ -139,28 +150,6 @@ fn no_damaged_list_is_taken() {
     refused(trusted.der());
 }
 
-/// Has a list of each CA, but for those that it does not know.
-struct Many(Vec<(String, Vec<u8>)>);
-
-impl Transport for Many {
-    fn post(&mut self, path: &str, _: &[u8]) -> Result<Vec<u8>, TransportError> {
-        panic!("nothing is posted to {path}")
-    }
-    fn get(&mut self, path: &str, _: &str, _: usize) -> Result<Vec<u8>, TransportError> {
-        let found = self.0.iter().find(|(pin, _)| path.strip_prefix("/v1/crl/") == Some(pin));
-        found.map(|(_, list)| list.clone()).ok_or(TransportError::TimedOut)
-    }
-    fn presented(&self) -> Option<Presented> {
-        None
-    }
-    fn holds_under(&self, _: &Roots) -> bool {
-        false
-    }
-    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
-        Ok(time)
-    }
-}
-
 #[test]
 fn each_ca_has_a_list_and_one_that_fails_does_not_hide_that_another_changed() {
     let (one, two) = (ca("one"), ca("two"));
@@ -169,14 +158,14 @@ fn each_ca_has_a_list_and_one_that_fails_does_not_hide_that_another_changed() {
     let (first, second) = (list(&one, 1, 1), list(&two, 1, 1));
     let mut held = RevocationLists::default();
     // The second list is of another CA than the one that it is asked of.
-    let mut mixed = Many(vec![(pin(&one), first.clone()), (pin(&two), first.clone())]);
-    assert!(held.fetch(&mut mixed, &bundle, NOW).is_err());
+    let mixed = [(pin(&one), first.clone()), (pin(&two), first.clone())];
+    assert!(held.fetch(&mut gives_each(&mixed), &bundle, NOW).is_err());
     assert_eq!(held.ders(), [&*first]);
-    assert!(held.fetch(&mut Many(vec![(pin(&one), first.clone())]), &bundle, NOW).is_err());
-    let mut whole = Many(vec![(pin(&one), first.clone()), (pin(&two), second.clone())]);
-    assert!(held.fetch(&mut whole, &bundle, NOW).expect("taken"));
+    assert!(held.fetch(&mut gives_each(&[(pin(&one), first.clone())]), &bundle, NOW).is_err());
+    let whole = [(pin(&one), first.clone()), (pin(&two), second.clone())];
+    assert!(held.fetch(&mut gives_each(&whole), &bundle, NOW).expect("taken"));
     assert_eq!(held.ders(), [&*first, &*second]);
-    assert!(!held.fetch(&mut whole, &bundle, NOW).expect("the same"));
-    assert!(held.fetch(&mut whole, &bundle[1..], NOW).expect("one went"));
+    assert!(!held.fetch(&mut gives_each(&whole), &bundle, NOW).expect("the same"));
+    assert!(held.fetch(&mut gives_each(&whole), &bundle[1..], NOW).expect("one went"));
     assert_eq!(held.ders(), [&*second]);
 }

@@ -377,17 +377,12 @@ fn by_clock(clock: &WallClock) -> Server {
     server
 }
 
-/// A lost answer's output of five minutes was given again for as long as the identity, which may be 30 days.
-#[test]
-fn an_output_of_a_lost_answer_ends_when_it_would_have() {
-    let clock = WallClock::new();
-    let mut server = by_clock(&clock);
-    server.run();
-    let proxy = Proxy::to(&server.addr);
+/// A device with an output of five minutes joins twice through `proxy`; the answer to its third join is lost.
+fn lose_an_answer_with_a_short_output(server: &Server, proxy: &Proxy) -> Device {
     let mut device = server.device("gw", 1);
-    grant(&server, "gw");
+    grant(server, "gw");
     device.env.clone_from(&server.env);
-    let secret = format!("  bound_keypair: {{registration_secret: {}}}", secret_of(&server, "gw"));
+    let secret = format!("  bound_keypair: {{registration_secret: {}}}", secret_of(server, "gw"));
     let short = output(&device, "out", "    credential_ttl: 5m\n    renewal_interval: 1m\n");
     device.configure_with(&proxy.addr, &server.ca_pin, &secret, &format!("outputs:\n{short}"));
     device.join();
@@ -397,6 +392,17 @@ fn an_output_of_a_lost_answer_ends_when_it_would_have() {
     proxy.mend();
     proxy.cut_after(Way::Down, whole - 100);
     assert_eq!(device.try_join().0, 3);
+    device
+}
+
+/// A lost answer's output of five minutes was given again for as long as the identity, which may be 30 days.
+#[test]
+fn an_output_of_a_lost_answer_ends_when_it_would_have() {
+    let clock = WallClock::new();
+    let mut server = by_clock(&clock);
+    server.run();
+    let proxy = Proxy::to(&server.addr);
+    let device = lose_an_answer_with_a_short_output(&server, &proxy);
     proxy.mend();
     clock.jump_to(600);
     device.join();
@@ -416,19 +422,7 @@ fn a_lost_answer_whose_output_has_ended_is_followed_by_a_renewal() {
     let mut server = by_clock(&clock);
     server.run();
     let proxy = Proxy::to(&server.addr);
-    let mut device = server.device("gw", 1);
-    grant(&server, "gw");
-    device.env.clone_from(&server.env);
-    let secret = format!("  bound_keypair: {{registration_secret: {}}}", secret_of(&server, "gw"));
-    let short = output(&device, "out", "    credential_ttl: 5m\n    renewal_interval: 1m\n");
-    device.configure_with(&proxy.addr, &server.ca_pin, &secret, &format!("outputs:\n{short}"));
-    device.join();
-    proxy.mend();
-    device.join();
-    let whole = proxy.passed(Way::Down);
-    proxy.mend();
-    proxy.cut_after(Way::Down, whole - 100);
-    assert_eq!(device.try_join().0, 3);
+    let device = lose_an_answer_with_a_short_output(&server, &proxy);
     clock.jump_to(600);
     proxy.mend();
     let started = std::time::Instant::now();

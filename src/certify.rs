@@ -1,4 +1,4 @@
-//! Keys in the shapes that rcgen asks for, whoever holds them.
+//! Keys in the shapes that rcgen asks for, whatever store holds them.
 
 use std::cell::RefCell;
 

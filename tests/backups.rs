@@ -75,7 +75,7 @@ fn every_device_of_the_fleet_is_back_by_itself() {
     assert!(server.ctl(&["get", "lock", "--format", "json"]).trim().starts_with("[]"));
 }
 
-/// Whoever of the two comes first after the restore, the other's join locks the token.
+/// Whichever of the two comes first after the restore, the other's join locks the token.
 #[test]
 fn a_copy_made_before_is_still_caught() {
     for thief_first in [false, true] {

@@ -206,7 +206,7 @@ fn a_thief_that_a_restored_server_followed_is_caught_by_the_device() {
     device.join(&mut world).expect("rotated");
     let mut world = world.restored(&backup);
     world.later(Duration::from_secs(60));
-    thief.join(&mut world).expect("the restored server follows whoever comes first");
+    thief.join(&mut world).expect("the restored server follows the holder that comes first");
     world.later(Duration::from_secs(60));
     assert_eq!(refusal(device.join(&mut world)), ProblemType::JoinStateMismatch);
     assert!(world.locked());

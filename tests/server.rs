@@ -374,7 +374,8 @@ fn the_address_is_told_and_the_socket_is_private() {
     assert_eq!(socket.mode() & 0o777, 0o600);
 }
 
-/// Also where modes would let him, another user may not use the operator's API: the kernel says who he is.
+/// Another user may not use the operator's API even where file modes would allow it: the kernel tells the server which user it
+/// is.
 #[test]
 fn another_user_is_not_an_operator() {
     if !is_root("another user as the operator") {

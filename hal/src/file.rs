@@ -17,7 +17,7 @@ const SUFFIX: &str = ".pem";
 /// DER before the 32-byte seed of an Ed25519 key in PKCS#8 version 1 (RFC 8410 section 7).
 const ED25519_PREFIX: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 
-/// Keys in a directory of the file system. Whoever can read the directory has the keys: prefer hardware where there is some.
+/// Keys in a directory of the file system. A user who can read the directory has the keys: prefer hardware where there is some.
 #[derive(Clone, Debug)]
 pub struct FileStore {
     dir: PathBuf,

@@ -110,7 +110,7 @@ fn what_others_may_write_is_read_and_not_written() {
     if fs::metadata("/proc/self").expect("this process").uid() == 0 {
         chown(open.join("ours"), Some(4242), None).expect("owner");
         assert!(is_exposed(Dir::check_file(&open.join("ours"))));
-        // A directory that somebody else made there is his.
+        // A directory that another user made there belongs to that user.
         chown(open.join("sub"), Some(4242), None).expect("owner");
         assert!(is_exposed(Dir::open(&open.join("sub"))) && is_exposed(durable::replace(&open.join("sub/f"), b"x", 0o600)));
     }

@@ -239,7 +239,7 @@ fn with_an_owners_password_the_storage_key_is_used_as_it_is() {
     config.storage_key = Some(TpmStore::new(config.clone()).storage_key_name().expect("name"));
     config.auth = Some(auth_file(dir.path()).0);
     a_key_works(&config);
-    // By default that is no way out: whoever sits on the bus could give the same answer.
+    // By default that is no way out: an attacker on the bus could give the same answer.
     config.derive_storage_key = true;
     let error = TpmStore::new(config.clone()).generate(&id("device"), Algorithm::EcdsaP256).expect_err("refused");
     assert!(error.kind() == ErrorKind::Denied && error.to_string().contains("owner password"), "{error}");

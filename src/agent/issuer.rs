@@ -1,8 +1,9 @@
 //! Whether the identity in an answer was issued by a CA that the device trusts, for this very join.
 //!
-//! TLS tells with whom the device speaks. That is not enough to store what is said: the key of a TLS server can be stolen without the
-//! key of the CA. An identity certificate for the fresh key of this request, which left the device inside this request alone, is
-//! something that only the CA can make, and makes only for a request that was signed by a key that the token trusts.
+//! TLS tells which server the device speaks to. That is not enough to store what is said: the key of a TLS server can be stolen
+//! without the key of the CA. An identity certificate for the fresh key of this request, which left the device inside this
+//! request alone, is something that only the CA can make, and makes only for a request that was signed by a key that the token
+//! trusts.
 
 use std::time::Duration;
 

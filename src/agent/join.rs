@@ -36,7 +36,7 @@ pub struct Joiner<'a> {
     pub config: &'a Config,
     /// The way to the server.
     pub transport: &'a mut dyn Transport,
-    /// Whom the device trusts.
+    /// The CAs that the device trusts.
     pub trust: &'a mut DeviceTrust,
     /// Device time.
     pub clock: &'a Arc<DeviceClock>,
@@ -54,7 +54,7 @@ pub struct Joined {
     pub requested: Vec<outputs::Requested>,
     /// The first output that was not asked for.
     pub left_out: Result<(), OutputError>,
-    /// Whom the device trusts.
+    /// The CAs that the device trusts.
     pub bundle: TrustBundle,
 }
 
@@ -133,7 +133,7 @@ impl Joiner<'_> {
         Ok(Joined { answer, requested, left_out, bundle })
     }
 
-    /// Whom the device trusts from this answer on. An answer whose trust bundle is not to be taken is not taken either.
+    /// The trust of the device from this answer on. An answer whose trust bundle is not to be taken is not taken either.
     fn judge(&self, answer: &JoinAnswer) -> Result<Trusted, AgentError> {
         let trusted = match (&answer.bundle, &self.trust.trusted) {
             (Some(texts), _) => self.trust.next(texts)?,

@@ -173,7 +173,7 @@ fn ask(config: &Config, request: Id, start: Instant) -> Result<Option<KnownKey>,
     let dir = &config.storage;
     let request_file = dir.join(REQUEST_FILE);
     remove(dir, FAILURE_FILE)?;
-    // Not secret, and the agent may run as another user, whom the caller's umask is not to keep out.
+    // Not secret, and the agent may run as another user: the caller's umask must not keep that user out.
     umask(Mode::from_bits_truncate(0o022));
     // The directory is the agent's, who has no reason to lead us elsewhere, and cannot: no link in it is followed.
     Dir::to_read(dir)

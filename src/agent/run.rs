@@ -431,7 +431,7 @@ fn interval(config: &Config, lifetime: Duration, shortest_output: Option<Duratio
     outputs.chain(given).fold(own.min(lifetime * 2 / 3), Duration::min)
 }
 
-/// Whom the configuration trusts.
+/// The CAs that the configuration trusts.
 pub(super) fn roots(config: &Config) -> Result<Roots, AgentError> {
     let path = match &config.trust {
         TrustConfig::Pins(pins) => return Ok(Roots::Pins(pins.iter().map(|pin| pin.0).collect())),

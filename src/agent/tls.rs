@@ -29,7 +29,7 @@ use sessions::Sessions;
 use super::clock::DeviceClock;
 use crate::time::{Clock as _, Random as _, System, Timestamp};
 
-/// Whom to trust as the auth endpoint.
+/// The CAs whose certificates an auth endpoint may show.
 #[derive(Clone, Debug)]
 pub enum Roots {
     /// SHA-256 of the SubjectPublicKeyInfo of a CA that the server sends along.

@@ -1,4 +1,5 @@
-//! Whom the device trusts: the newest trust bundle on disk, or before there is one, the pins of the configuration.
+//! The CAs that the device trusts: those of the newest trust bundle on disk, or before there is one, the pins of the
+//! configuration.
 //!
 //! The bundle takes the place of the pins: a CA that was retired is trusted no more, though the configuration still pins it. It counts
 //! only while the configuration has the pin from which it came; a configuration with other pins begins anew from those.
@@ -16,7 +17,7 @@ use crate::state::Storage;
 /// Name of the file in the storage: the pin, and the bundle, a line each.
 pub const TRUST_FILE: &str = "trust";
 
-/// Whom a device trusts.
+/// The CAs that a device trusts.
 pub struct DeviceTrust {
     configured: Roots,
     pins: Vec<Pin>,

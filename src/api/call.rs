@@ -262,7 +262,7 @@ pub struct Entry {
 /// Puts on a lock.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PutLock {
-    /// Whom it stops.
+    /// What it stops.
     pub target: LockTarget,
     /// What a device is told.
     #[serde(default)]

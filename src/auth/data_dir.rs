@@ -367,7 +367,7 @@ impl DataDir {
     pub fn lock(&self) -> Result<File, DataDirError> {
         let path = self.path(LOCK);
         let io_error = |e| DataDirError::Io(path.clone(), e);
-        // Whoever else may write here could put other keys and records in place.
+        // Another user who may write here could put other keys and records in place.
         let file = self.open()?.write_or_make(LOCK, durable::PRIVATE_FILE).map_err(io_error)?;
         match file.try_lock() {
             Ok(()) => Ok(file),

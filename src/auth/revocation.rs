@@ -16,7 +16,7 @@ use crate::time::Timestamp;
 
 /// How long what was looked up counts: ends of locks, and deleted tokens, show that much later. New locks show at once.
 pub const FRESH: Duration = Duration::from_secs(5);
-/// An unchanged list is signed anew after this time, so that whoever fetches it has at least 40 minutes.
+/// An unchanged list is signed anew after this time, so that a client that fetches it has at least 40 minutes.
 const RENEWED: Duration = Duration::from_secs(20 * 60);
 /// Most certificates on a list: as many as fit into [`crate::join::message::MAX_CRL`], at 49 bytes each.
 pub const MAX_ENTRIES: usize = 40_000;

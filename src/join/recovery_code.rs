@@ -1,7 +1,7 @@
 //! Recovery codes: the name of a key that a technician reads to an operator over a phone.
 //!
 //! A code is 16 symbols of Crockford's base32, in four groups: the first 75 bits of the key's thumbprint, then a check symbol. It names a
-//! key and proves nothing: whoever hears it can do no more than let the holder of that key in.
+//! key and proves nothing: a listener can do no more with it than let the holder of that key in.
 
 use std::fmt::{self, Write as _};
 use std::str::FromStr;

@@ -9,7 +9,7 @@
 //! | 20 | n | body: postcard of the memory |
 //! | 20 + n | 32 | SHA-256 of all before it |
 //!
-//! The rest of the slot is zero. The checksum guards against accidents; whoever can write the file holds the key as well.
+//! The rest of the slot is zero. The checksum guards against accidents; a user who can write the file holds the key as well.
 
 use ring::digest::{SHA256, digest};
 

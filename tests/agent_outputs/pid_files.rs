@@ -60,7 +60,8 @@ fn write(path: &Path, pid: u32, owner: u32, bits: u32) -> PathBuf {
     path.into()
 }
 
-/// A user of the device wrote the process id of one of root's into the PID file of his own program, and the agent ended it.
+/// A user of the device wrote the process id of one of root's into the PID file of a program of that user, and the agent ended
+/// it.
 #[test]
 fn a_pid_file_names_only_what_its_owner_could_signal() {
     if !is_root("PID files of another user") {

@@ -96,7 +96,8 @@ fn the_owner_of_an_outputs_directory_leads_the_agent_nowhere() {
     assert!(out.join("tls.key").exists());
 }
 
-/// The directory that is to hold the output's is another user's: he puts a link in its place and takes it away again, all the while.
+/// The directory that is to hold the output's belongs to another user, who puts a link in its place and takes it away again, all
+/// the while.
 #[test]
 fn the_owner_of_a_directory_on_the_way_leads_the_agent_nowhere() {
     let server = Server::start();
@@ -152,7 +153,7 @@ fn a_storage_directory_of_another_user_is_read_and_not_written() {
     let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("text");
     assert!(doctor.contains("fail  storage") && doctor.contains("runuser"), "{doctor}");
     untouched();
-    // Its owner can: he takes the links away, and is the agent.
+    // Its owner, as the agent, can, after taking the links away.
     for name in ["lock", "status.json"] {
         fs::remove_file(storage.join(name)).expect("remove");
     }
@@ -165,7 +166,7 @@ fn a_storage_directory_of_another_user_is_read_and_not_written() {
     untouched();
 }
 
-/// Somebody wrote the process id of one of root's into a PID file of his own.
+/// Another user wrote the process id of a process of root's into a PID file of that user.
 #[test]
 fn a_pid_file_of_another_user_ends_no_process_of_roots() {
     let server = Server::start();

@@ -26,7 +26,7 @@ fn is_back(device: &Device, key: &Value) -> bool {
 }
 
 /// From the moment when device and copy hold the same, or nearly: a code lets in the device, which does nothing but go on, and the copy is a
-/// stranger for ever, whom no later exemption lets in.
+/// stranger for ever, which no later exemption lets in.
 fn the_device_alone_comes_back(server: &Server, device: &Device, copy: &Device) {
     let daemon = device.daemon();
     wait_for("a try", || tried(device));

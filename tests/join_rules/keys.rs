@@ -72,7 +72,7 @@ fn rotation_replaces_the_key_and_survives_a_lost_answer() {
     assert_eq!(device.memory.keys.len(), 10, "the history is bounded");
 }
 
-/// A key that was bound before is no new key, whoever asks: a copy of it may be anywhere.
+/// A key that was bound before is no new key, whatever holder asks: a copy of it may be anywhere.
 #[test]
 fn a_rotation_to_a_key_bound_before_is_refused() {
     let (mut world, mut device) = joined(1);
@@ -96,8 +96,8 @@ fn a_rotation_to_a_key_bound_before_is_refused() {
     assert_ne!(world.key(), before.key());
 }
 
-/// A copy and a rotation: whoever rotates first leaves the other with a retired key, and the theft is noticed all the same, each time
-/// that the other comes back.
+/// A copy and a rotation: the holder that rotates first leaves the other with a retired key, and the theft is noticed all the
+/// same, each time that the other comes back.
 #[test]
 fn a_retired_key_that_comes_back_locks() {
     for thief_first in [false, true] {

@@ -205,7 +205,7 @@ impl Explorer {
         is_older && s.copies.iter().any(|copy| copy.is_there() && copy.code != 0 && copy.code == s.code)
     }
 
-    /// Between two steps of different holders there is a lock: whoever did not make the last step, and was not given its
+    /// Between two steps of different holders there is a lock: a holder that did not make the last step, and was not given its
     /// answer, gets no further, and locks the token by trying. Beside a lock, only an exemption lets it in.
     fn two_holders(&self, s: &State, who: u8, sent: Sent, taken: Taken) -> Result<(), String> {
         let server = self.servers.get(s.server);

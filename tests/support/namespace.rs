@@ -62,7 +62,7 @@ impl Namespace {
         wrapped(nsenter, command)
     }
 
-    /// Runs a line of shell in here, with `$1` and so on; it must succeed. It finds root's programs, whoever runs the test.
+    /// Runs a line of shell in here, with `$1` and so on; it must succeed. It finds root's programs, whatever user runs the test.
     pub fn shell(&self, line: &str, args: &[&str]) -> String {
         let mut shell = Command::new("sh");
         shell.args(["-euc", line, "sh"]).args(args).env("PATH", std::env::join_paths(path()).expect("a path"));

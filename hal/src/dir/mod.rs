@@ -67,7 +67,7 @@ impl Dir {
         Ok((Self::walk(parent, Exposure::RefuseButSticky, None)?, name))
     }
 
-    /// Opens the directory `path` to read there, whoever may write in it.
+    /// Opens the directory `path` to read there. Other users may be able to write in it.
     pub fn to_read(path: &Path) -> io::Result<Self> {
         Self::walk(path, Exposure::Note, None)
     }
@@ -244,7 +244,7 @@ impl Dir {
         }
     }
 
-    /// Opens the regular file `name`, no link, without waiting for whoever is at the other end of a pipe of that name.
+    /// Opens the regular file `name`, no link, without waiting for the other end where the name is that of a pipe.
     fn open_file(&self, name: impl AsRef<OsStr>, access: OFlags) -> io::Result<File> {
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = openat(&self.fd, name.as_ref(), flags, Mode::empty()).map_err(|e| match e {
@@ -265,7 +265,7 @@ impl Found {
     }
 }
 
-/// Reads the first `limit` bytes of the file `path`, whoever may write it, following no link that others may have put there.
+/// Reads the first `limit` bytes of the file `path`, which other users may write; follows no link that they may have put there.
 pub fn read(path: &Path, limit: u64) -> io::Result<Found> {
     let (parent, name) = split(path)?;
     Dir::to_read(parent)?.read(name, limit)?.ok_or_else(|| Errno::NOENT.into())

@@ -23,7 +23,7 @@ const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 const SET_GROUP_ID: u32 = 0o2000;
 const ROOT: u32 = 0;
-/// Owner that the kernel shows for users whom a user namespace does not have (user_namespaces(7)), unless it is told otherwise.
+/// Owner that the kernel shows for users that a user namespace does not map (user_namespaces(7)), unless it is told otherwise.
 const OVERFLOW_USER: u32 = 65534;
 
 /// A directory, file or link that others than root and this process's user may replace or rewrite.
@@ -48,7 +48,7 @@ impl Exposed {
         e.get_ref()?.downcast_ref()
     }
 
-    /// The same, where its mode lets others write, as what is wrong with it whoever owns it.
+    /// The same finding reduced to its mode: `None` unless the mode lets others write, whatever user owns it.
     pub fn by_mode(&self) -> Option<Self> {
         (self.mode & OTHERS_WRITE != 0).then(|| Self { is_foreign: false, ..self.clone() })
     }

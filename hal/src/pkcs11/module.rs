@@ -85,7 +85,7 @@ pub(super) fn run<T>(path: &Path, op: &dyn Fn(&Pkcs11) -> Result<T, Failure>) ->
 
 /// Waits until no other process of ours uses the module, and keeps the others out until the file is dropped.
 ///
-/// SoftHSM2 rewrites its token in place at every login; whoever reads it in that moment sees a broken one. The lock is
+/// SoftHSM2 rewrites its token in place at every login; a process that reads it in that moment sees a broken one. The lock is
 /// a courtesy: programs that do not know it, or do not let go of it, only cost us the wait.
 fn turn(module: &Path) -> Option<File> {
     let file = File::open(module).ok()?;

@@ -22,7 +22,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// The way to the TPM.
     pub tcti: Tcti,
-    /// Where the auth value of keys made here comes from. `None`: keys are usable by whoever may talk to the TPM and read the file.
+    /// Where the auth value of keys made here comes from. `None`: every user who may talk to the TPM and read the file can use
+    /// the keys.
     pub auth: Option<AuthSource>,
     /// The storage key this device was enrolled with. Another one is an error; see [`super::TpmStore::storage_key_name`].
     pub storage_key: Option<Name>,

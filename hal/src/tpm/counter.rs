@@ -1,9 +1,10 @@
 //! A counter in the TPM's non-volatile memory: it never goes back, so an old copy of the storage shows.
 //!
 //! It takes an auth value that its maker chose, so that nobody else who may talk to the TPM can count it up. But it can be deleted by
-//! whoever has the owner's password, which often is empty, and goes with a TPM that is cleared. The value of a deleted counter is not
-//! lost: a TPM starts the next one above all that were. So **a counter that was there and is missing ([`ErrorKind::NotFound`]) or
-//! another's ([`ErrorKind::Exists`]) must count as tampering**, and [`Counter::define`] is for enrolment only.
+//! anybody who has the owner's password, which often is empty, and goes with a TPM that is cleared. The value of a deleted
+//! counter is not lost: a TPM starts the next one above all that were. So **a counter that was there and is missing
+//! ([`ErrorKind::NotFound`]) or another's ([`ErrorKind::Exists`]) must count as tampering**, and [`Counter::define`] is for
+//! enrolment only.
 //!
 //! Each bump wears the TPM's memory: one per join, not one per start.
 
@@ -33,7 +34,7 @@ impl core::fmt::Debug for Counter {
 
 impl Counter {
     /// The counter at `index` of the TPM in `config`, which takes the auth value `auth`; nothing is sent yet. It has to be random:
-    /// a short one could be found by trying, from what was seen on the bus. Without one, whoever may talk to the TPM can count it up.
+    /// a short one could be found by trying, from what was seen on the bus. Without one, every user of the TPM can count it up.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for what is no NV index, or no auth value: it has 32 bytes at most, and none of zero at its end.

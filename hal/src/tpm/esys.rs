@@ -1,8 +1,8 @@
 //! The TPM through tpm2-tss (libtss2-esys).
 //!
 //! Which key a session is salted to decides what a probe on the bus can do. libtss2 takes the public half of a persistent
-//! key from an answer that nothing authenticates, and does not check it against the Name in the same answer: whoever sits
-//! on the bus can put in a key of his own, and the Name we compare stays right. So where a secret crosses the bus, or an
+//! key from an answer that nothing authenticates, and does not check it against the Name in the same answer: an attacker
+//! on the bus can put in another key, and the Name we compare stays right. So where a secret crosses the bus, or an
 //! answer must be believed, sessions are salted to a key that was just derived from the owner seed; there libtss2 (and
 //! we) recompute the Name from the public half that it uses. A signature without an auth value has no secret and is
 //! verified in software, so there the persistent key, which costs no derivation, is good enough, and the
@@ -171,8 +171,8 @@ impl Esys {
 
     /// The NV counter `index` and a session to use it with.
     fn counter(&mut self, index: u32, auth: &[u8]) -> Result<(NvIndexHandle, AuthSession), Fault> {
-        // A random auth value keys the HMAC of commands and answers, and does not cross the bus: whom the session is salted to is then of
-        // no consequence, and the owner's password, which a derivation takes, is not needed.
+        // A random auth value keys the HMAC of commands and answers, and does not cross the bus: the key that the session is
+        // salted to is then of no consequence, and the owner's password, which a derivation takes, is not needed.
         let storage = if auth.is_empty() { self.storage_key()? } else { self.quick_storage_key()? };
         let session = self.session(storage)?;
         let counter = self.nv_index(index)?.ok_or_else(|| {

@@ -68,7 +68,7 @@ impl Fault {
         matches!(self, Self::Code(code) if tpm_code(*code).is_some_and(|c| [AUTH_FAIL, BAD_AUTH, HIERARCHY].contains(&base(c))))
     }
 
-    /// Whether an NV index is not for whom it was used by.
+    /// Whether the TPM refused an NV index to the authorization that was given for it.
     pub(super) fn is_refused_by_index(&self) -> bool {
         self.is_one_of(&[NV_AUTHORIZATION, AUTH_UNAVAILABLE])
     }

@@ -21,7 +21,7 @@ struct Hanging {
     worker: JoinHandle<()>,
 }
 
-/// The result of `work`, if it comes within `limit`. `what` names it, `tpm` is whom it talks to.
+/// The result of `work`, if it comes within `limit`. `what` names it, `tpm` is the TPM that it talks to.
 pub(super) fn run<T: Send + 'static>(
     tpm: &str,
     what: &'static str,

@@ -13,7 +13,7 @@ use super::{Config, ConfigError, Keystore, SecretSource, TokenSource, Trust};
 
 impl Config {
     /// Refuses a configuration that others may write: it says which commands run as the agent's user. Likewise a PKCS#11 module, whose
-    /// code runs in the agent, and a CA file, which says whom to believe.
+    /// code runs in the agent, and a CA file, which names the CA to trust.
     pub fn check_writers(&self) -> Result<(), ConfigError> {
         let ca_file = match &self.trust {
             Trust::File(path) => Some(("ca_file", &**path)),

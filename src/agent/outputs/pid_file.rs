@@ -1,4 +1,4 @@
-//! A signal to the process that a PID file names, if whoever wrote the file could have sent it as well.
+//! A signal to the process that a PID file names, if the user who wrote the file could have sent it as well.
 //!
 //! | PID file of | may name |
 //! | --- | --- |

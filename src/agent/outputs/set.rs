@@ -50,7 +50,7 @@ pub struct File<'a> {
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visibility {
-    /// Those whom the destination's mode admits.
+    /// The users that the destination's mode admits.
     AsConfigured,
     /// Everyone.
     Public,
@@ -103,7 +103,7 @@ pub fn read(destination: &Destination, name: &str, limit: u64) -> Result<Option<
     Ok(found.map(|found| found.content.to_vec()))
 }
 
-/// To whom files are given.
+/// The users that files are given to.
 #[derive(Clone, Copy, Debug, Default)]
 struct Owner {
     user: Option<u32>,

@@ -16,7 +16,7 @@ pub struct Needs {
     pub commands: bool,
     /// Files that the configuration names.
     pub files: Vec<PathBuf>,
-    /// To whom it gives outputs.
+    /// The users that it gives outputs to.
     pub gives: Gives,
     /// Directories of the outputs.
     pub outputs: Vec<PathBuf>,
@@ -30,7 +30,7 @@ pub struct Needs {
     pub tss: bool,
 }
 
-/// To whom outputs are given.
+/// The users that outputs are given to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gives {
     /// To any user and group, which takes a capability.

@@ -33,7 +33,7 @@ impl Notifier {
                 None
             }
         });
-        // Without WATCHDOG_PID the watchdog is for whoever has the variables.
+        // Without WATCHDOG_PID the watchdog is for every process that has the variables.
         let ours = env("WATCHDOG_PID").is_none_or(|text| text.parse() == Ok(pid));
         let micros = env("WATCHDOG_USEC").and_then(|text| text.parse().ok()).filter(|micros| ours && *micros > 0);
         Self { socket, watchdog: micros.map(Duration::from_micros) }

@@ -19,13 +19,13 @@ pub struct Unit<'a> {
     pub config_path: &'a Path,
     /// The user to run as; root without its powers where there is none.
     pub user: Option<&'a str>,
-    /// For whom it is made.
+    /// The kind of installation that it is made for.
     pub made_for: MadeFor,
     /// What it grants.
     pub needs: &'a Needs,
 }
 
-/// For whom a unit is made.
+/// The kind of installation that a unit is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MadeFor {
     /// For one configuration, which is there.

@@ -11,7 +11,7 @@ use crate::time::Timestamp;
 pub struct Lock {
     /// Name (the id) and labels.
     pub metadata: Metadata,
-    /// Whom it stops, and why.
+    /// What it stops, and why.
     pub spec: LockSpec,
 }
 
@@ -22,7 +22,7 @@ pub const MAX_MESSAGE: usize = crate::join::MAX_DETAIL;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockSpec {
-    /// Whom it stops.
+    /// What it stops.
     pub target: LockTarget,
     /// What a device is told.
     #[serde(default)]
@@ -35,7 +35,7 @@ pub struct LockSpec {
     pub automatic: bool,
 }
 
-/// Whom a lock stops. Written as a map of one field, `token: gateway-0042`, in YAML too.
+/// What a lock stops. Written as a map of one field, `token: gateway-0042`, in YAML too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "TargetFields", into = "TargetFields")]
 pub enum LockTarget {

@@ -335,7 +335,8 @@ impl Authority {
         Ok(ShownCertificate { subject, not_after: shown.not_after, key: shown.key })
     }
 
-    /// The instance that a certificate names, whoever signed it: good to look it up, and no more.
+    /// The instance that a certificate names. The signature is not checked, so the name serves to look the instance up and for
+    /// nothing else.
     pub fn named_instance(der: &[u8]) -> Option<Id> {
         Some(IdentitySubject::from_uri(&request::uri(der)?)?.step.instance)
     }

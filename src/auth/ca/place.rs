@@ -51,7 +51,7 @@ impl Place {
         }
     }
 
-    /// Whether clusters could share it: a token holds keys of whoever has its PIN, a directory those of one cluster.
+    /// Whether clusters could share it: a token holds keys of everybody who has its PIN, a directory those of one cluster.
     pub(in crate::auth) fn is_shared(&self) -> bool {
         self.r#type == "pkcs11"
     }

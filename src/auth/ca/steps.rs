@@ -94,8 +94,9 @@ impl CaSet {
         Ok(ca)
     }
 
-    /// Has the CA that was active certify the one that signs again, for devices that know only the former. Not before it has to be: whoever
-    /// has this certificate and the old CA's keys is believed by all that trust the next CA, also after the old one was retired.
+    /// Has the CA that was active certify the one that signs again, for devices that know only the former. Not before it has to
+    /// be: an attacker who has this certificate and the old CA's keys is believed by all that trust the next CA, also after the
+    /// old one was retired.
     fn vouch_back(&mut self, keys: &SharedKeys, random: &dyn Random) -> Result<(), CaError> {
         let active = self.active()?.clone();
         let Some(next) = self.cas.iter_mut().find(|ca| ca.phase == Phase::Announced && ca.follows == Some(active.number)) else {

@@ -1,4 +1,5 @@
-//! The connections of devices: how many there are, of whom, what each waits for, and which one makes room when there are too many.
+//! The connections of devices: how many there are, from which networks, what each waits for, and which one makes room when there
+//! are too many.
 //!
 //! A newcomer always gets in. When places are short, a connection of the network that holds most is closed for it: first the one that
 //! has been waiting longest for its peer, so that what moves on stays. A network that holds less than others loses nothing, and a

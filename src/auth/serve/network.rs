@@ -1,4 +1,4 @@
-//! Whom connections are counted by.
+//! The networks that connections are counted by.
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -260,7 +260,7 @@ mod tests {
 
         memory.keys[0].bound = true;
         assert_eq!(memory.recovery_code(), None);
-        assert_eq!(memory.made_for(Id([3; 16])), Some(&key(3, true)), "whoever asked for it is told");
+        assert_eq!(memory.made_for(Id([3; 16])), Some(&key(3, true)), "the attempt that asked for it is told");
     }
 
     /// A technician calls again and again: no key that was ever bound goes, nor one that is in flight, and there is an end to it.

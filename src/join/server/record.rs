@@ -137,7 +137,7 @@ pub struct Exemption {
     pub waive_join_state: bool,
     /// When it ends unused.
     pub expires: Timestamp,
-    /// The code of the only key that may come back by it. Without, whoever proves a key of the token first does.
+    /// The code of the only key that may come back by it. Without a code, the first holder to prove a key of the token does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<RecoveryCode>,
     /// Why it was given.

@@ -6,7 +6,7 @@ use crate::join::server::view::{LockInForce, TokenView};
 use crate::join::{Problem, ProblemType, RecoveryMode};
 use crate::time::Timestamp;
 
-/// Step 2. Whoever holds the key learns of a lock, and nothing is issued under one.
+/// Step 2. The holder of the key learns of a lock, and nothing is issued under one.
 ///
 /// While a recovery code is pending, only the request that brings its key goes on, and it passes the server's own locks on the token.
 /// A lock that an operator made stops that request too.

@@ -140,7 +140,7 @@ fn state_mismatch(prior: &PriorState, token: &TokenView<'_>, claims: &Claims) ->
         wrong.push(format!("generation {}, expected {}", step.generation, expected.generation));
     }
     // The same counters may be those of another line of steps: a restored server followed one holder, and this is the other. The
-    // sentence does not tell the attempt: whoever knows it and has the state before could take the step's answer.
+    // sentence does not tell the attempt: a holder that knows it and has the state before could take the step's answer.
     let stamp = prior.last.as_ref().map(|last| (last.attempt, last.issued_at_ms));
     if wrong.is_empty() && stamp.is_some_and(|stamp| stamp != (claims.jti, claims.iat_ms)) {
         let expected = Timestamp::from_millis(prior.issued_at_ms);

@@ -1,4 +1,4 @@
-//! Bad days on a device: what `docs/bad-days.md` tells of each, shown with the real programs.
+//! Bad days on a device: what the first part of `docs/failures.md` tells of each, shown with the real programs.
 //!
 //! Some need a mount, a loop device or a network of their own. Where root runs the tests these must be there; where another user's
 //! rights do not suffice, the test says `NOT TRIED`, and why.

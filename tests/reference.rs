@@ -1,5 +1,5 @@
 //! The documents against the programs: every setting is in `docs/configuration.md`, what scripts read is in `docs/scripting.md`, and
-//! the examples of README, reference and runbook work.
+//! the examples of quickstart, reference and runbook work.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
 mod support;
@@ -154,7 +154,7 @@ fn every_variable_is_in_the_reference() {
 
 #[test]
 fn the_examples_work() {
-    for name in ["README.md", REFERENCE, "docs/operations.md"] {
+    for name in ["docs/quickstart.md", REFERENCE, "docs/operations.md"] {
         let server = Server::start();
         let text = document(name).replace("sha256:...", PIN);
         let (mut configurations, mut resources) = (0, 0);

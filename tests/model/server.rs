@@ -1,13 +1,15 @@
-//! The server: the real challenge, verification and decision on one token. What a join leaves is as in `auth/joins/commit.rs`,
-//! what operators do as in `auth/operator/`.
+//! The server: the real challenge, verification, decision and effects on one token, with a store in memory. What operators do is as in
+//! `auth/operator/`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use boundkey::join::identity::{IdentitySubject, InstanceKind};
 use boundkey::join::message::{ChallengeAnswer, IssuedCertificate, JoinAnswer};
+use boundkey::join::server::answer::{Issued, Notices, Signed};
 use boundkey::join::server::challenge::{Challenge, SealingKey};
 use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide, pace};
+use boundkey::join::server::effects::{Effects, InstanceRecord, LockChange};
 use boundkey::join::server::record::{Exemption, Recovery, Spec, Status};
 use boundkey::join::server::request::{Cluster, Opened, ShownCertificate, Verified};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
@@ -142,15 +144,9 @@ impl Server {
         let parts = self.parts();
         let view = self.view(&parts);
         let challenge = Challenge::new(&view, instance, self.now);
-        ChallengeAnswer {
-            challenge: sealing().seal(TOKEN, self.epoch(fault), challenge, &NoSalt).expect("no randomness is asked for"),
-            key: self.bound(),
-            incarnation: self.status.incarnation.expect("set"),
-            rotate: challenge.rotate,
-            algorithms: vec!["ES256".into()],
-            expires: NOW,
-            time: NOW,
-        }
+        let sealed = sealing().seal(TOKEN, self.epoch(fault), challenge, &NoSalt).expect("no randomness is asked for");
+        let answer = challenge.answer(&view, sealed, NOW).expect("it has an incarnation");
+        ChallengeAnswer { algorithms: vec!["ES256".into()], expires: NOW, ..answer }
     }
 
     /// What `request` was promised, if its challenge holds here and now.
@@ -194,46 +190,44 @@ impl Server {
 
     /// Decides, and commits.
     pub fn take(&self, verified: Result<Verified, Refusal>, fault: Option<Fault>) -> Verdict {
+        let parts = self.parts();
+        let view = self.view(&parts);
+        let decided = match &verified {
+            Ok(verified) => self.decided(verified, fault),
+            Err(refusal) => Err(refusal.clone()),
+        };
+        let (effects, outcome) = match (decided, &verified) {
+            (Ok(grant), Ok(verified)) => {
+                let (kind, by_code, followed) = (grant.kind, grant.by_code, grant.rolled_forward.is_some());
+                let exempt = grant.exemption.is_some_and(|used| used.paid);
+                let issued = issue(grant, &view);
+                let effects = issued.effects(&view, verified);
+                (effects, Ok(Granted { kind, exempt, by_code, followed, answer: issued.answer(Notices::default(), NOW) }))
+            }
+            (Err(refusal), verified) => (refusal.effects(&view, verified.as_ref().ok()), Err(refusal.problem.kind)),
+            (Ok(_), Err(_)) => unreachable!("what is not verified is not decided"),
+        };
         let mut server = self.clone();
-        match verified.and_then(|verified| Ok((self.decided(&verified, fault)?, verified))) {
-            Ok((grant, verified)) => {
-                let granted = Granted {
-                    kind: grant.kind,
-                    exempt: grant.exemption.is_some_and(|used| used.paid),
-                    by_code: grant.by_code,
-                    followed: grant.rolled_forward.is_some(),
-                    answer: self.answer(&grant),
-                };
-                server.granted(grant, &verified);
-                Verdict { server, outcome: Ok(granted) }
-            }
-            Err(refusal) => {
-                if refusal.lock.is_some() {
-                    server.locks.push(TWO_HOLDERS);
-                    server.revision += 1;
-                }
-                Verdict { server, outcome: Err(refusal.problem.kind) }
-            }
-        }
+        server.commit(effects);
+        Verdict { server, outcome }
     }
 
-    /// As `auth/joins/commit.rs` leaves token, locks and instance.
-    fn granted(&mut self, grant: Grant, verified: &Verified) {
-        if grant.by_code {
-            self.locks.retain(|lock| !is_own(lock));
-        }
-        let id = grant.step.instance;
-        let before = self.instances.remove(&id).map_or(INSTANCES, |known| known.revision);
-        if self.is_insecure() {
-            let last_step = grant.instance_step(verified);
-            self.instances.insert(id, InstanceView { id, revision: before + 1, last_step });
-        }
-        let mut status = grant.status;
-        // Where the pace is not explored all steps fit in its burst, and it would make a state of every moment.
-        status.pace_ms = status.pace_ms.filter(|until| self.paced && *until > self.now.millis());
-        if self.status != status {
-            self.status = status;
+    /// The store: what stands in `effects` is so from now on, and nothing else changes.
+    fn commit(&mut self, effects: Effects) {
+        if let Some(record) = effects.token {
+            self.status = record.status;
+            // Where the pace is not explored all steps fit in its burst, and it would make a state of every moment.
+            self.status.pace_ms = self.status.pace_ms.filter(|until| self.paced && *until > self.now.millis());
             self.revision += 1;
+        }
+        if let Some(InstanceRecord { id, last_step, .. }) = effects.instance {
+            let before = self.instances.remove(&id).map_or(INSTANCES, |known| known.revision);
+            self.instances.extend(last_step.map(|last_step| (id, InstanceView { id, revision: before + 1, last_step })));
+        }
+        match effects.locks {
+            LockChange::Add(_) => self.locks.push(TWO_HOLDERS),
+            LockChange::LiftOwn => self.locks.retain(|lock| !is_own(lock)),
+            LockChange::None => {}
         }
     }
 
@@ -268,35 +262,11 @@ impl Server {
             kind: InstanceKind::Bot,
             spec: &self.spec,
             status: &self.status,
+            trust_bundle: None,
             revision: self.revision,
             epoch: self.epoch(None),
             locks: &parts.locks,
             instances: &parts.instances,
-        }
-    }
-
-    fn answer(&self, grant: &Grant) -> JoinAnswer {
-        let inc = self.status.incarnation.expect("set");
-        let claims = grant.claims(CLUSTER, TOKEN, InstanceKind::Bot, inc);
-        let der = serde_json::to_vec(&(grant.step, grant.not_after, inc, IDENTITY_KEY)).expect("plain data");
-        JoinAnswer {
-            kind: grant.kind,
-            cluster: CLUSTER.into(),
-            incarnation: inc,
-            step: grant.step,
-            key: claims.jkt,
-            join_state: claims.sign(&public_key(SIGNER), |message| Ok(sign(SIGNER, message))).expect("signed"),
-            recoveries: grant.status.recoveries(&self.spec),
-            identity: IssuedCertificate {
-                certificate: base64url::encode(der),
-                serial: "1".into(),
-                not_before: NOW,
-                not_after: grant.not_after,
-            },
-            outputs: vec![],
-            bundle: None,
-            warnings: vec![],
-            time: NOW,
         }
     }
 }
@@ -381,6 +351,20 @@ impl Server {
     pub fn restored(&self, backup: &Self, clock: impl FnOnce(Timestamp) -> Timestamp) -> Self {
         Self { now: clock(self.now), restores: self.restores + 1, ..backup.clone() }
     }
+}
+
+/// Signs for `grant`. A certificate is the JSON of what it says.
+fn issue(grant: Grant, view: &TokenView<'_>) -> Issued {
+    let claims = grant.claims(CLUSTER, view).expect("it has an incarnation");
+    let der = serde_json::to_vec(&(grant.step, grant.not_after, claims.inc, IDENTITY_KEY)).expect("plain data");
+    let identity = IssuedCertificate {
+        certificate: base64url::encode(der),
+        serial: "1".into(),
+        not_before: NOW,
+        not_after: grant.not_after,
+    };
+    let join_state = claims.sign(&public_key(SIGNER), |message| Ok(sign(SIGNER, message))).expect("signed");
+    Issued::new(grant, claims, Signed { join_state, identity, outputs: vec![] }, view)
 }
 
 /// Revisions of instances are counted from here: in life all resources share one counter, and no number comes twice.

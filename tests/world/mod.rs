@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use boundkey::join::device::answer::{AnswerError, Issued};
+use boundkey::join::device::answer::{self, AnswerError};
 use boundkey::join::device::request::{Identity, Parts};
 use boundkey::join::device::{KnownKey, Memory, Start};
 use boundkey::join::identity::InstanceKind;
 use boundkey::join::message::{ChallengeAnswer, Heartbeat, IssuedCertificate, JoinAnswer};
+use boundkey::join::server::answer::{Issued, Notices, Signed};
 use boundkey::join::server::challenge::{Challenge, SealingKey};
-use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide};
+use boundkey::join::server::decision::{Fresh, Grant, decide};
+use boundkey::join::server::effects::{Effects, LockChange};
 use boundkey::join::server::record::{Exemption, Spec, Status};
 use boundkey::join::server::request::{Cluster, Opened, ShownCertificate};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
@@ -141,6 +143,7 @@ impl World {
             kind: self.kind,
             spec: &self.spec,
             status: &self.status,
+            trust_bundle: None,
             revision: self.revision,
             epoch: Id([self.epoch; 16]),
             locks: &self.locks,
@@ -156,19 +159,11 @@ impl World {
     pub fn challenge_for(&self, instance: Option<Id>) -> ChallengeAnswer {
         let view = self.view();
         let challenge = Challenge::new(&view, instance, self.now);
-        let key = self.status.bound_public_key.as_ref().or(self.spec.onboarding.initial_public_key.as_ref());
-        ChallengeAnswer {
-            challenge: Self::sealing().seal(TOKEN, view.epoch, challenge, &System).expect("randomness"),
-            key: key.map(|key| Thumbprint::of(&key.0)),
-            incarnation: self.status.incarnation.expect("set"),
-            rotate: challenge.rotate,
-            algorithms: vec!["EdDSA".into(), "ES256".into()],
-            expires: challenge.expires,
-            time: self.now,
-        }
+        let sealed = Self::sealing().seal(TOKEN, view.epoch, challenge, &System).expect("randomness");
+        challenge.answer(&view, sealed, self.now).expect("it has an incarnation")
     }
 
-    /// Takes a request as it comes off the wire: verify, decide, commit.
+    /// Takes a request as it comes off the wire, and commits what follows from it.
     pub fn join(&mut self, jws: &Jws) -> Result<JoinAnswer, Problem> {
         self.ids += 1;
         let fresh = Fresh { instance: Id([self.ids; 16]), now: self.now, not_after: self.now.plus(TTL) };
@@ -180,60 +175,55 @@ impl World {
         let cluster =
             Cluster { name: CLUSTER, join_state_keys: &keys, server_names: &["localhost".to_owned()], certificate: &certificate };
         let (request, verified) = Opened::open(jws, &Self::sealing(), &cluster, self.view(), self.now)?.verify()?;
-        let decided = decide(&self.view(), &verified, fresh);
-        let grant = match decided {
+        let grant = match decide(&self.view(), &verified, fresh) {
             Ok(grant) => grant,
-            Err(Refusal { problem, lock, .. }) => {
-                self.revision += u64::from(lock.is_some());
-                self.locks.extend(lock.map(|message| LockInForce { instance: None, opened_by_code: true, message }));
-                return Err(problem);
+            Err(refusal) => {
+                let effects = refusal.effects(&self.view(), Some(&verified));
+                self.commit(effects);
+                return Err(refusal.problem);
             }
         };
-        let incarnation = self.status.incarnation.expect("set");
-        let claims = grant.claims(CLUSTER, TOKEN, self.kind, incarnation);
-        self.commit(&grant, InstanceView { id: grant.step.instance, revision: 0, last_step: grant.instance_step(&verified) });
-        // The world's certificate request is the key itself.
-        let key = base64url::decode(&request.csr).expect("our own");
-        let key = PublicKey::new(Algorithm::EcdsaP256, &key).expect("our own");
-        let der = self.certificates.len().to_be_bytes();
-        self.certificates.push(ShownCertificate { subject: claims.subject(), not_after: grant.not_after, key });
-        let signer = self.signer();
-        Ok(JoinAnswer {
-            kind: grant.kind,
-            cluster: CLUSTER.into(),
-            incarnation: claims.inc,
-            step: grant.step,
-            key: claims.jkt,
-            join_state: claims.sign(&keys[0], |message| signer.sign(message)).expect("signed"),
-            recoveries: self.status.recoveries(&self.spec),
-            identity: IssuedCertificate {
-                certificate: base64url::encode(der),
-                serial: "1".into(),
-                not_before: self.now,
-                not_after: grant.not_after,
-            },
-            outputs: vec![],
-            bundle: None,
-            warnings: vec![],
-            time: self.now,
-        })
+        self.grants.push(grant.clone());
+        let issued = self.sign(grant, &request.csr);
+        let effects = issued.effects(&self.view(), &verified);
+        self.commit(effects);
+        Ok(issued.answer(Notices::default(), self.now))
     }
 
-    /// As `auth/joins/commit.rs` leaves token, locks and instance.
-    fn commit(&mut self, grant: &Grant, instance: InstanceView) {
-        if grant.by_code {
-            self.locks.retain(|lock| !lock.opened_by_code);
-        }
-        if self.status != grant.status {
-            self.status = grant.status.clone();
+    /// The world's certificate request is the key itself, and its certificate the place of what it says in a list.
+    fn sign(&mut self, grant: Grant, csr: &str) -> Issued {
+        let claims = grant.claims(CLUSTER, &self.view()).expect("it has an incarnation");
+        let key = base64url::decode(csr).expect("our own");
+        let key = PublicKey::new(Algorithm::EcdsaP256, &key).expect("our own");
+        let identity = IssuedCertificate {
+            certificate: base64url::encode(self.certificates.len().to_be_bytes()),
+            serial: "1".into(),
+            not_before: self.now,
+            not_after: grant.not_after,
+        };
+        self.certificates.push(ShownCertificate { subject: claims.subject(), not_after: grant.not_after, key });
+        let signer = self.signer();
+        let public = signer.public_key().expect("a key");
+        let join_state = claims.sign(&public, |message| signer.sign(message)).expect("signed");
+        Issued::new(grant, claims, Signed { join_state, identity, outputs: vec![] }, &self.view())
+    }
+
+    /// The store: what stands in `effects` is so from now on, and nothing else changes.
+    fn commit(&mut self, effects: Effects) {
+        if let Some(record) = effects.token {
+            self.status = record.status;
             self.revision += 1;
         }
-        let revision = self.instances.iter().find(|known| known.id == instance.id).map_or(1, |known| known.revision + 1);
-        self.instances.retain(|known| known.id != instance.id);
-        if self.spec.recovery.mode == RecoveryMode::Insecure {
-            self.instances.push(InstanceView { revision, ..instance });
+        if let Some(record) = effects.instance {
+            let before = self.instances.iter().position(|known| known.id == record.id).map(|at| self.instances.remove(at));
+            let revision = before.map_or(1, |known| known.revision + 1);
+            self.instances.extend(record.last_step.map(|last_step| InstanceView { id: record.id, revision, last_step }));
         }
-        self.grants.push(grant.clone());
+        match effects.locks {
+            LockChange::Add(message) => self.locks.push(LockInForce { instance: None, opened_by_code: true, message }),
+            LockChange::LiftOwn => self.locks.retain(|lock| !lock.opened_by_code),
+            LockChange::None => {}
+        }
     }
 
     /// Puts on a lock, as an operator does.
@@ -347,13 +337,13 @@ impl Device {
 
     /// Takes an answer; what is durable afterwards is the identity and the memory.
     pub fn receive(&mut self, sent: &InFlight, answer: JoinAnswer) {
-        let Issued { memory, certificate, .. } = self.judge(sent, answer).expect("a good answer");
+        let answer::Issued { memory, certificate, .. } = self.judge(sent, answer).expect("a good answer");
         self.identity = Some((certificate, sent.identity_key.clone()));
         self.memory = memory;
     }
 
     /// What the real client makes of an answer. Its states are consumed by a join; here they are made anew to hand the answer over.
-    pub fn judge(&mut self, sent: &InFlight, answer: JoinAnswer) -> Result<Issued, AnswerError> {
+    pub fn judge(&mut self, sent: &InFlight, answer: JoinAnswer) -> Result<answer::Issued, AnswerError> {
         let challenged = Start::new(&self.memory, TOKEN).challenged(sent.challenge.clone()).expect("as before");
         let parts = Parts {
             url: URL,

@@ -15,12 +15,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::VERSION;
-use crate::auth::joins::{Joins, algorithms};
+use crate::auth::joins::Joins;
 use crate::auth::serve::{Answer, Connection, Kind, Request, Work};
 use crate::join::message::{
     CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, ChallengeRequest, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH,
     SSH_HOST_CRL_PATH,
 };
+use crate::join::server::challenge::algorithms;
 use crate::join::server::request;
 use crate::join::{Jws, PROBLEM_JSON, Problem, ProblemType};
 

@@ -1,16 +1,16 @@
-//! What a join leaves in the store: token, instance, certificates and audit events of one transaction.
+//! From the effects of a join to what the store commits: token, instance, locks, certificates and audit events of one transaction.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Accepted, Refused};
 use crate::api::event::{Event, EventKind};
 use crate::api::resource::{
     Authentication, Instance, InstanceSpec, InstanceStatus, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId,
 };
 use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};
-use crate::join::server::decision::Grant;
-use crate::join::{Id, JoinKind, RecoveryMode, Thumbprint};
+use crate::join::message::Heartbeat;
+use crate::join::server::effects::{Effects, InstanceRecord, JoinEvent, LockChange, TokenRecord};
+use crate::join::{Id, JoinKind, RecoveryMode};
 use crate::time::Timestamp;
 
 /// How long the record of an instance outlives its newest certificate.
@@ -26,173 +26,104 @@ pub(super) struct JoinContext<'a> {
 
 impl JoinContext<'_> {
     /// Everything that a granted join changes, with the events that tell of it.
-    pub(super) fn accepted(&self, accepted: &Accepted) -> Commit {
-        let Accepted { grant, certified, .. } = accepted;
-        let instance = grant.step.instance.to_string();
+    pub(super) fn granted(&self, effects: Effects, heartbeat: Heartbeat, keep_issued: Option<u32>) -> Commit {
+        let token = &self.view.token.resource;
+        let mut commit = Commit { policy: Some(self.view.policy), keep_issued, ..Commit::default() };
+        commit.events = effects.events.iter().map(|event| self.event(event, effects.instance.as_ref())).collect();
+        if let Some(record) = &effects.instance {
+            let instance = record.id.to_string();
+            commit.issued = effects
+                .issued
+                .into_iter()
+                .map(|issued| IssuedRecord {
+                    serial: issued.serial,
+                    token: token.metadata.name.clone(),
+                    bot: token.spec.bot_name.clone(),
+                    instance: instance.clone(),
+                    not_after: issued.not_after,
+                })
+                .collect();
+            commit.changes.push(self.instance(record, heartbeat));
+        }
+        match effects.token {
+            Some(record) => commit.changes.push(self.token(record)),
+            None => commit.expects.push((token_id(&token.metadata.name), self.view.token.revision)),
+        }
+        if effects.locks == LockChange::LiftOwn {
+            self.lift_own_locks(&mut commit, effects.instance.as_ref());
+        }
+        commit
+    }
+
+    /// What a refused join changes. `lock_id` names the lock, where its effects put one on.
+    pub(super) fn refused(&self, effects: Effects, lock_id: Id) -> Commit {
+        let mut commit =
+            Commit { events: effects.events.iter().map(|event| self.event(event, None)).collect(), ..Commit::default() };
+        commit.changes.extend(effects.token.map(|record| self.token(record)));
+        if let LockChange::Add(why) = &effects.locks {
+            let (lock, event) = self.lock(why, lock_id);
+            commit.policy = Some(self.view.policy);
+            commit.changes.push(lock);
+            commit.events.push(event);
+        }
+        commit
+    }
+
+    fn token(&self, record: TokenRecord) -> Change {
         let mut token = self.view.token.resource.clone();
-        let instance_id = token.instance(grant.step.instance).id();
-        let (name, bot) = (token.metadata.name.clone(), token.spec.bot_name.clone());
-        token.status.bound_keypair = grant.status.clone();
-        // A number of the store's is no greater.
-        // A replay leaves the token as it is, whatever it tells of the device.
-        if grant.kind != JoinKind::Replay {
-            token.status.trust_bundle = accepted.request.bundle.map(|sequence| sequence.min(i64::MAX.unsigned_abs()));
-        }
-        let issued = certified.outputs.iter().chain([&certified.identity]);
-        let issued: Vec<_> = issued
-            .map(|issued| IssuedRecord {
-                serial: issued.serial.clone(),
-                token: name.clone(),
-                bot: bot.clone(),
-                instance: instance.clone(),
-                not_after: issued.not_after,
-            })
-            .collect();
-        let known = self.view.instances.iter().find(|stored| stored.resource.metadata.name == instance);
-        let record = self.instance(accepted, known.map(|stored| stored.resource.clone()));
-        let mut changes =
-            vec![Change { id: instance_id, expected: known.map(|stored| stored.revision), to: Some(Resource::Instance(record)) }];
-        let (token_id, revision) = (ResourceId::new(Kind::Token, name.clone()), self.view.token.revision);
-        let mut expects = vec![];
-        // A join that leaves the token as it is does not make another revision of it: challenges that are under way stay good.
-        if token == self.view.token.resource {
-            expects.push((token_id, revision));
-        } else {
-            changes.push(Change { id: token_id, expected: Some(revision), to: Some(Resource::Token(token)) });
-        }
-        let mut events = self.events(accepted);
-        if grant.by_code {
-            for lock in self.view.locks.iter().filter(|lock| self.is_own_lock(&lock.resource)) {
-                events.push(self.lock_removed(&lock.resource, grant));
-                let id = ResourceId::new(Kind::Lock, &lock.resource.metadata.name);
-                changes.push(Change { id, expected: Some(lock.revision), to: None });
-            }
-        }
-        Commit {
-            policy: Some(self.view.policy),
-            expects,
-            changes,
-            supersedes: grant.by_code.then_some(name),
-            keep_issued: accepted.outstanding.keep(issued.len()),
-            issued,
-            events,
-        }
-    }
-
-    /// Whether the server made the lock itself, on the token.
-    fn is_own_lock(&self, lock: &Lock) -> bool {
-        lock.is_own_of(&self.view.token.resource.metadata.name)
-    }
-
-    fn lock_removed(&self, lock: &Lock, grant: &Grant) -> Event {
-        let event = Event {
-            reason: Some("the device with the recovery code came back".into()),
-            ..self.of_grant(EventKind::LockRemoved, grant)
-        };
-        event.with("lock", lock.metadata.name.as_str()).with("automatic", true)
+        token.status.bound_keypair = record.status;
+        token.status.trust_bundle = record.trust_bundle;
+        Change { id: token_id(&token.metadata.name), expected: Some(self.view.token.revision), to: Some(Resource::Token(token)) }
     }
 
     /// The record of the instance after this join; a new one where there was none.
-    fn instance(&self, accepted: &Accepted, known: Option<Instance>) -> Instance {
-        let Accepted { request, grant, certified, .. } = accepted;
+    fn instance(&self, record: &InstanceRecord, heartbeat: Heartbeat) -> Change {
         let token = &self.view.token.resource;
-        let insecure = token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure;
-        let mut record = known.unwrap_or_else(|| {
-            // A restored server knows the instance before from the device alone.
-            let claims = accepted.verified.presented.as_ref().and_then(|presented| presented.claims.as_ref().ok());
-            let followed = claims.filter(|_| grant.rolled_forward.is_some()).map(|claims| claims.step);
-            let previous = followed.or(token.status.bound_keypair.step()).map(|step| step.instance);
-            Instance {
-                metadata: Metadata::named(grant.step.instance.to_string()),
-                spec: InstanceSpec {
-                    bot_name: token.spec.bot_name.clone(),
-                    token: token.metadata.name.clone(),
-                    // In insecure mode nobody knows whether it is the same host.
-                    previous_instance: previous.filter(|id| !insecure && *id != grant.step.instance),
-                },
-                status: InstanceStatus::default(),
-            }
-        });
-        let ends = certified.outputs.iter().map(|issued| issued.not_after).max().unwrap_or_default().max(grant.not_after);
-        record.metadata.expires = record.metadata.expires.max(Some(ends.plus(INSTANCE_GRACE)));
+        let name = record.id.to_string();
+        let known = self.view.instances.iter().find(|stored| stored.resource.metadata.name == name);
+        let new = || Instance {
+            metadata: Metadata::named(name.clone()),
+            spec: InstanceSpec {
+                bot_name: token.spec.bot_name.clone(),
+                token: token.metadata.name.clone(),
+                previous_instance: record.previous,
+            },
+            status: InstanceStatus::default(),
+        };
+        let mut instance = known.map_or_else(new, |stored| stored.resource.clone());
+        instance.metadata.expires = instance.metadata.expires.max(Some(record.certificates_end.plus(INSTANCE_GRACE)));
         let authentication = Authentication {
             time: self.now,
-            kind: grant.kind,
-            generation: grant.step.generation,
+            kind: record.kind,
+            generation: record.generation,
             remote_addr: Some(self.from.to_string()),
         };
-        record.status.note(authentication, request.heartbeat.clone());
-        record.status.last_step = insecure.then(|| grant.instance_step(&accepted.verified));
-        record
+        instance.status.note(authentication, heartbeat);
+        instance.status.last_step.clone_from(&record.last_step);
+        Change {
+            id: token.instance(record.id).id(),
+            expected: known.map(|stored| stored.revision),
+            to: Some(Resource::Instance(instance)),
+        }
     }
 
-    fn events(&self, accepted: &Accepted) -> Vec<Event> {
-        let Accepted { verified, grant, .. } = accepted;
-        let mut events = vec![];
-        if let Some(rolled) = grant.rolled_forward {
-            let from = rolled.from.map(|step| format!("recovery sequence {}, generation {}", step.recovery, step.generation));
-            let from = from.unwrap_or_else(|| "not bound".into());
-            events.push(self.of_grant(EventKind::JoinRolledForward, grant).with("from", from));
+    /// The locks that the server itself put on the token go. The certificates issued before stay revoked.
+    fn lift_own_locks(&self, commit: &mut Commit, instance: Option<&InstanceRecord>) {
+        let token = &self.view.token.resource.metadata.name;
+        for lock in self.view.locks.iter().filter(|lock| lock.resource.is_own_of(token)) {
+            let name = lock.resource.metadata.name.as_str();
+            let event = Event {
+                reason: Some("the device with the recovery code came back".into()),
+                ..self.about(EventKind::LockRemoved, instance.map(|record| record.id))
+            };
+            commit.events.push(event.with("lock", name).with("automatic", true));
+            commit.changes.push(Change { id: ResourceId::new(Kind::Lock, name), expected: Some(lock.revision), to: None });
         }
-        let main = match grant.kind {
-            JoinKind::First => EventKind::JoinFirst,
-            JoinKind::Recovery => EventKind::JoinRecovery,
-            JoinKind::Renewal => EventKind::JoinRenewal,
-            JoinKind::Replay => EventKind::JoinReplay,
-        };
-        let mut joined = self
-            .of_grant(main, grant)
-            .with("generation", grant.step.generation)
-            .with("recovery_count", grant.status.recovery_count)
-            .with("recovery_mode", self.mode())
-            .with("public_key", grant.status.bound_public_key.as_ref().map(ToString::to_string));
-        let recoveries = grant.status.recoveries(&self.view.token.resource.spec.bound_keypair);
-        let spends = matches!(grant.kind, JoinKind::First | JoinKind::Recovery);
-        if let Some(left) = recoveries.remaining().filter(|left| spends || *left <= 1) {
-            joined = joined.with("recoveries_left", left);
-        }
-        if let Some(why) = &verified.certificate_ignored {
-            joined = joined.with("certificate_ignored", why.as_str());
-        }
-        events.push(joined);
-        // Renewals leave them as they are.
-        if let Some(left @ 0..=1) = recoveries.remaining().filter(|_| spends) {
-            let low = self.of_grant(EventKind::RecoveriesLow, grant);
-            events.push(low.with("recoveries_left", left).with("limit", recoveries.limit));
-        }
-        if let Some(old) = grant.rotated_from {
-            let new = Thumbprint::of(&grant.key).to_string();
-            let rotated = self.of_grant(EventKind::KeyRotated, grant);
-            events.push(rotated.with("previous_key", old.to_string()).with("new_key", new));
-        }
-        if let Some(used) = grant.exemption {
-            let event = self.of_grant(EventKind::ExemptionUsed, grant).with("paid", used.paid).with("ended", used.ended);
-            events.push(event.with("by_code", grant.by_code));
-        }
-        events
-    }
-
-    /// The event of a refused join.
-    pub(super) fn refused(&self, refused: &Refused) -> Event {
-        let Refused { refusal, verified } = refused;
-        let status = &self.view.token.resource.status.bound_keypair;
-        let event = self.event(EventKind::JoinRefused);
-        let event = match status.step() {
-            Some(step) => event.about(self.view.token.resource.instance(step.instance)),
-            None => event,
-        };
-        let event = Event { success: false, reason: Some(refusal.problem.detail.clone()), ..event }
-            .with("problem", refusal.problem.kind.name())
-            .with("recovery_count", status.recovery_count)
-            .with("recovery_mode", self.mode());
-        match verified {
-            Some(verified) => event.with("key", Thumbprint::of(&verified.key).to_string()),
-            None => event,
-        }
+        commit.supersedes = Some(token.clone());
     }
 
     /// The lock `id` for two holders of one key: the change, and the event that tells of it.
-    pub(super) fn lock(&self, why: &str, id: Id) -> (Change, Event) {
+    fn lock(&self, why: &str, id: Id) -> (Change, Event) {
         let token = &self.view.token.resource;
         let name = &token.metadata.name;
         let id = id.to_string();
@@ -205,22 +136,71 @@ impl JoinContext<'_> {
             metadata: Metadata::named(&id),
             spec: LockSpec { target: LockTarget::Token(name.clone()), message: message.clone(), expires: None, automatic: true },
         };
-        let event = Event { reason: Some(message), ..self.event(EventKind::LockCreated) };
+        let event = Event { reason: Some(message), ..self.about(EventKind::LockCreated, None) };
         let event = event.with("lock", id.clone()).with("automatic", true);
         (Change { id: ResourceId::new(Kind::Lock, id), expected: None, to: Some(Resource::Lock(lock)) }, event)
     }
 
-    fn of_grant(&self, kind: EventKind, grant: &Grant) -> Event {
-        self.event(kind).about(self.view.token.resource.instance(grant.step.instance))
+    /// The record of `event`. One of a refusal is about the instance that the token is bound to.
+    fn event(&self, event: &JoinEvent, instance: Option<&InstanceRecord>) -> Event {
+        let about = |kind| self.about(kind, instance.map(|record| record.id));
+        match event {
+            JoinEvent::ExemptionUsed { used, by_code } => {
+                about(EventKind::ExemptionUsed).with("paid", used.paid).with("ended", used.ended).with("by_code", *by_code)
+            }
+            JoinEvent::Joined { kind, generation, recovery_count, recoveries_left, public_key, certificate_ignored } => {
+                let joined = about(joined(*kind))
+                    .with("generation", *generation)
+                    .with("recovery_count", *recovery_count)
+                    .with("recovery_mode", self.mode())
+                    .with("public_key", public_key.as_ref().map(ToString::to_string));
+                let joined = match recoveries_left {
+                    Some(left) => joined.with("recoveries_left", *left),
+                    None => joined,
+                };
+                match certificate_ignored {
+                    Some(why) => joined.with("certificate_ignored", why.as_str()),
+                    None => joined,
+                }
+            }
+            JoinEvent::KeyRotated { previous, new } => {
+                about(EventKind::KeyRotated).with("previous_key", previous.to_string()).with("new_key", new.to_string())
+            }
+            JoinEvent::RecoveriesLow { left, limit } => {
+                about(EventKind::RecoveriesLow).with("recoveries_left", *left).with("limit", *limit)
+            }
+            JoinEvent::Refused { problem, recovery_count, key } => {
+                let bound = self.view.token.resource.status.bound_keypair.step().map(|step| step.instance);
+                let refused =
+                    Event { success: false, reason: Some(problem.detail.clone()), ..self.about(EventKind::JoinRefused, bound) };
+                let refused = refused
+                    .with("problem", problem.kind.name())
+                    .with("recovery_count", *recovery_count)
+                    .with("recovery_mode", self.mode());
+                match key {
+                    Some(key) => refused.with("key", key.to_string()),
+                    None => refused,
+                }
+            }
+            JoinEvent::RolledForward { from } => {
+                let from = from.map(|step| format!("recovery sequence {}, generation {}", step.recovery, step.generation));
+                about(EventKind::JoinRolledForward).with("from", from.unwrap_or_else(|| "not bound".into()))
+            }
+        }
     }
 
-    fn event(&self, kind: EventKind) -> Event {
+    /// An event of this join, about the token and `instance`.
+    fn about(&self, kind: EventKind, instance: Option<Id>) -> Event {
         let token = &self.view.token.resource;
-        Event {
+        let event = Event {
             token: Some(token.metadata.name.clone()),
             bot: token.spec.bot_name.clone(),
             remote_addr: Some(self.from.to_string()),
             ..Event::new(self.now, kind)
+        };
+        match instance {
+            Some(instance) => event.about(token.instance(instance)),
+            None => event,
         }
     }
 
@@ -230,5 +210,18 @@ impl JoinContext<'_> {
             RecoveryMode::Relaxed => "relaxed",
             RecoveryMode::Insecure => "insecure",
         }
+    }
+}
+
+fn token_id(name: &str) -> ResourceId {
+    ResourceId::new(Kind::Token, name)
+}
+
+fn joined(kind: JoinKind) -> EventKind {
+    match kind {
+        JoinKind::First => EventKind::JoinFirst,
+        JoinKind::Recovery => EventKind::JoinRecovery,
+        JoinKind::Renewal => EventKind::JoinRenewal,
+        JoinKind::Replay => EventKind::JoinReplay,
     }
 }

@@ -1,4 +1,4 @@
-//! A join from the server's side: view, verify, decide, issue, commit.
+//! A join from the server's side: what `join::server` decides is signed here, committed, and then answered.
 //!
 //! Nothing is answered before it is durable: token, instance and audit events are one transaction, which holds only if neither
 //! token nor policy changed since they were read. Certificates made for a commit that does not hold are never sent.
@@ -19,15 +19,17 @@ use super::ca::{Authority, Ca, CurrentAuthority};
 use super::pace::{Paces, Payer};
 use super::revocation::RevocationList;
 use super::sealing::Sealing;
-use super::store::{Change, Commit, JoinView, Store, StoreError};
+use super::store::{Commit, JoinView, Store, StoreError};
 use super::throttle::Throttle;
-use crate::api::resource::{Kind, Resource, ResourceId};
 use crate::join::message::{ChallengeAnswer, ChallengeRequest, JoinAnswer, JoinRequest};
+use crate::join::server::answer::{Issued, Notices, Signed};
 use crate::join::server::challenge::Challenge;
 use crate::join::server::decision::{self, Fresh, Grant, Refusal, pace};
+use crate::join::server::effects::LockChange;
 use crate::join::server::request::{self, Cluster, Opened, Verified};
+use crate::join::server::view::TokenView;
 use crate::join::trust::PIN;
-use crate::join::{Claims, Id, Jws, Problem, ProblemType, Thumbprint};
+use crate::join::{Id, Jws, Problem, ProblemType};
 use crate::time::{Clock, NoRandomness, Random, Timestamp};
 use certify::Certified;
 use commit::JoinContext;
@@ -71,16 +73,8 @@ impl Joins {
         let parts = ViewParts::new(&view, now);
         let token = parts.token(&view);
         let challenge = Challenge::new(&token, request.instance, now);
-        let key = token.status.bound_public_key.as_ref().or(token.spec.onboarding.initial_public_key.as_ref());
-        Ok(ChallengeAnswer {
-            challenge: self.sealing.now().seal(token.name, token.epoch, challenge, &*self.random)?,
-            key: key.map(|key| Thumbprint::of(&key.0)),
-            incarnation: incarnation(&view)?,
-            rotate: challenge.rotate,
-            algorithms: algorithms(),
-            expires: challenge.expires,
-            time: now,
-        })
+        let sealed = self.sealing.now().seal(token.name, token.epoch, challenge, &*self.random)?;
+        challenge.answer(&token, sealed, now)
     }
 
     /// Answers a join.
@@ -95,10 +89,7 @@ impl Joins {
             let now = self.clock.now();
             let view = self.view(&request.token, named, now)?;
             let context = JoinContext { view: &view, now, from };
-            let done = match self.decide(jws, &context, &mut paid) {
-                Ok(accepted) => self.accept(accepted, context),
-                Err(refused) => self.refuse(refused, context).map_or_else(Err, |problem| Err(Failure::Problem(problem))),
-            };
+            let done = self.attempt(jws, context, &mut paid);
             match done {
                 Err(Failure::Conflict) => {}
                 Err(Failure::Problem(problem)) => return Err(problem),
@@ -135,9 +126,9 @@ impl Joins {
         view.ok_or_else(|| Problem::new(ProblemType::NotFound, "no such token, or it has expired"))
     }
 
-    /// `paid`: whose pace this join has spent already.
-    fn decide(&self, jws: &Jws, context: &JoinContext<'_>, paid: &mut Vec<Payer>) -> Result<Accepted, Refused> {
-        let JoinContext { view, now, .. } = *context;
+    /// Judges the join once, on one view: from the request to what is durable. `paid`: whose pace this join has spent already.
+    fn attempt(&self, jws: &Jws, context: JoinContext<'_>, paid: &mut Vec<Payer>) -> Result<JoinAnswer, Failure> {
+        let JoinContext { view, now, .. } = context;
         let parts = ViewParts::new(view, now);
         let token = parts.token(view);
         let authority = self.authority.now();
@@ -147,39 +138,58 @@ impl Joins {
             server_names: &self.server_names,
             certificate: &|der| authority.identity(der),
         };
-        let (request, verified) = Opened::open(jws, &self.sealing.now(), &cluster, token, now)?.verify()?;
-        let (not_after, ttl_warning) = self.allowed_end(request.ttl, view, now)?;
-        let outstanding =
-            Outstanding::new(self.store.outstanding(token.name, now).map_err(|e| failed(&e))?, token.spec.recovery.mode);
-        let not_after = outstanding.identity_end(now, not_after);
-        let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after };
-        let decided = decision::decide(&token, &verified, fresh).and_then(|grant| {
-            let issued = self.issue_for(&request, grant, context, outstanding, paid);
-            issued.map_err(|problem| Refusal { key_proven: true, ..problem.into() })
+        let opened = Opened::open(jws, &self.sealing.now(), &cluster, token, now);
+        let (request, verified) = match opened.and_then(|opened| opened.verify()) {
+            Ok(verified) => verified,
+            Err(problem) => return self.refuse(problem.into(), &token, None, context),
+        };
+        let lifetime = self.lifetime(&request, context)?;
+        let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after: lifetime.not_after };
+        let issued = decision::decide(&token, &verified, fresh).and_then(|grant| {
+            let issued = self.issue_for(&request, grant, &token, lifetime.outstanding, context, paid);
+            issued.map_err(Refusal::of_key_holder)
         });
-        match decided {
-            Ok((grant, certified, claims)) => {
-                Ok(Accepted { request, verified, grant, certified, outstanding, claims, ttl_warning })
+        match issued {
+            Ok((issued, warnings)) => {
+                let warnings = lifetime.warning.into_iter().chain(warnings).chain(lifetime.outstanding.warning()).collect();
+                let keep_issued = lifetime.outstanding.keep(issued.certificates().count());
+                let effects = issued.effects(&token, &verified);
+                self.store.commit(context.granted(effects, request.heartbeat, keep_issued))?;
+                let bundles = self.authority.now().bundles_after(request.bundle);
+                Ok(issued.answer(Notices { bundles, warnings }, now))
             }
-            Err(refusal) => Err(Refused { refusal, verified: Some(verified) }),
+            Err(refusal) => self.refuse(refusal, &token, Some(&verified), context),
         }
     }
 
-    /// What a grant brings: certificates and join state, where the pace allows it.
+    /// How long the identity certificate of a fresh step holds.
+    fn lifetime(&self, request: &JoinRequest, context: JoinContext<'_>) -> Result<Lifetime, Problem> {
+        let JoinContext { view, now, .. } = context;
+        let token = &view.token.resource;
+        let count = self.store.outstanding(&token.metadata.name, now).map_err(|e| failed(&e))?;
+        let outstanding = Outstanding::new(count, token.spec.bound_keypair.recovery.mode);
+        let (allowed_end, warning) = self.allowed_end(request.ttl, view, now)?;
+        Ok(Lifetime { not_after: outstanding.identity_end(now, allowed_end), outstanding, warning })
+    }
+
+    /// Signs what a grant brings, certificates and join state, where the pace allows it. Returns that with its warnings.
     fn issue_for(
         &self,
         request: &JoinRequest,
         grant: Grant,
-        context: &JoinContext<'_>,
+        token: &TokenView<'_>,
         outstanding: Outstanding,
+        context: JoinContext<'_>,
         paid: &mut Vec<Payer>,
-    ) -> Result<(Grant, Certified, Claims), Problem> {
-        let JoinContext { view, now, from } = *context;
-        let token = &view.token.resource;
-        self.spend(Payer::of(token, &grant, from), paid, now)?;
-        let claims = grant.claims(&self.cluster, &token.metadata.name, token.instance_kind(), incarnation(view)?);
-        let certified = self.certify(request, &grant, &claims, view, outstanding, now)?;
-        Ok((grant, certified, claims))
+    ) -> Result<(Issued, Vec<String>), Problem> {
+        let JoinContext { view, now, from } = context;
+        self.spend(Payer::of(&view.token.resource, &grant, from), paid, now)?;
+        let claims = grant.claims(&self.cluster, token)?;
+        let Certified { identity, outputs, warnings } = self.certify(request, &grant, &claims, view, outstanding, now)?;
+        let join_state = self.authority.now().sign_join_state(&claims).map_err(|e| no_key(&e))?;
+        let outputs = outputs.into_iter().map(Into::into).collect();
+        let signed = Signed { join_state, identity: identity.into(), outputs };
+        Ok((Issued::new(grant, claims, signed, token), warnings))
     }
 
     /// Each pace once, however often the join is judged again.
@@ -193,91 +203,51 @@ impl Joins {
         Ok(())
     }
 
-    fn accept(&self, accepted: Accepted, context: JoinContext<'_>) -> Result<JoinAnswer, Failure> {
-        let (view, now, grant) = (context.view, context.now, &accepted.grant);
-        let name = &view.token.resource.metadata.name;
-        let join_state = self.authority.now().sign_join_state(&accepted.claims).map_err(|e| no_key(&e))?;
-        let recoveries = grant.status.recoveries(&view.token.resource.spec.bound_keypair);
-        let mut warnings: Vec<_> = accepted.ttl_warning.iter().chain(&accepted.certified.warnings).cloned().collect();
-        warnings.extend(accepted.outstanding.warning());
-        if let Some(left @ 0..=1) = recoveries.remaining() {
-            warnings.push(format!(
-                "{} left: raise spec.bound_keypair.recovery.limit of token {name} before this device loses its certificate",
-                if left == 1 { "one recovery is" } else { "no recovery is" }
-            ));
+    /// Writes down what a refusal changes, and returns what the device is told.
+    fn refuse(
+        &self,
+        refusal: Refusal,
+        token: &TokenView<'_>,
+        verified: Option<&Verified>,
+        context: JoinContext<'_>,
+    ) -> Result<JoinAnswer, Failure> {
+        let effects = refusal.effects(token, verified);
+        let told = Err(Failure::Problem(refusal.problem.clone()));
+        if effects.is_empty() {
+            return told;
         }
-        self.store.commit(context.accepted(&accepted))?;
-        let Accepted { request, grant, certified, claims, .. } = accepted;
-        let lacking = self.authority.now().bundles_after(request.bundle);
-        Ok(JoinAnswer {
-            kind: grant.kind,
-            cluster: self.cluster.clone(),
-            incarnation: claims.inc,
-            step: grant.step,
-            key: claims.jkt,
-            join_state,
-            recoveries,
-            identity: certified.identity.into(),
-            outputs: certified.outputs.into_iter().map(Into::into).collect(),
-            bundle: Some(lacking).filter(|lacking| !lacking.is_empty()),
-            warnings,
-            time: now,
-        })
+        let locks = effects.locks != LockChange::None;
+        let mut commit = context.refused(effects, Id::random(&*self.random)?);
+        // A lock is always told of; other refusals as far as the log has room for them.
+        if !locks && !self.throttled(&refusal, token.name, &mut commit, context.now) {
+            return told;
+        }
+        self.store.commit(commit)?;
+        told
     }
 
-    /// Writes down a refusal, and the lock that it calls for; returns what the device is told.
-    fn refuse(&self, refused: Refused, context: JoinContext<'_>) -> Result<Problem, Failure> {
-        let Refusal { problem, lock, key_proven } = &refused.refusal;
-        // A failure of our own tells nothing about the device, which tries again.
-        if problem.kind == ProblemType::ServerError {
-            return Ok(refused.refusal.problem);
-        }
-        let mut event = context.refused(&refused);
-        let mut commit = Commit::default();
-        if let Some(why) = lock {
-            let (change, locked) = context.lock(why, Id::random(&*self.random)?);
-            // The token is written too, so that a join that runs beside this one does not hold.
-            let token = context.view.token.clone();
-            let id = ResourceId::new(Kind::Token, &token.resource.metadata.name);
-            let token = Change { id, expected: Some(token.revision), to: Some(Resource::Token(token.resource)) };
-            commit.policy = Some(context.view.policy);
-            commit.changes = vec![token, change];
-            commit.events = vec![locked];
-        } else {
-            let token = &context.view.token.resource.metadata.name;
-            match self.throttle.admit(key_proven.then_some(token.as_str()), &event, context.now) {
-                None => return Ok(refused.refusal.problem),
-                Some(0) => {}
-                Some(unwritten) => event = event.with("refusals_not_written", unwritten),
+    /// Whether the log has room for the events of a refusal, which then tell of those before that it had none for.
+    fn throttled(&self, refusal: &Refusal, token: &str, commit: &mut Commit, now: Timestamp) -> bool {
+        let known = refusal.key_proven().then_some(token);
+        let events = std::mem::take(&mut commit.events);
+        for event in events {
+            match self.throttle.admit(known, &event, now) {
+                None => {}
+                Some(0) => commit.events.push(event),
+                Some(unwritten) => commit.events.push(event.with("refusals_not_written", unwritten)),
             }
         }
-        commit.events.insert(0, event);
-        self.store.commit(commit)?;
-        Ok(refused.refusal.problem)
+        !commit.events.is_empty()
     }
 }
 
-/// A join that only has to be committed.
-struct Accepted {
-    request: JoinRequest,
-    verified: Verified,
-    grant: Grant,
-    certified: Certified,
+/// How long the identity certificate of a fresh step holds.
+struct Lifetime {
+    not_after: Timestamp,
+    /// The certificates that have not ended, which shorten it.
     outstanding: Outstanding,
-    claims: Claims,
-    ttl_warning: Option<String>,
-}
-
-/// A refusal, with what the request proved before it was refused.
-struct Refused {
-    refusal: Refusal,
-    verified: Option<Verified>,
-}
-
-impl<T: Into<Problem>> From<T> for Refused {
-    fn from(problem: T) -> Self {
-        Self { refusal: problem.into().into(), verified: None }
-    }
+    /// What a person should know of it.
+    warning: Option<String>,
 }
 
 /// Why a decided join did not come about.
@@ -319,15 +289,4 @@ fn failed(cause: &impl std::fmt::Display) -> Problem {
 fn no_key(e: &boundkey_hal::Error) -> Problem {
     log::error!("CA key: {e}\n{}", super::ca::advice(e.kind()));
     Problem::new(ProblemType::ServerError, "the key store of the server's CA does not sign now; nothing was consumed")
-}
-
-fn incarnation(view: &JoinView) -> Result<Id, Problem> {
-    let known = view.token.resource.status.bound_keypair.incarnation;
-    known.ok_or_else(|| Problem::new(ProblemType::TokenUnusable, "the token has no incarnation: reset it"))
-}
-
-/// Algorithms for bound keys, the preferred one first.
-pub fn algorithms() -> Vec<String> {
-    use boundkey_hal::Algorithm::{EcdsaP256, Ed25519};
-    [Ed25519, EcdsaP256].map(|algorithm| algorithm.jws_name().to_owned()).into()
 }

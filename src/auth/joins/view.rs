@@ -32,6 +32,7 @@ impl ViewParts {
             kind: token.instance_kind(),
             spec: &token.spec.bound_keypair,
             status: &token.status.bound_keypair,
+            trust_bundle: token.status.trust_bundle,
             revision: view.token.revision,
             epoch: view.epoch,
             locks: &self.locks,

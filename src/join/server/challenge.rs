@@ -7,11 +7,13 @@
 
 use std::time::Duration;
 
+use boundkey_hal::Algorithm;
 use ring::hmac;
 
 use super::record::rotation_due;
 use super::view::{Anchor, StepTag, TokenView};
-use crate::join::{Id, Problem, ProblemType, base64url};
+use crate::join::message::ChallengeAnswer;
+use crate::join::{Id, Problem, ProblemType, Thumbprint, base64url};
 use crate::time::{NoRandomness, Random, Timestamp};
 
 /// How long a challenge holds.
@@ -42,10 +44,32 @@ impl Challenge {
         Self { rotate, expires: now.plus(LIFETIME), anchor: token.anchor(instance) }
     }
 
+    /// The answer to a device that asks to join with `token` at `now`, where `sealed` is the text of this challenge.
+    ///
+    /// # Errors
+    /// [`TokenView::incarnation`].
+    pub fn answer(&self, token: &TokenView<'_>, sealed: String, now: Timestamp) -> Result<ChallengeAnswer, Problem> {
+        let key = token.status.bound_public_key.as_ref().or(token.spec.onboarding.initial_public_key.as_ref());
+        Ok(ChallengeAnswer {
+            challenge: sealed,
+            key: key.map(|key| Thumbprint::of(&key.0)),
+            incarnation: token.incarnation()?,
+            rotate: self.rotate,
+            algorithms: algorithms(),
+            expires: self.expires,
+            time: now,
+        })
+    }
+
     /// When it was made.
     pub fn made(&self) -> Timestamp {
         self.expires.minus(LIFETIME)
     }
+}
+
+/// Algorithms for bound keys, the preferred one first.
+pub fn algorithms() -> Vec<String> {
+    [Algorithm::Ed25519, Algorithm::EcdsaP256].map(|algorithm| algorithm.jws_name().to_owned()).into()
 }
 
 /// The key that seals challenges.

@@ -30,6 +30,8 @@ pub struct Verified {
     pub secret_proven: bool,
     /// The new key, proven as well.
     pub new_key: Option<PublicKey>,
+    /// Sequence number of the trust bundle that the device has, as it says. Of greater numbers than a store has, the greatest.
+    pub trust_bundle: Option<u64>,
     /// The challenge that it answers.
     pub challenge: Challenge,
     /// Whether the token, or the instance that goes on by itself, has changed since the challenge was made. Nothing is granted then.
@@ -143,6 +145,7 @@ impl<'a> Opened<'a> {
             certificate_ignored,
             secret_proven: self.secret_proven(&request, &key, url),
             new_key: request.rotation.as_ref().map(|r| self.rotation(r, &key, url)).transpose()?,
+            trust_bundle: request.bundle.map(|sequence| sequence.min(i64::MAX.unsigned_abs())),
             challenge: self.challenge,
             key,
         };

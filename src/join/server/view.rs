@@ -4,7 +4,7 @@ use ring::digest::{Context, SHA256};
 
 use super::record::{Exemption, LastStep, Spec, Status};
 use crate::join::identity::InstanceKind;
-use crate::join::{Id, RecoveryCode, RecoveryMode, Thumbprint};
+use crate::join::{Id, Problem, ProblemType, RecoveryCode, RecoveryMode, Thumbprint};
 use crate::time::Timestamp;
 
 /// A token, its locks and its instances.
@@ -18,6 +18,8 @@ pub struct TokenView<'a> {
     pub spec: &'a Spec,
     /// What joins made of it.
     pub status: &'a Status,
+    /// Sequence number of the trust bundle that its device has.
+    pub trust_bundle: Option<u64>,
     /// The revision of all this: another at every write of the token.
     pub revision: u64,
     /// The epoch of the database: another after every restore.
@@ -98,6 +100,15 @@ impl StepTag {
 }
 
 impl<'a> TokenView<'a> {
+    /// The life of the token.
+    ///
+    /// # Errors
+    /// [`ProblemType::TokenUnusable`] where an operator's document left it out.
+    pub fn incarnation(&self) -> Result<Id, Problem> {
+        let missing = || Problem::new(ProblemType::TokenUnusable, "the token has no incarnation: reset it");
+        self.status.incarnation.ok_or_else(missing)
+    }
+
     /// The exemption, where one is in force at `now`.
     pub fn exemption(&self, now: Timestamp) -> Option<&'a Exemption> {
         self.status.exemption.as_ref().filter(|exemption| exemption.expires > now)

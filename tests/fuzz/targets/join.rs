@@ -6,9 +6,11 @@
 
 use boundkey::join::identity::{IdentitySubject, InstanceKind};
 use boundkey::join::jws::Header;
-use boundkey::join::message::JoinRequest;
+use boundkey::join::message::{IssuedCertificate, JoinRequest};
+use boundkey::join::server::answer::{Issued, Notices, Signed};
 use boundkey::join::server::challenge::Challenge;
 use boundkey::join::server::decision::{Fresh, Grant, Refusal, decide};
+use boundkey::join::server::effects::LockChange;
 use boundkey::join::server::record::{LastStep, Spec, Status};
 use boundkey::join::server::request::{Cluster, Opened, ShownCertificate, Verified, peek, shown_certificate};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
@@ -69,6 +71,7 @@ pub fn run(data: &[u8]) -> Told {
         kind,
         spec: &spec,
         status: &status,
+        trust_bundle: None,
         revision: 1,
         epoch: Id([8; 16]),
         locks: &locks,
@@ -99,12 +102,31 @@ pub fn run(data: &[u8]) -> Told {
         }
         Err(refusal) => {
             stranger_locks_nobody(&status, &verified, &refusal);
+            refused_changes_nothing_else(&token, &verified, &refusal);
             let kind = refusal.problem.kind;
             let told = matches!(kind, ProblemType::ChallengeStale | ProblemType::JoinStateMismatch | ProblemType::Locked);
             assert!(!verified.stale || told, "a stale request is told {kind:?}");
-            format!("refused: {kind:?} {} {:?}", refusal.problem, refusal.lock.is_some())
+            format!("refused: {kind:?} {} {:?}", refusal.problem, refusal.lock_reason().is_some())
         }
     }
+}
+
+/// What is written tells what was granted, and the answer does.
+fn issued(token: &TokenView<'_>, verified: &Verified, grant: &Grant, claims: Claims, join_state: String) {
+    let identity =
+        IssuedCertificate { certificate: String::new(), serial: "1".into(), not_before: NOW, not_after: grant.not_after };
+    let signed = Signed { join_state, identity, outputs: vec![] };
+    let issued = Issued::new(grant.clone(), claims, signed, token);
+    let effects = issued.effects(token, verified);
+    let written = effects.token.map_or_else(|| token.status.clone(), |record| record.status);
+    assert_eq!(written, grant.status);
+    assert_eq!(effects.locks, if grant.by_code { LockChange::LiftOwn } else { LockChange::None });
+    let record = effects.instance.expect("of every grant");
+    assert_eq!((record.id, record.generation), (grant.step.instance, grant.step.generation));
+    assert_eq!(effects.issued.len(), 1);
+    let answer = issued.answer(Notices::default(), NOW);
+    assert_eq!((answer.step, answer.key), (grant.step, Thumbprint::of(&grant.key)));
+    assert_eq!(answer.recoveries.count, grant.status.recovery_count);
 }
 
 /// An identity certificate: here the JSON of what it says.
@@ -119,8 +141,17 @@ fn stranger_locks_nobody(status: &Status, verified: &Verified, refusal: &Refusal
     let print = Thumbprint::of(&verified.key);
     let bound = status.bound_public_key.as_ref().is_some_and(|bound| bound.0 == verified.key);
     let named = verified.presented.as_ref().and_then(|p| p.claims.as_ref().ok()).is_some_and(|claims| claims.jkt == print);
-    assert!(refusal.lock.is_none() || bound || named, "a stranger's lock");
-    assert!(refusal.lock.is_none() || refusal.key_proven);
+    assert!(refusal.lock_reason().is_none() || bound || named, "a stranger's lock");
+}
+
+/// A refusal leaves the token as it is, and locks it only for two holders.
+fn refused_changes_nothing_else(token: &TokenView<'_>, verified: &Verified, refusal: &Refusal) {
+    let effects = refusal.effects(token, Some(verified));
+    let locks = matches!(effects.locks, LockChange::Add(_));
+    assert_eq!(locks, refusal.lock_reason().is_some());
+    assert_eq!(effects.token.is_some(), locks, "what runs beside a lock does not hold");
+    assert!(effects.token.is_none_or(|record| record.status == *token.status));
+    assert!(effects.instance.is_none() && effects.issued.is_empty());
 }
 
 fn granted(token: &TokenView<'_>, request: &JoinRequest, verified: &Verified, grant: &Grant) -> Told {
@@ -146,10 +177,11 @@ fn granted(token: &TokenView<'_>, request: &JoinRequest, verified: &Verified, gr
     );
     let stored = serde_json::to_string(after).expect("it is stored so");
     assert_eq!(serde_json::from_str::<Status>(&stored).as_ref().ok(), Some(after), "{stored}");
-    let claims = grant.claims(CLUSTER, TOKEN, token.kind, Id([9; 16]));
+    let Ok(claims) = grant.claims(CLUSTER, token) else { return "refused: no incarnation".into() };
     let state = claims.sign(&SERVER.public, |message| SERVER.sign(message)).expect("a key in memory signs");
     assert!(state.len() <= MAX_JOIN_STATE);
-    assert_eq!(Claims::verify(&state, std::slice::from_ref(&SERVER.public)), Ok(claims));
+    assert_eq!(Claims::verify(&state, std::slice::from_ref(&SERVER.public)).as_ref(), Ok(&claims));
+    issued(token, verified, grant, claims, state);
     let header = Header::by_key(&grant.key);
     let (followed, exempt) = (grant.rolled_forward.is_some(), grant.exemption.is_some());
     format!("ok: {:?} {followed} {exempt} {} {}", grant.kind, grant.rotated_from.is_some(), header.alg)

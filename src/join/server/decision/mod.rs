@@ -24,7 +24,6 @@ use self::transition::Transition;
 use super::record::{LastStep, Status};
 use super::request::Verified;
 use super::view::{StepTag, TokenView};
-use crate::join::identity::InstanceKind;
 use crate::join::{Claims, Id, JoinKind, Problem, ProblemType, Step, Thumbprint};
 use crate::time::Timestamp;
 
@@ -79,18 +78,21 @@ impl Grant {
         }
     }
 
-    /// What the device's join state says.
-    pub fn claims(&self, cluster: &str, token: &str, kind: InstanceKind, incarnation: Id) -> Claims {
-        Claims {
+    /// What the device's join state and its identity certificate say, in `cluster`.
+    ///
+    /// # Errors
+    /// [`TokenView::incarnation`].
+    pub fn claims(&self, cluster: &str, token: &TokenView<'_>) -> Result<Claims, Problem> {
+        Ok(Claims {
             iss: cluster.to_owned(),
-            sub: token.to_owned(),
-            inc: incarnation,
+            sub: token.name.to_owned(),
+            inc: token.incarnation()?,
             step: self.step,
             jkt: Thumbprint::of(&self.key),
-            kind,
+            kind: token.kind,
             jti: self.attempt,
             iat_ms: self.issued_at_ms,
-        }
+        })
     }
 }
 
@@ -115,15 +117,52 @@ pub struct ExemptionUse {
 pub struct Refusal {
     /// What the device is told.
     pub problem: Problem,
-    /// Message of the lock that has to be put on the token.
-    pub lock: Option<String>,
-    /// Whether a key of the token was proven before it was refused; else it may be anybody's.
-    pub key_proven: bool,
+    /// What the request proves of its sender.
+    pub evidence: Evidence,
+}
+
+/// What a refused request proves of its sender.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Nothing: it may be anybody's.
+    Nothing,
+    /// The sender has a key of the token.
+    KeyProven,
+    /// The sender has a key of the token, and so has somebody else. The token is to be locked, for this reason.
+    TwoHolders(String),
+}
+
+impl Refusal {
+    /// A refusal of a request whose key is proven.
+    pub fn of_key_holder(problem: impl Into<Problem>) -> Self {
+        Self { problem: problem.into(), evidence: Evidence::KeyProven }
+    }
+
+    /// Why the token has to be locked, if it has to.
+    pub fn lock_reason(&self) -> Option<&str> {
+        match &self.evidence {
+            Evidence::TwoHolders(why) => Some(why),
+            Evidence::KeyProven | Evidence::Nothing => None,
+        }
+    }
+
+    /// The same refusal, where it came after the key was proven.
+    fn after_key_proof(self) -> Self {
+        match self.evidence {
+            Evidence::Nothing => Self { evidence: Evidence::KeyProven, ..self },
+            Evidence::KeyProven | Evidence::TwoHolders(_) => self,
+        }
+    }
+
+    /// Whether a key of the token was proven before the request was refused.
+    pub fn key_proven(&self) -> bool {
+        self.evidence != Evidence::Nothing
+    }
 }
 
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
-        Self { problem, lock: None, key_proven: false }
+        Self { problem, evidence: Evidence::Nothing }
     }
 }
 
@@ -136,13 +175,24 @@ impl From<ProblemType> for Refusal {
 /// Decides on a verified request.
 pub fn decide(token: &TokenView<'_>, request: &Verified, fresh: Fresh) -> Result<Grant, Refusal> {
     let by_code = brings_code(token, request, fresh.now);
-    let key = key::prove(token, request, fresh.now);
-    let key_proven = key.is_ok();
-    key.and_then(|()| judge(token, request, by_code, fresh)).map_err(|refusal| {
-        let refusal = Refusal { key_proven, ..refusal };
-        let stands = refusal.problem.kind == ProblemType::Locked || (refusal.lock.is_some() && !excused(token, request));
-        if request.stale && !stands { Refusal { key_proven, ..ProblemType::ChallengeStale.into() } } else { refusal }
-    })
+    let decided = key::prove(token, request, fresh.now).and_then(|()| {
+        let judged = judge(token, request, by_code, fresh);
+        judged.map_err(Refusal::after_key_proof)
+    });
+    decided.map_err(|refusal| if request.stale { when_stale(refusal, token, request) } else { refusal })
+}
+
+/// What is told of a refusal where the challenge is stale: that a lock stands or is to be made, and else nothing.
+fn when_stale(refusal: Refusal, token: &TokenView<'_>, request: &Verified) -> Refusal {
+    let stands = match &refusal.evidence {
+        Evidence::TwoHolders(_) => !excused(token, request),
+        Evidence::KeyProven | Evidence::Nothing => refusal.problem.kind == ProblemType::Locked,
+    };
+    if stands {
+        return refusal;
+    }
+    let evidence = if refusal.key_proven() { Evidence::KeyProven } else { Evidence::Nothing };
+    Refusal { problem: ProblemType::ChallengeStale.into(), evidence }
 }
 
 /// Steps 2 to 5, for a request whose key is proven.

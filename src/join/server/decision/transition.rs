@@ -1,8 +1,8 @@
 //! Step 3: where the device stands, by its join state and its certificate, and where that leads.
 
-use super::Refusal;
 use super::key::is_bound;
 use super::prior::PriorState;
+use super::{Evidence, Refusal};
 use crate::join::server::record::LastStep;
 use crate::join::server::request::Verified;
 use crate::join::server::view::TokenView;
@@ -170,5 +170,5 @@ fn renewal_or_recovery(prior: PriorState, request: &Verified, now: Timestamp) ->
 
 fn two_holders(why: String) -> Refusal {
     let problem = Problem::new(ProblemType::JoinStateMismatch, format!("{}: {why}", ProblemType::JoinStateMismatch.title()));
-    Refusal { lock: Some(why), ..problem.into() }
+    Refusal { problem, evidence: Evidence::TwoHolders(why) }
 }

@@ -5,6 +5,8 @@
 
 #[path = "ctl/levers.rs"]
 mod levers;
+#[path = "ctl/listing.rs"]
+mod listing;
 #[path = "ctl/serving.rs"]
 mod serving;
 mod support;
@@ -254,9 +256,9 @@ fn get_prints_for_people_and_for_programs() {
     let table = server.ctl(&["get", "token"]);
     assert_eq!(
         table,
-        "NAME         BOT  BOUND    RECOVERIES  MODE      LOCKED\n\
-         a-long-name  gw   waiting  0/1         standard  no\n\
-         b            gw   yes      3/-         relaxed   yes\n"
+        "NAME         BOT  BOUND    RECOVERIES  MODE      LOCKED  EXPIRED  LAST JOIN  CERTIFICATE ENDS  AGENT  LABELS\n\
+         a-long-name  gw   waiting  0/1         standard  no      no       -          -                 -      -\n\
+         b            gw   yes      3/-         relaxed   yes     no       -          -                 -      -\n"
     );
     let full = server.ctl(&["get", "token/b"]);
     for part in [KEY, "3 used, no limit (mode relaxed)", "generation 7", "locked by", "lost in the field"] {

@@ -192,6 +192,12 @@ fn what_scripts_read_is_told() {
     server.ctl(&["exempt", "token/gw"]);
     device.join();
     status("the status of a device that joined");
+    server.ctl(&["exempt", "token/gw"]);
+    server.ctl(&["lock", "--token", "gw"]);
+    for kind in ["bot", "bot_instance", "lock", "token"] {
+        let shown: Value = serde_json::from_str(&server.ctl(&["get", kind, "--format", "json"])).expect("JSON");
+        members_are_told(shown[0]["view"].to_string().as_bytes(), &format!("the view of a {kind}"));
+    }
     members_are_told(&run(&mut device.command(&["doctor", "--format", "json"])).stdout, "doctor");
     members_are_told(&success(&mut device.command(&["keypair", "create", "--format", "json"])).stdout, "keypair create");
     members_are_told(server.ctl(&["audit", "--format", "json"]).as_bytes(), "the audit log");

@@ -9,6 +9,7 @@ use super::actor::{Access, Action, Object};
 use super::ca::{Phase, Share, Step, Target};
 use super::event::{Event, EventFilter};
 use super::resource::{Kind, LockTarget, Resource, ResourceId};
+use super::view::View;
 use crate::join::RecoveryCode;
 use crate::join::server::record::Exemption;
 use crate::time::Timestamp;
@@ -46,7 +47,8 @@ calls! {
     CancelExemption at "/v1/exempt/cancel" gives Exemption, needs |call| vec![Access::to_token(Action::Exempt, &call.token)];
     Delete at "/v1/delete" gives Deleted, needs |call| vec![Access::new(Action::Delete, Object::Resource(call.id.clone()))];
     Exempt at "/v1/exempt" gives Exempted, needs |call| vec![Access::to_token(Action::Exempt, &call.token)];
-    Get at "/v1/get" gives Vec<Entry>, needs Get::access;
+    Get at "/v1/get" gives Entry, needs |call| read(&Object::Resource(call.id.clone()), call.with_secrets);
+    List at "/v1/list" gives Listing, needs |call| read(&Object::Kind(call.kind), call.with_secrets);
     PutLock at "/v1/lock" gives ResourceId, needs |call| vec![Access::new(Action::Lock, Object::Resource(call.target.id()))];
     Replace at "/v1/replace" gives Applied, needs |call| vec![write_to(&call.resource)];
     Reset at "/v1/reset" gives Unbound, needs |call| vec![Access::to_token(Action::Reset, &call.token)];
@@ -185,6 +187,9 @@ pub struct Deleted {
     /// Locks on it. They stay, and stop another of that name.
     #[serde(default)]
     pub locks: Vec<ResourceId>,
+    /// Resources that name it, and are not of use until there is another of that name.
+    #[serde(default)]
+    pub named_by: Vec<ResourceId>,
 }
 
 /// Lets a device come back: lifts the token's automatic locks, allows recoveries beyond the limit, and one join without a
@@ -223,40 +228,58 @@ pub struct CancelExemption {
     pub token: String,
 }
 
-/// Reads resources.
+/// Reads one resource.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Get {
-    /// Of which kind.
-    pub kind: Kind,
-    /// Which of them; else all.
-    #[serde(default)]
-    pub name: Option<String>,
+    /// Which.
+    pub id: ResourceId,
     /// Whether to show registration secrets.
     #[serde(default)]
     pub with_secrets: bool,
 }
 
-impl Get {
-    fn access(&self) -> Vec<Access> {
-        let object = match &self.name {
-            Some(name) => Object::Resource(ResourceId::new(self.kind, name)),
-            None => Object::Kind(self.kind),
-        };
-        let mut needed = vec![Access::new(Action::Read, object.clone())];
-        if self.with_secrets {
-            needed.push(Access::new(Action::ReadSecrets, object));
-        }
-        needed
-    }
+/// Reads a page of the resources of a kind, in the order of their names.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct List {
+    /// Of which kind.
+    pub kind: Kind,
+    /// [`Listing::next`] of the page before; without, the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// Whether to show registration secrets.
+    #[serde(default)]
+    pub with_secrets: bool,
 }
 
-/// A resource and its revision.
+/// A page of resources, all as they were at one moment. A resource that exists while all pages are read is on one of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The resources.
+    pub entries: Vec<Entry>,
+    /// Where to read on, as [`List::after`]; without, this is the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// The right to read what `object` is, and its secrets where they are to be shown.
+fn read(object: &Object, with_secrets: bool) -> Vec<Access> {
+    let mut needed = vec![Access::new(Action::Read, object.clone())];
+    if with_secrets {
+        needed.push(Access::new(Action::ReadSecrets, object.clone()));
+    }
+    needed
+}
+
+/// A resource, its revision, and what else is seen of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The resource.
     pub resource: Resource,
     /// Its revision.
     pub revision: u64,
+    /// What follows from it, other resources and the time. A role has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<View>,
 }
 
 /// Puts on a lock.

@@ -9,6 +9,7 @@ pub mod call;
 pub mod event;
 pub mod names;
 pub mod resource;
+pub mod view;
 
 pub use crate::join::{Problem, ProblemType};
 

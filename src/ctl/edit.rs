@@ -86,8 +86,7 @@ fn wanted(resource: &Resource) -> Resource {
 
 /// Without secrets: the server puts those that stay hidden back in.
 fn read(client: &Client, id: &ResourceId) -> Result<Entry, Failure> {
-    let found = client.send(&Get { kind: id.kind, name: Some(id.name.clone()), with_secrets: false })?;
-    found.into_iter().next().ok_or_else(|| Failure::new(format!("there is no {id}"), "boundkeyctl get KIND lists what there is"))
+    client.send(&Get { id: id.clone(), with_secrets: false })
 }
 
 fn write_file(id: &ResourceId, text: &str) -> Result<PathBuf, Failure> {

@@ -9,6 +9,7 @@ mod cli;
 mod client;
 pub mod document;
 mod edit;
+mod get;
 mod print;
 mod table;
 
@@ -22,13 +23,12 @@ use clap::parser::ValueSource;
 pub use cli::command;
 
 use crate::api::SOCKET;
-use crate::api::call::{Apply, CancelExemption, Delete, Deleted, Exempt, Get, Outcome, PutLock, Reset, Rotate};
+use crate::api::call::{Apply, CancelExemption, Delete, Deleted, Exempt, Outcome, PutLock, Reset, Rotate};
 use crate::api::resource::{Kind, LockTarget, ResourceId};
 use crate::logging;
 use crate::text;
-use cli::{Selected, Span};
+use cli::Span;
 use client::Client;
-use print::Format;
 
 /// What failed, what to do next, and the exit code.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         "create" => create(&client, matches),
         "edit" => edit::edit(&client, resource_id(matches)?),
         "exempt" => exempt(&client, matches),
-        "get" => get(&client, matches),
+        "get" => get::get(&client, matches),
         "lock" => lock(&client, matches),
         "reset" => reset(&client, matches),
         "rm" => rm(&client, matches),
@@ -119,21 +119,6 @@ fn create(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-fn get(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
-    let Some(Selected { kind, name }) = matches.get_one::<Selected>("what") else {
-        return Err(Failure::usage("nothing to get", "give KIND or KIND/NAME"));
-    };
-    let with_secrets = matches.get_flag("with-secrets");
-    let entries = client.send(&Get { kind: *kind, name: name.clone(), with_secrets })?;
-    let resources: Vec<_> = entries.into_iter().map(|entry| entry.resource).collect();
-    let text = match matches.get_one::<Format>("format") {
-        Some(Format::Json) => print::json(&resources)?,
-        Some(Format::Yaml) => document::write(&resources)?,
-        Some(Format::Text) | None => table::show(client, *kind, &resources, name.is_some())?,
-    };
-    print(&text)
 }
 
 fn exempt(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
@@ -188,25 +173,19 @@ fn reset(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
 }
 
 fn rm(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
-    let Deleted { id: gone, locks } = client.send(&Delete { id: resource_id(matches)?.clone() })?;
+    let Deleted { id: gone, locks, named_by } = client.send(&Delete { id: resource_id(matches)?.clone() })?;
     say(format_args!("{gone} deleted"))?;
     for lock in &locks {
         eprintln!("warning: {lock} stays, and stops another {gone}\n  boundkeyctl rm {lock} removes it");
     }
-    let (users, then): (&[Kind], _) = match gone.kind {
-        Kind::Bot => (&[Kind::Token], "its joins are refused until there is one"),
-        Kind::Role => (&[Kind::Bot, Kind::Token], "what this role alone allowed is refused until there is one"),
-        _ => return Ok(()),
+    let then = match gone.kind {
+        Kind::Bot => "its joins are refused until there is one",
+        _ => "what this role alone allowed is refused until there is one",
     };
-    for kind in users {
-        for entry in client.send(&Get { kind: *kind, name: None, with_secrets: false })? {
-            if entry.resource.named().contains(&gone) {
-                let user = entry.resource.id();
-                eprintln!(
-                    "warning: {user} names {gone}: {then}\n  boundkeyctl create -f makes it anew; boundkeyctl edit {user} names another"
-                );
-            }
-        }
+    for user in &named_by {
+        eprintln!(
+            "warning: {user} names {gone}: {then}\n  boundkeyctl create -f makes it anew; boundkeyctl edit {user} names another"
+        );
     }
     Ok(())
 }

@@ -2,10 +2,12 @@
 
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+use serde::Serialize;
 
 use super::Failure;
+use crate::api::call::Entry;
 use crate::api::resource::Resource;
-use crate::text;
+use crate::api::view::View;
 
 /// How resources are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +31,40 @@ impl ValueEnum for Format {
     }
 }
 
-/// An array, also of one.
-pub(super) fn json(resources: &[Resource]) -> Result<String, Failure> {
-    let json = serde_json::to_string_pretty(resources).map_err(|e| unprintable(&e))?;
-    Ok(text::output(&json).into_owned() + "\n")
+/// An array of documents, written page by page.
+#[derive(Default)]
+pub(super) struct JsonList {
+    has_begun: bool,
+}
+
+/// A resource as JSON has it, with what the server says of it.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    resource: &'a Resource,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    view: Option<&'a View>,
+}
+
+impl JsonList {
+    /// The text of a page.
+    pub(super) fn page(&mut self, entries: &[Entry]) -> Result<String, Failure> {
+        let mut text = String::new();
+        for Entry { resource, view, .. } in entries {
+            let document = Document { resource, view: view.as_ref() };
+            let json = serde_json::to_string_pretty(&document).map_err(|e| unprintable(&e))?;
+            text += if self.has_begun { ",\n  " } else { "[\n  " };
+            // The strings of JSON have no line feeds of their own: only lines of the document are indented.
+            text += &json.replace('\n', "\n  ");
+            self.has_begun = true;
+        }
+        Ok(text)
+    }
+
+    /// The text after the last page.
+    pub(super) fn end(&self) -> &'static str {
+        if self.has_begun { "\n]\n" } else { "[]\n" }
+    }
 }
 
 pub(super) fn unprintable(error: &dyn std::error::Error) -> Failure {

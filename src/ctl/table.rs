@@ -1,104 +1,93 @@
-//! Resources for a person: a table, or one token in full.
+//! Resources for a person: a table, or one token in full. What follows from a resource is said by the server; here it is put in words.
 
-use std::collections::HashMap;
-
-use super::client::Client;
 use super::{Failure, print};
-use crate::api::call::Get;
-use crate::api::resource::{Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
+use crate::api::call::Entry;
+use crate::api::resource::{Instance, Kind, Lock, Resource, Role, Token};
+use crate::api::view::{BotView, Bound, DeviceView, InstanceView, LockView, RecoveriesView, TokenView, View};
 use crate::join::RecoveryMode;
-use crate::join::server::record::rotation_due;
+use crate::join::server::record::Exemption;
 use crate::text;
-use crate::time::{Clock as _, System, Timestamp};
+use crate::time::Timestamp;
 
-/// The resources in words; `one`: there is one, and all of it is wanted.
-pub(super) fn show(client: &Client, kind: Kind, resources: &[Resource], one: bool) -> Result<String, Failure> {
-    let now = System.now();
-    let locks = if matches!(kind, Kind::Bot | Kind::Token) { Locks::read(client, now)? } else { Locks(HashMap::new()) };
-    if let ([Resource::Token(token)], true) = (resources, one) {
-        return Ok(token_in_full(token, &locks, now));
+/// One resource in words: a token in full, another as a table of one row.
+pub(super) fn one(entry: &Entry) -> Result<String, Failure> {
+    match (&entry.resource, &entry.view) {
+        (Resource::Token(token), Some(View::Token(view))) => Ok(token_in_full(token, view)),
+        (resource, _) => Ok(table(header(resource.kind()), vec![row(entry)?])),
     }
-    let rows = resources.iter().map(|resource| match resource {
-        Resource::Bot(bot) => {
-            let locked = !locks.on(&LockTarget::Bot(bot.metadata.name.clone())).is_empty();
-            vec![bot.metadata.name.clone(), listed(&bot.spec.roles), yes(locked)]
-        }
-        Resource::Instance(instance) => instance_row(instance),
-        Resource::Lock(lock) => lock_row(lock, now),
-        Resource::Role(role) => role_row(role),
-        Resource::Token(token) => token_row(token, &locks, now),
-    });
-    Ok(table(header(kind), rows.collect()))
 }
 
-fn header(kind: Kind) -> &'static [&'static str] {
+/// The columns of a table of a kind.
+pub(super) fn header(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Bot => &["NAME", "ROLES", "LOCKED"],
-        Kind::BotInstance => &["ID", "BOT", "TOKEN", "GENERATION", "LAST JOIN", "HOSTNAME"],
-        Kind::Host => &["ID", "TOKEN", "GENERATION", "LAST JOIN", "HOSTNAME"],
+        Kind::Bot => &["NAME", "ROLES", "LOCKED", "LABELS"],
+        Kind::BotInstance => {
+            &["ID", "BOT", "TOKEN", "GENERATION", "LOCKED", "LAST JOIN", "CERTIFICATE ENDS", "AGENT", "HOSTNAME"]
+        }
+        Kind::Host => &["ID", "TOKEN", "GENERATION", "LOCKED", "LAST JOIN", "CERTIFICATE ENDS", "AGENT", "HOSTNAME"],
         Kind::Lock => &["ID", "TARGET", "BY", "EXPIRES", "MESSAGE"],
         Kind::Role => &["NAME", "ALLOWS", "LONGEST TTL"],
-        Kind::Token => &["NAME", "BOT", "BOUND", "RECOVERIES", "MODE", "LOCKED"],
+        Kind::Token => &[
+            "NAME",
+            "BOT",
+            "BOUND",
+            "RECOVERIES",
+            "MODE",
+            "LOCKED",
+            "EXPIRED",
+            "LAST JOIN",
+            "CERTIFICATE ENDS",
+            "AGENT",
+            "LABELS",
+        ],
     }
 }
 
-/// The locks in force, by what they stop: one look-up for each row, however many locks there are.
-struct Locks(HashMap<ResourceId, Vec<Lock>>);
-
-impl Locks {
-    fn read(client: &Client, now: Timestamp) -> Result<Self, Failure> {
-        let mut by_target: HashMap<ResourceId, Vec<Lock>> = HashMap::new();
-        for entry in client.send(&Get { kind: Kind::Lock, name: None, with_secrets: false })? {
-            if let Resource::Lock(lock) = entry.resource
-                && lock.in_force(now)
-            {
-                by_target.entry(lock.spec.target.id()).or_default().push(lock);
-            }
+/// The row of a resource under [`header`].
+pub(super) fn row(entry: &Entry) -> Result<Vec<String>, Failure> {
+    let labels = || labels(&entry.resource);
+    match (&entry.resource, &entry.view) {
+        (Resource::Bot(bot), Some(View::Bot(BotView { locked, .. }))) => {
+            Ok(vec![bot.metadata.name.clone(), listed(&bot.spec.roles), yes(*locked), labels()])
         }
-        Ok(Self(by_target))
-    }
-
-    fn on(&self, target: &LockTarget) -> &[Lock] {
-        self.0.get(&target.id()).map_or(&[], Vec::as_slice)
-    }
-
-    /// The locks that stop a token: on itself, its bot, or its instance.
-    fn on_token<'a>(&'a self, token: &Token) -> impl Iterator<Item = &'a Lock> {
-        let itself = Some(LockTarget::Token(token.metadata.name.clone()));
-        let bot = token.spec.bot_name.clone().map(LockTarget::Bot);
-        let instance = token.status.bound_keypair.bound_instance().map(|id| token.instance(id));
-        [itself, bot, instance].into_iter().flatten().flat_map(|target| self.on(&target))
+        (Resource::Instance(instance), Some(View::Instance(view))) => Ok(instance_row(instance, view)),
+        (Resource::Lock(lock), Some(View::Lock(view))) => Ok(lock_row(lock, *view)),
+        (Resource::Role(role), None) => Ok(role_row(role)),
+        (Resource::Token(token), Some(View::Token(view))) => Ok(token_row(token, view, labels())),
+        (resource, _) => {
+            let what = format!("the server does not say of {} what a table shows", resource.id());
+            Err(Failure::new(what, "use the boundkeyctl that came with the server"))
+        }
     }
 }
 
-fn token_row(token: &Token, locks: &Locks, now: Timestamp) -> Vec<String> {
-    let status = &token.status.bound_keypair;
-    let recoveries = status.recoveries(&token.spec.bound_keypair);
-    let limit = if recoveries.mode == RecoveryMode::Standard { recoveries.limit.to_string() } else { "-".into() };
+fn token_row(token: &Token, view: &TokenView, labels: String) -> Vec<String> {
+    let RecoveriesView { used, limit, mode, .. } = view.recoveries;
+    let limit = limit.map_or_else(dash, |limit| limit.to_string());
     vec![
         token.metadata.name.clone(),
         or_dash(token.spec.bot_name.as_deref()),
-        bound(token, now).into(),
-        format!("{}/{limit}", recoveries.count),
-        mode(recoveries.mode).into(),
-        yes(locks.on_token(token).next().is_some()),
+        bound(view.bound).into(),
+        format!("{used}/{limit}"),
+        mode_name(mode).into(),
+        yes(view.locked),
+        yes(view.expired),
+        time(view.device.last_join),
+        time(view.device.certificate_ends),
+        or_dash(view.device.agent_version.as_deref()),
+        labels,
     ]
 }
 
-/// Whether a device holds the token, or can.
-fn bound(token: &Token, now: Timestamp) -> &'static str {
-    let (spec, status) = (&token.spec.bound_keypair, &token.status.bound_keypair);
-    let in_time = spec.onboarding.must_register_before.is_none_or(|deadline| now < deadline);
-    if status.bound_public_key.is_some() {
-        "yes"
-    } else if spec.onboarding.initial_public_key.is_some() || (status.registration_secret.is_some() && in_time) {
-        "waiting"
-    } else {
-        "no"
+fn bound(bound: Bound) -> &'static str {
+    match bound {
+        Bound::No => "no",
+        Bound::Waiting => "waiting",
+        Bound::Yes => "yes",
     }
 }
 
-fn mode(mode: RecoveryMode) -> &'static str {
+fn mode_name(mode: RecoveryMode) -> &'static str {
     match mode {
         RecoveryMode::Insecure => "insecure",
         RecoveryMode::Relaxed => "relaxed",
@@ -106,23 +95,26 @@ fn mode(mode: RecoveryMode) -> &'static str {
     }
 }
 
-fn instance_row(instance: &Instance) -> Vec<String> {
-    let status = &instance.status;
+fn instance_row(instance: &Instance, view: &InstanceView) -> Vec<String> {
+    let DeviceView { last_join, certificate_ends, agent_version, hostname } = &view.device;
     let mut row = vec![instance.metadata.name.clone()];
     row.extend(instance.spec.bot_name.clone());
     row.extend([
         instance.spec.token.clone(),
-        status.generation.to_string(),
-        status.authentications.back().map_or("-".into(), |last| last.time.to_string()),
-        status.heartbeats.back().map_or("-".into(), |last| last.heartbeat.hostname.clone()),
+        instance.status.generation.to_string(),
+        yes(view.locked),
+        time(*last_join),
+        time(*certificate_ends),
+        or_dash(agent_version.as_deref()),
+        or_dash(hostname.as_deref()),
     ]);
     row
 }
 
-fn lock_row(lock: &Lock, now: Timestamp) -> Vec<String> {
+fn lock_row(lock: &Lock, view: LockView) -> Vec<String> {
     let spec = &lock.spec;
-    let expires = match spec.expires {
-        Some(end) if lock.in_force(now) => end.to_string(),
+    let expires = match view.ends {
+        Some(end) if view.in_force => end.to_string(),
         Some(_) => "ended".into(),
         None => "never".into(),
     };
@@ -143,72 +135,93 @@ fn role_row(role: &Role) -> Vec<String> {
     vec![role.metadata.name.clone(), listed(&all), or_dash(ttl.as_deref())]
 }
 
-fn token_in_full(token: &Token, locks: &Locks, now: Timestamp) -> String {
+fn token_in_full(token: &Token, view: &TokenView) -> String {
     let (spec, status) = (&token.spec.bound_keypair, &token.status.bound_keypair);
-    let mut lines = vec![("token", token.metadata.name.clone())];
+    let mut lines = Lines::default();
+    lines.add("token", &token.metadata.name);
     if let Some(bot) = &token.spec.bot_name {
-        lines.push(("bot", bot.clone()));
+        lines.add("bot", bot);
     } else {
-        lines.push(("roles", listed(&token.spec.roles)));
-        lines.push(("allowed by", listed(&token.spec.host.roles)));
+        lines.add("roles", listed(&token.spec.roles));
+        lines.add("allowed by", listed(&token.spec.host.roles));
     }
-    let labels: Vec<_> = token.metadata.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    if !labels.is_empty() {
-        lines.push(("labels", labels.join(", ")));
+    if !token.metadata.labels.is_empty() {
+        lines.add("labels", labels_of(token.metadata.labels.iter()));
     }
     if let Some(end) = token.metadata.expires {
-        lines.push(("expires", end.to_string()));
+        lines.add(if view.expired { "expired" } else { "expires" }, end);
     }
-    lines.push(("bound", bound(token, now).into()));
-    if let Some(key) = status.bound_public_key.as_ref().or(spec.onboarding.initial_public_key.as_ref()) {
-        lines.push(("key", key.to_string()));
+    lines.add("bound", bound(view.bound));
+    lines.add_some("key", status.bound_public_key.as_ref().or(spec.onboarding.initial_public_key.as_ref()));
+    lines.add_some("secret", status.registration_secret.as_ref());
+    lines.add_some("register before", spec.onboarding.must_register_before);
+    if let (Some(instance), Some(generation)) = (&view.instance, view.generation) {
+        let name = if instance.kind == Kind::Host { "host" } else { "instance" };
+        lines.add(name, format!("{}, generation {generation}", instance.name));
     }
-    if let Some(secret) = &status.registration_secret {
-        lines.push(("secret", secret.clone()));
+    let DeviceView { last_join, certificate_ends, agent_version, hostname } = &view.device;
+    lines.add_some("last join", *last_join);
+    lines.add_some("certificate ends", *certificate_ends);
+    lines.add_some("agent", agent_version.as_ref());
+    lines.add_some("hostname", hostname.as_ref());
+    lines.add("recoveries", recoveries(view.recoveries));
+    lines.add_some("last recovery", status.last_recovered_at);
+    lines.add_some("last rotation", status.last_rotated_at);
+    if view.rotation_due {
+        lines.add("rotation", "a new key at the next join");
     }
-    if let Some(deadline) = spec.onboarding.must_register_before {
-        lines.push(("register before", deadline.to_string()));
+    lines.add_some("exemption", view.exemption.as_ref().map(exemption));
+    for lock in &view.locks {
+        lines.add("locked by", format!("{} on {}: {}", lock.lock, lock.target, lock.message));
     }
-    if let Some(step) = status.step() {
-        let name = if token.is_for_bot() { "instance" } else { "host" };
-        lines.push((name, format!("{}, generation {}", step.instance, step.generation)));
-    }
-    let recoveries = status.recoveries(spec);
-    let used = match recoveries.remaining() {
-        Some(left) => format!("{} used of {}, {left} left", recoveries.count, recoveries.limit),
-        None => format!("{} used, no limit", recoveries.count),
-    };
-    lines.push(("recoveries", format!("{used} (mode {})", mode(recoveries.mode))));
-    if let Some(last) = status.last_recovered_at {
-        lines.push(("last recovery", last.to_string()));
-    }
-    if let Some(last) = status.last_rotated_at {
-        lines.push(("last rotation", last.to_string()));
-    }
-    if rotation_due(spec, status, now) {
-        lines.push(("rotation", "a new key at the next join".into()));
-    }
-    if let Some(exemption) = status.exemption.as_ref().filter(|exemption| exemption.expires > now) {
-        let reason = exemption.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
-        let waiver = if exemption.waive_join_state { ", one join without matching join state" } else { "" };
-        let recoveries = print::counted(exemption.recoveries, "recovery", "recoveries");
-        let what = match &exemption.key {
-            Some(code) => format!("only for the device with key {code}"),
-            None => format!("{recoveries}{waiver}"),
-        };
-        lines.push(("exemption", format!("{what}, until {}{reason}", exemption.expires)));
-    }
-    for lock in locks.on_token(token) {
-        lines.push(("locked by", format!("lock/{} on {}: {}", lock.metadata.name, lock.spec.target.id(), lock.spec.message)));
-    }
-    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    lines.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:width$}  {}\n", plain(value)))
+    lines.text()
 }
 
+fn recoveries(RecoveriesView { used, limit, remaining, mode, .. }: RecoveriesView) -> String {
+    let used = match (limit, remaining) {
+        (Some(limit), Some(left)) => format!("{used} used of {limit}, {left} left"),
+        _ => format!("{used} used, no limit"),
+    };
+    format!("{used} (mode {})", mode_name(mode))
+}
+
+fn exemption(exemption: &Exemption) -> String {
+    let reason = exemption.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+    let waiver = if exemption.waive_join_state { ", one join without matching join state" } else { "" };
+    let recoveries = print::counted(exemption.recoveries, "recovery", "recoveries");
+    let what = match &exemption.key {
+        Some(code) => format!("only for the device with key {code}"),
+        None => format!("{recoveries}{waiver}"),
+    };
+    format!("{what}, until {}{reason}", exemption.expires)
+}
+
+/// Names and values, one pair a line.
+#[derive(Default)]
+struct Lines(Vec<(&'static str, String)>);
+
+impl Lines {
+    fn add(&mut self, name: &'static str, value: impl ToString) {
+        self.0.push((name, value.to_string()));
+    }
+
+    fn add_some(&mut self, name: &'static str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.add(name, value);
+        }
+    }
+
+    fn text(&self) -> String {
+        let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+        self.0.iter().map(|(name, value)| format!("{name:width$}  {}\n", text::line(value))).collect()
+    }
+}
+
+/// Columns as wide as their widest cell. What devices and operators wrote is escaped: it must not steer the terminal.
 pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let header = header.iter().map(ToString::to_string).collect();
     let all: Vec<Vec<String>> =
-        std::iter::once(header).chain(rows).map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();
+        std::iter::once(header).chain(rows).map(|row| row.iter().map(|cell| text::line(cell).into_owned()).collect()).collect();
     let mut widths = vec![0; all[0].len()];
     for row in &all {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -224,9 +237,22 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     text
 }
 
-/// What devices and operators wrote must not steer the terminal.
-fn plain(text: &str) -> String {
-    text::line(text).into_owned()
+fn labels(resource: &Resource) -> String {
+    let labels = &resource.metadata().labels;
+    if labels.is_empty() { dash() } else { labels_of(labels.iter()) }
+}
+
+fn labels_of<'a>(labels: impl Iterator<Item = (&'a String, &'a String)>) -> String {
+    let labels: Vec<_> = labels.map(|(name, value)| format!("{name}={value}")).collect();
+    labels.join(", ")
+}
+
+fn time(time: Option<Timestamp>) -> String {
+    time.map_or_else(dash, |time| time.to_string())
+}
+
+fn dash() -> String {
+    "-".into()
 }
 
 fn listed(names: &[String]) -> String {

@@ -2,6 +2,7 @@
 //! by operators.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,8 @@ pub const MAX_KEPT: usize = 10;
 /// Longest text kept of a heartbeat, in bytes: the record is read and written with each join.
 const MAX_TEXT: usize = 128;
 
-/// A bot instance or a host, version v1; its name is its id. It ends 5 minutes after its newest certificate (`metadata.expires`).
+/// A bot instance or a host, version v1; its name is its id. It ends [`INSTANCE_GRACE`] after its newest certificate
+/// (`metadata.expires`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instance {
@@ -87,7 +89,15 @@ pub struct SeenHeartbeat {
     pub heartbeat: Heartbeat,
 }
 
+/// How long the record of an instance outlives its newest certificate.
+pub const INSTANCE_GRACE: Duration = Duration::from_secs(300);
+
 impl Instance {
+    /// The end of the certificate of it that ends last, in whole seconds as certificates have it (RFC 5280 section 4.1.2.5).
+    pub fn certificate_ends(&self) -> Option<Timestamp> {
+        self.metadata.expires.map(|end| Timestamp::from_secs(end.minus(INSTANCE_GRACE).secs()))
+    }
+
     /// What it is called: `bot_instance` or `host`.
     pub fn kind(&self) -> Kind {
         if self.spec.bot_name.is_some() { Kind::BotInstance } else { Kind::Host }

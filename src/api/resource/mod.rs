@@ -15,7 +15,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use bot::{Bot, BotSpec};
-pub use instance::{Authentication, Instance, InstanceSpec, InstanceStatus, MAX_KEPT, SeenHeartbeat};
+pub use instance::{Authentication, INSTANCE_GRACE, Instance, InstanceSpec, InstanceStatus, MAX_KEPT, SeenHeartbeat};
 pub use lock::{Lock, LockSpec, LockTarget};
 pub use role::{Allow, GREATEST_MAX_TTL, LEAST_MAX_TTL, Role, RoleSpec};
 pub use token::{HIDDEN_SECRET, HostSpec, JoinMethod, MIN_SECRET, NODE_ROLE, Token, TokenSpec, TokenStatus};

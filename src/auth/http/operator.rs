@@ -42,6 +42,7 @@ pub fn router(operator: Arc<Operator>) -> Router {
     let router = on(router, Operator::delete);
     let router = on(router, Operator::exempt);
     let router = on(router, Operator::get);
+    let router = on(router, Operator::list);
     let router = on(router, Operator::put_lock);
     let router = on(router, Operator::replace);
     let router = on(router, Operator::reset);

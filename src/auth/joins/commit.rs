@@ -1,20 +1,17 @@
 //! From the effects of a join to what the store commits: token, instance, locks, certificates and audit events of one transaction.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use crate::api::event::{Event, EventKind};
 use crate::api::resource::{
-    Authentication, Instance, InstanceSpec, InstanceStatus, Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId,
+    Authentication, INSTANCE_GRACE, Instance, InstanceSpec, InstanceStatus, Kind, Lock, LockSpec, LockTarget, Metadata, Resource,
+    ResourceId,
 };
 use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};
 use crate::join::message::Heartbeat;
 use crate::join::server::effects::{Effects, InstanceRecord, JoinEvent, LockChange, TokenRecord};
 use crate::join::{Id, JoinKind, RecoveryMode};
 use crate::time::Timestamp;
-
-/// How long the record of an instance outlives its newest certificate.
-const INSTANCE_GRACE: Duration = Duration::from_secs(300);
 
 /// A join under way: what it is decided on, when, and where it came from.
 #[derive(Clone, Copy)]

@@ -8,15 +8,16 @@ mod error;
 mod exempt;
 mod lock;
 mod token;
+mod view;
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::rotation::Rotation;
-use super::store::{Change, Commit, Store, Stored};
+use super::store::{Change, Commit, Listed, Store, Stored};
 use crate::api::actor::Actor;
-use crate::api::call::{Delete, Deleted, Entry, Get};
+use crate::api::call::{Delete, Deleted, Entry, Get, List, Listing};
 use crate::api::event::{Event, EventFilter, EventKind};
 use crate::api::resource::{Kind, LockTarget, Resource, ResourceId};
 use crate::join::{Problem, ProblemType};
@@ -24,6 +25,9 @@ use crate::time::{Clock, Random, Timestamp};
 use error::retry_on_conflict;
 
 pub(in crate::auth) use error::OperatorError;
+
+/// Most resources in one answer.
+const PAGE: usize = 500;
 
 /// What operators can do.
 pub struct Operator {
@@ -62,13 +66,18 @@ impl Operator {
         Self { rotation: Some(rotation), ..self }
     }
 
-    pub(in crate::auth) fn get(&self, call: Get, _: &Actor) -> Result<Vec<Entry>, OperatorError> {
-        let found = match call.name {
-            Some(name) => vec![self.stored(&ResourceId::new(call.kind, name))?],
-            None => self.store.list(call.kind)?,
-        };
-        let shown = |resource: Resource| if call.with_secrets { resource } else { resource.without_secrets() };
-        Ok(found.into_iter().map(|Stored { resource, revision }| Entry { resource: shown(resource), revision }).collect())
+    pub(in crate::auth) fn get(&self, Get { id, with_secrets }: Get, _: &Actor) -> Result<Entry, OperatorError> {
+        let listed = self.store.listed(&id)?.ok_or_else(|| unknown(&id))?;
+        Ok(entry(listed, with_secrets, self.clock.now()))
+    }
+
+    pub(in crate::auth) fn list(&self, call: List, _: &Actor) -> Result<Listing, OperatorError> {
+        let now = self.clock.now();
+        let page = self.store.page(call.kind, call.after.as_deref().unwrap_or_default(), PAGE)?;
+        let last = page.last().filter(|_| page.len() == PAGE);
+        let next = last.map(|listed| listed.stored.resource.metadata().name.clone());
+        let entries = page.into_iter().map(|listed| entry(listed, call.with_secrets, now)).collect();
+        Ok(Listing { entries, next })
     }
 
     /// Locks stay, those that the server made too: a token that is made again out of a backup is the one that two held. They go by
@@ -80,8 +89,23 @@ impl Operator {
             let events = vec![event(self.clock.now(), kind, &resource, actor)];
             let changes = vec![Change { id: id.clone(), expected: Some(revision), to: None }];
             self.store.commit(Commit { changes, events, ..Commit::default() })?;
-            Ok(Deleted { locks: self.locks_in_force_on(&id)?, id: id.clone() })
+            Ok(Deleted { locks: self.locks_in_force_on(&id)?, named_by: self.naming(&id)?, id: id.clone() })
         })
+    }
+
+    /// The resources that name this one.
+    fn naming(&self, id: &ResourceId) -> Result<Vec<ResourceId>, OperatorError> {
+        let kinds: &[Kind] = match id.kind {
+            Kind::Bot => &[Kind::Token],
+            Kind::Role => &[Kind::Bot, Kind::Token],
+            Kind::BotInstance | Kind::Host | Kind::Lock | Kind::Token => &[],
+        };
+        let mut naming = Vec::new();
+        for kind in kinds {
+            let resources = self.store.list(*kind)?.into_iter().map(|stored| stored.resource);
+            naming.extend(resources.filter(|resource| resource.named().contains(id)).map(|resource| resource.id()));
+        }
+        Ok(naming)
     }
 
     /// Locks that stop the resource of this name, whether it is there or not.
@@ -93,8 +117,20 @@ impl Operator {
     }
 
     fn stored(&self, id: &ResourceId) -> Result<Stored<Resource>, OperatorError> {
-        self.store.get(id)?.ok_or_else(|| Problem::new(ProblemType::NotFound, format!("there is no {id}")).into())
+        Ok(self.store.get(id)?.ok_or_else(|| unknown(id))?)
     }
+}
+
+fn unknown(id: &ResourceId) -> Problem {
+    Problem::new(ProblemType::NotFound, format!("there is no {id}"))
+}
+
+/// A resource as an operator is shown it.
+fn entry(listed: Listed, with_secrets: bool, now: Timestamp) -> Entry {
+    let view = view::of(&listed, now);
+    let Stored { resource, revision } = listed.stored;
+    let resource = if with_secrets { resource } else { resource.without_secrets() };
+    Entry { resource, revision, view }
 }
 
 /// An event of `kind` about `resource`.

@@ -25,6 +25,18 @@ pub struct Stored<T> {
     pub revision: u64,
 }
 
+/// A resource and what operators see beside it, read at one moment.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The resource.
+    pub stored: Stored<Resource>,
+    /// The locks on it and on what it belongs to, also those that have ended: of a token on its bot and the instance that it is bound to,
+    /// of an instance on its bot and its token.
+    pub locks: Vec<Lock>,
+    /// The instance that a token is bound to.
+    pub instance: Option<Instance>,
+}
+
 /// Everything a join is decided on, read at one moment.
 #[derive(Clone, Debug)]
 pub struct JoinView {
@@ -137,6 +149,13 @@ impl std::error::Error for StoreError {}
 pub trait Store: Send + Sync {
     /// One resource.
     fn get(&self, id: &ResourceId) -> Result<Option<Stored<Resource>>, StoreError>;
+
+    /// One resource, as operators see it.
+    fn listed(&self, id: &ResourceId) -> Result<Option<Listed>, StoreError>;
+
+    /// At most `limit` resources of a kind as operators see them, by name: those whose names are greater than `after`, all as they were at
+    /// one moment.
+    fn page(&self, kind: Kind, after: &str, limit: usize) -> Result<Vec<Listed>, StoreError>;
 
     /// All resources of a kind, by name.
     fn list(&self, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError>;

@@ -8,6 +8,7 @@
 //!
 //! Resources are JSON documents beside the few columns that they are looked up by: another database needs no more.
 
+mod listing;
 #[cfg(test)]
 mod plans;
 mod read;
@@ -22,8 +23,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Commit, Event, EventFilter, Form, JoinView, Kind, Lock, LockTarget, Resource, ResourceId, Revoked, Share, Store, StoreError,
-    Stored, Token,
+    Commit, Event, EventFilter, Form, JoinView, Kind, Listed, Lock, LockTarget, Resource, ResourceId, Revoked, Share, Store,
+    StoreError, Stored, Token,
 };
 use crate::join::Id;
 use crate::time::Timestamp;
@@ -126,6 +127,14 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
 impl Store for SqliteStore {
     fn get(&self, key: &ResourceId) -> Result<Option<Stored<Resource>>, StoreError> {
         self.readers.with(|snapshot| read::get(snapshot, key))
+    }
+
+    fn listed(&self, id: &ResourceId) -> Result<Option<Listed>, StoreError> {
+        self.readers.with(|snapshot| listing::listed(snapshot, id))
+    }
+
+    fn page(&self, kind: Kind, after: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        self.readers.with(|snapshot| listing::page(snapshot, kind, after, limit))
     }
 
     fn list(&self, kind: Kind) -> Result<Vec<Stored<Resource>>, StoreError> {

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 
-use super::{read, schema, write};
+use super::{listing, read, schema, write};
 use crate::auth::store::Form;
 use crate::time::Timestamp;
 
 /// Every statement that looks for rows, for a device, an operator or the upkeep.
-const STATEMENTS: [&str; 19] = [
+const STATEMENTS: [&str; 20] = [
+    listing::PAGE,
     read::ENDED_EXEMPTIONS,
     read::EVENTS,
     read::EVENTS_OF_TOKEN,

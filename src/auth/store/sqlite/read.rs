@@ -251,7 +251,11 @@ pub(super) fn last_event_until(snapshot: &Transaction<'_>, time: Timestamp) -> R
     Ok(query.query_row([time.millis()], |row| row.get::<_, Option<u64>>(0))?.map(Timestamp::from_millis))
 }
 
-fn typed<T: DeserializeOwned>(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<Stored<T>>, StoreError> {
+pub(super) fn typed<T: DeserializeOwned>(
+    snapshot: &Transaction<'_>,
+    kind: Kind,
+    name: &str,
+) -> Result<Option<Stored<T>>, StoreError> {
     let found = raw(snapshot, kind, name)?;
     found
         .map(|(revision, document)| Ok(Stored { resource: parse(&ResourceId::new(kind, name), &document)?, revision }))
@@ -265,7 +269,7 @@ fn raw(snapshot: &Transaction<'_>, kind: Kind, name: &str) -> Result<Option<(u64
     Ok(query.query_row([kind.name(), name], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
 }
 
-fn resource(key: &ResourceId, document: &str) -> Result<Resource, StoreError> {
+pub(super) fn resource(key: &ResourceId, document: &str) -> Result<Resource, StoreError> {
     Ok(match key.kind {
         Kind::Bot => Resource::Bot(parse(key, document)?),
         Kind::BotInstance | Kind::Host => Resource::Instance(parse(key, document)?),
@@ -283,6 +287,6 @@ fn damaged(key: &ResourceId, why: impl std::fmt::Display) -> StoreError {
     StoreError::Failed(format!("{key} is damaged: {why}"))
 }
 
-fn column<T: FromSql>(row: &Row<'_>, index: usize) -> Result<T, StoreError> {
+pub(super) fn column<T: FromSql>(row: &Row<'_>, index: usize) -> Result<T, StoreError> {
     Ok(row.get(index)?)
 }

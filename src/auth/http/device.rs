@@ -46,8 +46,10 @@ pub fn router(joins: Arc<Joins>) -> Router {
         .route(SSH_HOST_CRL_PATH, get(ssh_host_crl))
         .route(CHALLENGE_PATH, post(challenge))
         .route(JOIN_PATH, post(join))
-        .fallback(async || -> Problem { ProblemType::UnsupportedVersion.into() })
-        .method_not_allowed_fallback(async || Problem::new(ProblemType::BadRequest, "no such method on this path"))
+        .fallback(async || ProblemResponse(ProblemType::UnsupportedVersion.into()))
+        .method_not_allowed_fallback(async || {
+            ProblemResponse(Problem::new(ProblemType::BadRequest, "no such method on this path"))
+        })
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(Arc::new(api))
 }
@@ -95,7 +97,7 @@ async fn list(
     let joins = api.joins.clone();
     match api.work.run(Kind::List, connection, move || made(&joins)).await {
         Ok(bytes) => (headers, bytes).into_response(),
-        Err(problem) => problem.into_response(),
+        Err(problem) => ProblemResponse(problem).into_response(),
     }
 }
 
@@ -157,16 +159,22 @@ impl Api {
         };
         match answered {
             Ok(answer) => Json(answer).into_response(),
-            Err(problem) => problem.into_response(),
+            Err(problem) => ProblemResponse(problem).into_response(),
         }
     }
 }
 
-impl IntoResponse for Problem {
+/// A problem as an HTTP response (RFC 9457 section 3).
+pub struct ProblemResponse(
+    /// The problem.
+    pub Problem,
+);
+
+impl IntoResponse for ProblemResponse {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let retry_after = self.retry_after;
-        let mut response = (status, Json(self)).into_response();
+        let status = StatusCode::from_u16(self.0.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.0.retry_after;
+        let mut response = (status, Json(self.0)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if let Some(seconds) = retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());

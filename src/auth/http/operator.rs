@@ -18,6 +18,7 @@ use crate::api::actor::{Access, Actor};
 use crate::api::call::{Audit, Call};
 use crate::api::event::Event;
 use crate::auth::authorize::{Denied, authorize, authorize_connection};
+use crate::auth::http::device::ProblemResponse;
 use crate::auth::operator::{Operator, OperatorError};
 use crate::join::{PROBLEM_JSON, Problem, ProblemType};
 
@@ -49,10 +50,10 @@ pub fn router(operator: Arc<Operator>) -> Router {
     let router = on(router, Operator::rotate);
     router
         .fallback(async || {
-            Problem::new(
+            ProblemResponse(Problem::new(
                 ProblemType::UnsupportedVersion,
                 "this boundkey-auth does not know the command; it is of another version",
-            )
+            ))
         })
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(operator)
@@ -155,7 +156,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let denied = match self {
             Self::Denied(denied) => denied,
-            Self::Problem(problem) => return problem.into_response(),
+            Self::Problem(problem) => return ProblemResponse(problem).into_response(),
         };
         let document =
             serde_json::json!({ "type": "about:blank", "title": "Forbidden", "status": 403, "detail": denied.to_string() });

@@ -30,7 +30,7 @@ use crate::join::server::request::{self, Cluster, Opened, Verified};
 use crate::join::server::view::TokenView;
 use crate::join::trust::PIN;
 use crate::join::{Id, Jws, Problem, ProblemType};
-use crate::time::{Clock, NoRandomness, Random, Timestamp};
+use crate::time::{Clock, Random, Timestamp};
 use certify::Certified;
 use commit::JoinContext;
 use outstanding::Outstanding;
@@ -73,7 +73,7 @@ impl Joins {
         let parts = ViewParts::new(&view, now);
         let token = parts.token(&view);
         let challenge = Challenge::new(&token, request.instance, now);
-        let sealed = self.sealing.now().seal(token.name, token.epoch, challenge, &*self.random)?;
+        let sealed = self.sealing.now().seal(token.name, token.epoch, challenge, &*self.random).map_err(|e| failed(&e))?;
         challenge.answer(&token, sealed, now)
     }
 
@@ -144,7 +144,7 @@ impl Joins {
             Err(problem) => return self.refuse(problem.into(), &token, None, context),
         };
         let lifetime = self.lifetime(&request, context)?;
-        let fresh = Fresh { instance: Id::random(&*self.random)?, now, not_after: lifetime.not_after };
+        let fresh = Fresh { instance: Id::random(&*self.random).map_err(|e| failed(&e))?, now, not_after: lifetime.not_after };
         let issued = decision::decide(&token, &verified, fresh).and_then(|grant| {
             let issued = self.issue_for(&request, grant, &token, lifetime.outstanding, context, paid);
             issued.map_err(Refusal::of_key_holder)
@@ -217,7 +217,7 @@ impl Joins {
             return told;
         }
         let locks = effects.locks != LockChange::None;
-        let mut commit = context.refused(effects, Id::random(&*self.random)?);
+        let mut commit = context.refused(effects, Id::random(&*self.random).map_err(|e| failed(&e))?);
         // A lock is always told of; other refusals as far as the log has room for them.
         if !locks && !self.throttled(&refusal, token.name, &mut commit, context.now) {
             return told;
@@ -270,12 +270,6 @@ impl From<StoreError> for Failure {
 impl<T: Into<Problem>> From<T> for Failure {
     fn from(problem: T) -> Self {
         Self::Problem(problem.into())
-    }
-}
-
-impl From<NoRandomness> for Problem {
-    fn from(e: NoRandomness) -> Self {
-        failed(&e)
     }
 }
 

@@ -143,7 +143,7 @@ fn what_was_answered_survives_sigkill() {
         child.wait().unwrap();
 
         let store = SqliteStore::open(&dir.database()).unwrap();
-        let events = store.events(&EventFilter::default()).unwrap();
+        let events = store.events(&EventFilter::default()).unwrap().events;
         for number in &answered {
             let name = format!("b{number}");
             assert!(revision(&store, &ResourceId::new(Kind::Bot, &name)).is_some(), "{name} was answered for");
@@ -250,6 +250,70 @@ fn a_disk_that_takes_no_more_is_told() {
     assert!(output.status.success() && said.contains("told at"), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let store = SqliteStore::open(&dir.database()).unwrap();
     put(&store, bot("after", &[]));
+}
+
+/// Followers that always have a snapshot open kept the write-ahead log from being begun anew: it grew to 831 MB.
+#[test]
+fn the_write_ahead_log_has_a_bound_while_readers_never_rest() {
+    /// What `src/auth/store/sqlite/wal.rs` allows, and what one transaction may add.
+    const BOUND: u64 = 24 << 20;
+    const WRITTEN: u64 = 64 << 20;
+    let dir = TempDir::new();
+    let store = SqliteStore::create(&dir.database()).unwrap();
+    let wal = dir.0.path().join("db.sqlite-wal");
+    let padding = |event: Event| (0..64).fold(event, |event, n| event.with(&n.to_string(), "x".repeat(1000)));
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let followed = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut filter = EventFilter { limit: Some(50), ..EventFilter::default() };
+                    let mut read = 0;
+                    loop {
+                        let last = is_over.load(Ordering::Relaxed);
+                        let page = store.events(&filter).unwrap();
+                        read += page.events.len();
+                        filter.after = Some(page.cursor);
+                        if last && !page.more {
+                            return read;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let events = WRITTEN / 64_000;
+        let mut highest = 0;
+        for number in 0..events {
+            store.commit(Commit { events: vec![padding(event(number, "t"))], ..Commit::default() }).unwrap();
+            highest = highest.max(std::fs::metadata(&wal).unwrap().len());
+        }
+        is_over.store(true, Ordering::Relaxed);
+        println!("{} MiB written: the log had {} KiB at most", WRITTEN >> 20, highest >> 10);
+        assert!(highest < BOUND, "{highest}");
+        readers.into_iter().map(|reader| reader.join().unwrap() as u64 == events).collect::<Vec<_>>()
+    });
+    assert_eq!(followed, [true; 3], "each follower got each event once");
+}
+
+/// A backup holds a snapshot for as long as it takes. Commits do not wait for it, and the log is cut as soon as it has ended.
+#[test]
+fn a_reader_that_does_not_end_holds_up_no_commit() {
+    let dir = TempDir::new();
+    let store = SqliteStore::create(&dir.database()).unwrap();
+    let wal = dir.0.path().join("db.sqlite-wal");
+    put(&store, bot("before", &[]));
+    let reader = rusqlite::Connection::open(dir.database()).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM resource").unwrap();
+    let write = |commits: usize| {
+        let padded = (0..60).fold(event(1, "t"), |event, n| event.with(&n.to_string(), "x".repeat(1000)));
+        for _ in 0..commits {
+            store.commit(Commit { events: vec![padded.clone(); 64], ..Commit::default() }).unwrap();
+        }
+        std::fs::metadata(&wal).unwrap().len()
+    };
+    assert!(write(6) > 20 << 20, "it grows meanwhile");
+    reader.execute_batch("COMMIT").unwrap();
+    assert!(write(3) <= 16 << 20, "begun anew, and cut");
 }
 
 fn failure<T>(result: Result<T, StoreError>) -> String {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::actor::{Access, Action, Object};
 use super::ca::{Phase, Share, Step, Target};
-use super::event::{Event, EventFilter};
+use super::event::{EventFilter, EventPage};
 use super::resource::{Kind, LockTarget, Resource, ResourceId};
 use super::view::View;
 use crate::join::RecoveryCode;
@@ -41,7 +41,7 @@ macro_rules! calls {
 
 calls! {
     Apply at "/v1/apply" gives Vec<Applied>, needs |call| call.resources.iter().map(write_to).collect();
-    Audit at "/v1/audit" gives Vec<(u64, Event)>, needs |_| vec![Access::new(Action::Read, Object::AuditLog)];
+    Audit at "/v1/audit" gives EventPage, needs |_| vec![Access::new(Action::Read, Object::AuditLog)];
     CaRotate at "/v1/ca/rotate" gives CaRotated, needs |_| vec![Access::new(Action::Rotate, Object::Ca)];
     CaStatus at "/v1/ca/status" gives CaReport, needs |_| vec![Access::new(Action::Read, Object::Ca)];
     CancelExemption at "/v1/exempt/cancel" gives Exemption, needs |call| vec![Access::to_token(Action::Exempt, &call.token)];

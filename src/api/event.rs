@@ -186,22 +186,37 @@ impl Event {
     }
 }
 
+/// A place in the log, between two events. Its text is the store's own: a client hands it back as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor(pub String);
+
+/// One page of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventPage {
+    /// The events, in the order in which they were written.
+    pub events: Vec<Event>,
+    /// Where the next page begins. It moves on even when no event on the way was asked for.
+    pub cursor: Cursor,
+    /// Whether there was more to look through when the page was read. A page with no events may have more after it.
+    pub more: bool,
+}
+
 /// Which events to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventFilter {
-    /// Those numbered higher.
-    #[serde(default)]
-    pub after: u64,
+    /// Those after this place in the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Cursor>,
     /// Those not earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
     /// Those of one token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// At most so many, the oldest ones: to be read on after the last of them.
+    /// At most so many, the oldest ones, and at least one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// At most so many bytes of them, as they are stored, but at least one event: to be read on likewise.
+    /// At most so many bytes of them, as they are stored, and at least one event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<usize>,
 }

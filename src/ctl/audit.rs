@@ -19,17 +19,17 @@ pub(super) fn audit(client: &Client, matches: &ArgMatches) -> Result<(), Failure
     let mut filter = EventFilter { since, token: matches.get_one("token").cloned(), ..EventFilter::default() };
     loop {
         let wait = if follow { WAIT } else { 0 };
-        let events = client.send(&Audit { filter: filter.clone(), wait })?;
-        if events.is_empty() && !follow {
-            return Ok(());
-        }
+        let page = client.send(&Audit { filter: filter.clone(), wait })?;
         let mut text = String::new();
-        for (number, event) in events {
+        for event in page.events {
             text += &if json { json_line(&event)? } else { text_line(&event) };
             text.push('\n');
-            filter.after = number;
         }
         print(&text)?;
+        if !page.more && !follow {
+            return Ok(());
+        }
+        filter.after = Some(page.cursor);
     }
 }
 

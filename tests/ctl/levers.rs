@@ -238,8 +238,8 @@ fn an_unused_exemption_ends_by_itself() {
     let now = Timestamp::from_secs(10);
     operator.end_exemptions(now).unwrap();
     operator.end_exemptions(now).unwrap();
-    let events = store.events(&EventFilter::default()).unwrap();
-    let told: Vec<_> = events.iter().map(|(_, event)| (event.event.name(), event.token.clone().unwrap(), event.time)).collect();
+    let events = store.events(&EventFilter::default()).unwrap().events;
+    let told: Vec<_> = events.iter().map(|event| (event.event.name(), event.token.clone().unwrap(), event.time)).collect();
     assert_eq!(told, [("exemption.expired".into(), "ended".into(), now)]);
     let exempt = |name| match store.get(&ResourceId::new(Kind::Token, name)).unwrap().unwrap().resource {
         Resource::Token(token) => token.status.bound_keypair.exemption.is_some(),

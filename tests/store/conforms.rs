@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
-use boundkey::api::event::{Event, EventFilter, MAX_TEXT};
+use boundkey::api::event::{Cursor, Event, EventFilter, MAX_TEXT};
 use boundkey::api::resource::{Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId};
 use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, Store, StoreError, Stored};
 use boundkey::join::Id;
@@ -26,6 +26,7 @@ pub(super) fn every_rule(store: &dyn Store) {
     ended_exemptions_are_found(store);
     the_share_of_a_trust_bundle_is_that_of_bound_tokens(store);
     events_are_filtered(store);
+    events_are_found_by_time_though_times_go_back(store);
     texts_of_events_are_kept_to_their_bound(store);
     concurrent_commits_do_not_mix(store);
     a_sweep_takes_what_has_ended(store);
@@ -71,8 +72,7 @@ fn a_conflict_leaves_nothing(store: &dyn Store) {
         assert!(matches!(store.commit(commit), Err(StoreError::Conflict(what)) if what == name));
     }
     assert_eq!(store.get(&fresh.id).unwrap(), None);
-    let told = store.events(&EventFilter { token: Some("conflict".into()), ..EventFilter::default() }).unwrap();
-    assert_eq!(told, []);
+    assert_eq!(events_of(store, "conflict"), []);
     // Nothing of `issued` either: the serial is free.
     store.commit(Commit { issued: vec![issued("conflict", 1)], ..Commit::default() }).unwrap();
 }
@@ -327,25 +327,63 @@ fn events_are_filtered(store: &dyn Store) {
         store.commit(Commit { events: vec![event.clone()], ..Commit::default() }).unwrap();
     }
     let of_e = EventFilter { token: Some("e".into()), ..EventFilter::default() };
-    let times = |filter: EventFilter| {
-        let events = store.events(&filter).unwrap();
-        assert!(events.is_sorted_by(|a, b| a.0 < b.0));
-        events.into_iter().map(|(_, event)| event.time.secs()).collect::<Vec<_>>()
-    };
+    let page = |filter: EventFilter| store.events(&filter).unwrap();
+    let times = |filter: EventFilter| page(filter).events.iter().map(|event| event.time.secs()).collect::<Vec<_>>();
     assert_eq!(times(of_e.clone()), [10, 30, 40]);
     assert_eq!(times(EventFilter { since: Some(at(30)), ..of_e.clone() }), [30, 40]);
     assert_eq!(times(EventFilter { limit: Some(2), ..of_e.clone() }), [10, 30], "the oldest, to read on after them");
     assert_eq!(times(EventFilter { since: Some(at(31)), ..EventFilter::default() }), [40]);
     assert_eq!(times(EventFilter { since: Some(at(41)), ..EventFilter::default() }), [0; 0]);
-    let (first, _) = store.events(&of_e).unwrap()[0].clone();
-    assert_eq!(times(EventFilter { after: first, ..EventFilter::default() }), [20, 30, 40]);
-    assert_eq!(store.events(&of_e).unwrap()[0].1, told[0]);
+    let first = page(EventFilter { limit: Some(1), ..of_e.clone() });
+    assert_eq!((&first.events[..], first.more), (&told[..1], true));
+    let after_first = EventFilter { after: Some(first.cursor), ..EventFilter::default() };
+    assert_eq!(times(after_first.clone()), [20, 30, 40]);
+    let rest = page(after_first.clone());
+    assert!(!rest.more);
+    let end = page(EventFilter { after: Some(rest.cursor.clone()), ..EventFilter::default() });
+    assert_eq!((end.events, &end.cursor, end.more), (vec![], &rest.cursor, false));
     let size = told[0].document().unwrap().len();
     for (max_bytes, fits) in [(1, 1), (size, 1), (2 * size, 2), (3 * size - 1, 2), (3 * size, 3)] {
         assert_eq!(times(EventFilter { max_bytes: Some(max_bytes), ..of_e.clone() }).len(), fits, "{max_bytes} bytes");
     }
-    let ahead = EventFilter { after: first, since: Some(at(15)), ..EventFilter::default() };
-    assert_eq!(times(ahead), [20, 30, 40]);
+    assert_eq!(times(EventFilter { since: Some(at(15)), ..after_first }), [20, 30, 40]);
+    for unknown in ["", "x", "1", "ffffffff-1", "7fffffffffffffff-0", &format!("{}0", rest.cursor.0)] {
+        let filter = EventFilter { after: Some(Cursor(unknown.into())), ..EventFilter::default() };
+        assert!(matches!(store.events(&filter), Err(StoreError::UnknownCursor)), "{unknown:?}");
+    }
+}
+
+/// Times go back where a clock is set back, and where clocks differ: what is asked for by time is found all the same.
+fn events_are_found_by_time_though_times_go_back(store: &dyn Store) {
+    const BASE: u64 = 4_000_000;
+    let filter = |since| EventFilter { token: Some("back".into()), since: Some(at(BASE + since)), ..EventFilter::default() };
+    for time in [100, 200, 150, 199, 160, 300, 170] {
+        store.commit(Commit { events: vec![event(BASE + time, "back")], ..Commit::default() }).unwrap();
+    }
+    let times = |since| {
+        let mut filter = EventFilter { limit: Some(1), ..filter(since) };
+        let mut times = vec![];
+        loop {
+            let page = store.events(&filter).unwrap();
+            times.extend(page.events.iter().map(|event| event.time.secs() - BASE));
+            if !page.more {
+                return times;
+            }
+            filter.after = Some(page.cursor);
+        }
+    };
+    assert_eq!(times(0), [100, 200, 150, 199, 160, 300, 170]);
+    assert_eq!(times(155), [200, 199, 160, 300, 170]);
+    assert_eq!(times(201), [300]);
+    assert_eq!(times(301), [0; 0]);
+    // A follower that begins where nothing is yet gets what comes after, and nothing else.
+    let none = store.events(&filter(400)).unwrap();
+    assert_eq!((none.events.len(), none.more), (0, false));
+    let follow = EventFilter { after: Some(none.cursor), ..filter(400) };
+    store.commit(Commit { events: vec![event(BASE + 399, "back"), event(BASE + 400, "back")], ..Commit::default() }).unwrap();
+    assert_eq!(store.events(&follow).unwrap().events, [event(BASE + 400, "back")]);
+    store.sweep(at(BASE), Duration::ZERO).unwrap();
+    store.sweep(at(BASE + 1000), Duration::ZERO).unwrap();
 }
 
 /// What peers wrote is in events: a URL of 34,000 control characters was, six bytes for each of them.
@@ -353,8 +391,8 @@ fn texts_of_events_are_kept_to_their_bound(store: &dyn Store) {
     let long = "\u{1}".repeat(34_000);
     let event = Event { reason: Some(long.clone()), remote_addr: Some(long.clone()), ..event(50, "long") };
     store.commit(Commit { events: vec![event.with("certificate_ignored", long)], ..Commit::default() }).unwrap();
-    let kept = store.events(&EventFilter { token: Some("long".into()), ..EventFilter::default() }).unwrap();
-    let Event { reason, remote_addr, more, .. } = &kept[0].1;
+    let kept = events_of(store, "long");
+    let Event { reason, remote_addr, more, .. } = &kept[0];
     for text in [reason.as_deref(), remote_addr.as_deref(), more["certificate_ignored"].as_str()] {
         assert!(text.is_some_and(|text| text.len() == MAX_TEXT && text.ends_with("...")), "{text:?}");
     }
@@ -392,8 +430,7 @@ fn concurrent_commits_do_not_mix(store: &dyn Store) {
     revisions.sort_unstable();
     revisions.dedup();
     assert_eq!(revisions.len(), bots.len());
-    let told = store.events(&EventFilter { token: Some("concurrent".into()), ..EventFilter::default() }).unwrap();
-    assert_eq!(told.len(), won);
+    assert_eq!(events_of(store, "concurrent").len(), won);
 }
 
 fn a_sweep_takes_what_has_ended(store: &dyn Store) {
@@ -405,19 +442,21 @@ fn a_sweep_takes_what_has_ended(store: &dyn Store) {
     let events = vec![event(now.secs() - 3601, "swept"), event(now.secs() - 3600, "swept")];
     store.commit(Commit { issued: records, events, ..Commit::default() }).unwrap();
     let swept = EventFilter { token: Some("swept".into()), ..EventFilter::default() };
-    let last = store.events(&swept).unwrap()[1].0;
+    let last = store.events(&swept).unwrap();
+    assert_eq!(last.events.len(), 2);
 
     store.sweep(now, HOUR).unwrap();
     assert_eq!(revision(store, &ResourceId::new(Kind::BotInstance, "ended")), None);
     assert!(revision(store, &ResourceId::new(Kind::BotInstance, "lives")).is_some());
-    assert_eq!(store.events(&swept).unwrap().len(), 1);
+    assert_eq!(events_of(store, "swept").len(), 1);
     assert!(store.commit(Commit { issued: vec![issued("lives", 1)], ..Commit::default() }).is_err());
     store.commit(Commit { issued: vec![issued("ended", 1)], ..Commit::default() }).unwrap();
 
     // A number swept away does not come back: a reader that follows would miss the event.
     store.sweep(now.plus(HOUR * 2), HOUR).unwrap();
     store.commit(Commit { events: vec![event(now.secs(), "swept")], ..Commit::default() }).unwrap();
-    assert!(store.events(&swept).unwrap()[0].0 > last);
+    let follow = EventFilter { after: Some(last.cursor), ..swept };
+    assert_eq!(store.events(&follow).unwrap().events, [event(now.secs(), "swept")]);
 
     for (until, last) in [(now, Some(now)), (now.plus(HOUR), Some(now)), (now.minus(HOUR), None)] {
         assert_eq!(store.last_event_until(until).unwrap(), last, "{until}");
@@ -435,6 +474,10 @@ fn lock(name: &str, target: LockTarget) -> Resource {
 
 fn policy(store: &dyn Store, token: &str) -> u64 {
     store.join_view(token, None).unwrap().unwrap().policy
+}
+
+fn events_of(store: &dyn Store, token: &str) -> Vec<Event> {
+    store.events(&EventFilter { token: Some(token.into()), ..EventFilter::default() }).unwrap().events
 }
 
 fn issued(serial: &str, not_after: u64) -> IssuedRecord {

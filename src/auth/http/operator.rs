@@ -16,7 +16,7 @@ use axum::{Json, Router};
 
 use crate::api::actor::{Access, Actor};
 use crate::api::call::{Audit, Call};
-use crate::api::event::Event;
+use crate::api::event::EventPage;
 use crate::auth::authorize::{Denied, authorize, authorize_connection};
 use crate::auth::http::device::ProblemResponse;
 use crate::auth::operator::{Operator, OperatorError};
@@ -97,19 +97,20 @@ async fn audit(
     State(operator): State<Arc<Operator>>,
     Caller(actor): Caller,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Vec<(u64, Event)>>, Refusal> {
+) -> Result<Json<EventPage>, Refusal> {
     let Audit { mut filter, wait } = read(&actor, body)?;
     filter.limit = Some(filter.limit.map_or(PAGE, |limit| limit.min(PAGE)));
     filter.max_bytes = Some(filter.max_bytes.map_or(PAGE_BYTES, |most| most.min(PAGE_BYTES)));
     let mut stopping = operator.stopping();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(wait).min(MAX_WAIT);
     loop {
-        let (operator, filter) = (operator.clone(), filter.clone());
-        let events = blocking(move || operator.events(&filter)).await?;
+        let (operator, asked) = (operator.clone(), filter.clone());
+        let page = blocking(move || operator.events(&asked)).await?;
         let over = tokio::time::Instant::now() >= deadline;
-        if !events.is_empty() || over || *stopping.borrow_and_update() {
-            return Ok(Json(events));
+        if !page.events.is_empty() || page.more || over || *stopping.borrow_and_update() {
+            return Ok(Json(page));
         }
+        filter.after = Some(page.cursor);
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
             _ = stopping.changed() => {}

@@ -262,7 +262,7 @@ impl From<StoreError> for Failure {
     fn from(e: StoreError) -> Self {
         match e {
             StoreError::Conflict(_) => Self::Conflict,
-            StoreError::Failed(_) => Self::Problem(failed(&e)),
+            StoreError::Failed(_) | StoreError::UnknownCursor => Self::Problem(failed(&e)),
         }
     }
 }

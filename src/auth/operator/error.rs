@@ -53,6 +53,7 @@ impl From<OperatorError> for Problem {
         match error {
             OperatorError::Refused(problem) => problem,
             OperatorError::Store(error @ StoreError::Conflict(_)) => Self::new(ProblemType::Conflict, error.to_string()),
+            OperatorError::Store(error @ StoreError::UnknownCursor) => Self::new(ProblemType::BadRequest, error.to_string()),
             OperatorError::Store(error @ StoreError::Failed(_)) => {
                 log::error!("{error}");
                 Self::new(ProblemType::ServerError, error.to_string())

@@ -18,7 +18,7 @@ use super::rotation::Rotation;
 use super::store::{Change, Commit, Listed, Store, Stored};
 use crate::api::actor::Actor;
 use crate::api::call::{Delete, Deleted, Entry, Get, List, Listing};
-use crate::api::event::{Event, EventFilter, EventKind};
+use crate::api::event::{Event, EventFilter, EventKind, EventPage};
 use crate::api::resource::{Kind, LockTarget, Resource, ResourceId};
 use crate::join::{Problem, ProblemType};
 use crate::time::{Clock, Random, Timestamp};
@@ -55,8 +55,8 @@ impl Operator {
         self.stopping.subscribe()
     }
 
-    /// Events that pass `filter`.
-    pub(in crate::auth) fn events(&self, filter: &EventFilter) -> Result<Vec<(u64, Event)>, OperatorError> {
+    /// A page of the events that pass `filter`.
+    pub(in crate::auth) fn events(&self, filter: &EventFilter) -> Result<EventPage, OperatorError> {
         Ok(self.store.events(filter)?)
     }
 

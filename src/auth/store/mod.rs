@@ -9,7 +9,7 @@ mod sqlite;
 use std::time::Duration;
 
 use crate::api::ca::Share;
-use crate::api::event::{Event, EventFilter};
+use crate::api::event::{Event, EventFilter, EventPage};
 use crate::api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
 use crate::join::Id;
 use crate::time::Timestamp;
@@ -132,6 +132,8 @@ pub enum StoreError {
     Conflict(String),
     /// The database failed; nothing was written that is not whole.
     Failed(String),
+    /// The cursor is not a place in this log, which may have been restored from a backup since.
+    UnknownCursor,
 }
 
 impl std::fmt::Display for StoreError {
@@ -139,6 +141,9 @@ impl std::fmt::Display for StoreError {
         match self {
             Self::Conflict(what) => write!(f, "{what} has changed meanwhile"),
             Self::Failed(why) => write!(f, "database: {why}"),
+            Self::UnknownCursor => {
+                f.write_str("the cursor is of another audit log, perhaps of this one before a restore: begin again with --since")
+            }
         }
     }
 }
@@ -189,8 +194,9 @@ pub trait Store: Send + Sync {
     /// Writes all of `commit`, durably, or nothing.
     fn commit(&self, commit: Commit) -> Result<(), StoreError>;
 
-    /// Audit events, oldest first; each with a number that rises.
-    fn events(&self, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError>;
+    /// A page of the audit log, in the order of writing: a reader that follows the cursors misses no event and gets none twice, whatever
+    /// is written meanwhile. Refuses a cursor that it did not give.
+    fn events(&self, filter: &EventFilter) -> Result<EventPage, StoreError>;
 
     /// The time of the latest event that is no later than `time`.
     fn last_event_until(&self, time: Timestamp) -> Result<Option<Timestamp>, StoreError>;

@@ -8,11 +8,13 @@
 //!
 //! Resources are JSON documents beside the few columns that they are looked up by: another database needs no more.
 
+mod events;
 mod listing;
 #[cfg(test)]
 mod plans;
 mod read;
 mod schema;
+mod wal;
 mod write;
 
 use std::fs::OpenOptions;
@@ -23,12 +25,13 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Commit, Event, EventFilter, Form, JoinView, Kind, Listed, Lock, LockTarget, Resource, ResourceId, Revoked, Share, Store,
+    Commit, EventFilter, EventPage, Form, JoinView, Kind, Listed, Lock, LockTarget, Resource, ResourceId, Revoked, Share, Store,
     StoreError, Stored, Token,
 };
 use crate::join::Id;
 use crate::time::Timestamp;
 use read::Readers;
+use wal::{MAX_WAL, Wal};
 use write::Writer;
 
 /// How long to wait for another program that holds the file.
@@ -70,7 +73,8 @@ impl SqliteStore {
         schema::begin_epoch(&connection)?;
         // A copy may have come without it.
         connection.pragma_update(None, "journal_mode", "wal")?;
-        let writer = Writer::start(connection)?;
+        connection.pragma_update(None, "journal_size_limit", MAX_WAL)?;
+        let writer = Writer::start(connection, Wal::of(path))?;
         let readers = Readers::open(READERS, || connect(path))?;
         let list_readers = Readers::open(LIST_READERS, || connect(path))?;
         Ok(Self { readers, list_readers, writer })
@@ -178,12 +182,12 @@ impl Store for SqliteStore {
         self.writer.commit(commit)
     }
 
-    fn events(&self, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError> {
-        self.readers.with(|snapshot| read::events(snapshot, filter))
+    fn events(&self, filter: &EventFilter) -> Result<EventPage, StoreError> {
+        self.readers.with(|snapshot| events::events(snapshot, filter))
     }
 
     fn last_event_until(&self, time: Timestamp) -> Result<Option<Timestamp>, StoreError> {
-        self.readers.with(|snapshot| read::last_event_until(snapshot, time))
+        self.readers.with(|snapshot| events::last_event_until(snapshot, time))
     }
 
     fn sweep(&self, now: Timestamp, keep_events: Duration) -> Result<(), StoreError> {

@@ -7,7 +7,6 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use serde::de::DeserializeOwned;
 
 use crate::api::ca::Share;
-use crate::api::event::{Event, EventFilter};
 use crate::api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
 use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
 use crate::join::Id;
@@ -197,11 +196,6 @@ pub(super) fn ended_exemptions(snapshot: &Transaction<'_>, now: Timestamp) -> Re
     Ok(ended)
 }
 
-pub(super) const FIRST_EVENT_SINCE: &str = "SELECT min(number) FROM event WHERE time >= ?";
-pub(super) const EVENTS: &str = "SELECT number, document FROM event WHERE number > ?1 AND time >= ?2 ORDER BY number LIMIT ?3";
-pub(super) const EVENTS_OF_TOKEN: &str =
-    "SELECT number, document FROM event WHERE number > ?1 AND time >= ?2 AND token = ?4 ORDER BY number LIMIT ?3";
-
 /// Reads every token: an operator asks for it now and then.
 pub(super) fn bundle_share(snapshot: &Transaction<'_>, sequence: u64, now: Timestamp) -> Result<Share, StoreError> {
     let mut query = snapshot.prepare_cached(
@@ -211,44 +205,6 @@ pub(super) fn bundle_share(snapshot: &Transaction<'_>, sequence: u64, now: Times
     )?;
     let sequence = sequence.min(i64::MAX.unsigned_abs());
     Ok(query.query_row(params![sequence, now.to_string()], |row| Ok(Share { tokens: row.get(0)?, have: row.get(1)? }))?)
-}
-
-pub(super) fn events(snapshot: &Transaction<'_>, filter: &EventFilter) -> Result<Vec<(u64, Event)>, StoreError> {
-    let since = filter.since.unwrap_or_default().millis();
-    let mut after = filter.after;
-    if since > 0 && after == 0 {
-        // By the index on time, and for the first page alone: one that follows goes on where that one ended.
-        let mut query = snapshot.prepare_cached(FIRST_EVENT_SINCE)?;
-        match query.query_row([since], |row| row.get::<_, Option<u64>>(0))? {
-            Some(first) => after = first.saturating_sub(1),
-            None => return Ok(Vec::new()),
-        }
-    }
-    // A negative limit is none.
-    let limit = filter.limit.map_or(-1, i64::from);
-    let mut query = snapshot.prepare_cached(if filter.token.is_some() { EVENTS_OF_TOKEN } else { EVENTS })?;
-    let mut rows = match &filter.token {
-        Some(token) => query.query(params![after, since, limit, token])?,
-        None => query.query(params![after, since, limit])?,
-    };
-    let (mut events, mut bytes) = (Vec::new(), 0);
-    while let Some(row) = rows.next()? {
-        let (number, document) = (column(row, 0)?, column::<String>(row, 1)?);
-        bytes += document.len();
-        if !events.is_empty() && filter.max_bytes.is_some_and(|most| bytes > most) {
-            break;
-        }
-        let event = serde_json::from_str(&document);
-        events.push((number, event.map_err(|e| StoreError::Failed(format!("event {number} is damaged: {e}")))?));
-    }
-    Ok(events)
-}
-
-pub(super) const LAST_EVENT_UNTIL: &str = "SELECT max(time) FROM event WHERE time <= ?";
-
-pub(super) fn last_event_until(snapshot: &Transaction<'_>, time: Timestamp) -> Result<Option<Timestamp>, StoreError> {
-    let mut query = snapshot.prepare_cached(LAST_EVENT_UNTIL)?;
-    Ok(query.query_row([time.millis()], |row| row.get::<_, Option<u64>>(0))?.map(Timestamp::from_millis))
 }
 
 pub(super) fn typed<T: DeserializeOwned>(

@@ -10,7 +10,7 @@ use crate::auth::store::StoreError;
 const APPLICATION: i64 = 0x626b_6579;
 
 /// Each brings the schema one version on. Released ones never change.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     "
     -- The counters: both only rise, and a revision given once is never given again.
     CREATE TABLE meta (
@@ -99,6 +99,13 @@ const MIGRATIONS: [&str; 6] = [
     UPDATE event SET document = json_set(json_remove(document, '$.remote_addr'),
             '$.actor', 'local:' || substr(json_extract(document, '$.remote_addr'), length('uid ') + 1))
         WHERE json_extract(document, '$.remote_addr') GLOB 'uid [0-9]*';
+    ",
+    "
+    -- Times of events need not rise; the greatest one so far does: an index finds the first event of some time.
+    ALTER TABLE event ADD COLUMN latest INTEGER NOT NULL DEFAULT 0;
+    UPDATE event SET latest = greatest FROM
+        (SELECT number AS of_number, max(time) OVER (ORDER BY number) AS greatest FROM event) WHERE number = of_number;
+    CREATE INDEX event_latest ON event (latest);
     ",
 ];
 

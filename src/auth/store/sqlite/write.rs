@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
+use super::wal::Wal;
 use crate::api::event::Event;
 use crate::api::resource::{Kind, Resource, ResourceId, Token};
 use crate::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, StoreError};
@@ -36,11 +37,11 @@ enum Work {
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection) -> Result<Self, StoreError> {
+    pub(super) fn start(connection: Connection, wal: Wal) -> Result<Self, StoreError> {
         let (queue, jobs) = channel();
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || {
             let _said = SayWhenDead;
-            run(connection, &jobs);
+            run(connection, wal, &jobs);
         });
         let thread = thread.map_err(|e| StoreError::Failed(format!("cannot start the writer thread: {e}")))?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
@@ -84,7 +85,7 @@ impl Drop for SayWhenDead {
     }
 }
 
-fn run(mut connection: Connection, jobs: &Receiver<Job>) {
+fn run(mut connection: Connection, mut wal: Wal, jobs: &Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
         let mut group = vec![first];
         while group.len() < MAX_GROUP {
@@ -96,6 +97,10 @@ fn run(mut connection: Connection, jobs: &Receiver<Job>) {
             // Who asked may have gone; the commit stands all the same.
             let _ = job.answer.send(result);
         }
+        // What was committed stands, whatever becomes of the log.
+        if let Err(e) = wal.bound(&connection) {
+            log::error!("the write-ahead log cannot be begun anew: {e}");
+        }
     }
 }
 
@@ -106,6 +111,7 @@ fn commit_group(connection: &mut Connection, group: &[Job]) -> Vec<Result<(), St
         Err(error) => {
             let why = match error {
                 StoreError::Conflict(why) | StoreError::Failed(why) => why,
+                other @ StoreError::UnknownCursor => other.to_string(),
             };
             group.iter().map(|_| Err(StoreError::Failed(why.clone()))).collect()
         }
@@ -310,13 +316,13 @@ fn insert_issued(connection: &Connection, issued: &IssuedRecord) -> Result<(), S
     Ok(())
 }
 
+pub(super) const INSERT_EVENT: &str = "
+    INSERT INTO event (time, token, document, latest)
+    VALUES (?1, ?2, ?3, max(?1, coalesce((SELECT latest FROM event WHERE number = (SELECT max(number) FROM event)), 0)))";
+
 fn insert_event(connection: &Connection, event: &Event) -> Result<(), StoreError> {
     let document = event.document().map_err(|e| StoreError::Failed(format!("an event cannot be stored: {e}")))?;
-    connection.prepare_cached("INSERT INTO event (time, token, document) VALUES (?, ?, ?)")?.execute(params![
-        event.time.millis(),
-        event.token,
-        document
-    ])?;
+    connection.prepare_cached(INSERT_EVENT)?.execute(params![event.time.millis(), event.token, document])?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod complaint;
 pub mod config;
 mod contention;
 pub mod crl;
+mod crl_refresh;
 pub mod device;
 pub mod doctor;
 pub mod error;

@@ -14,11 +14,11 @@ use super::clock::{DeviceClock, since_boot};
 use super::complaint::Complaint;
 use super::config::{Config, ConfigError, DEFAULT_RENEWAL_INTERVAL, Trust as TrustConfig};
 use super::contention::{self, Contention};
-use super::crl::RevocationLists;
+use super::crl_refresh::CrlRefresh;
 use super::device::{Device, Pinning};
 use super::error::{AgentError, KEYSTORE, RELOAD};
 use super::join::{Joined, Joiner};
-use super::outputs::{self, Fresh, Reloads};
+use super::outputs::{self, Reloads};
 use super::recovery_code;
 use super::report::Reporter;
 use super::static_key;
@@ -27,8 +27,8 @@ use super::tls::{Roots, Trust};
 use super::transport::Https;
 use super::trust::DeviceTrust;
 use super::wait::{self, Waiter, Wake};
+use crate::join::JoinKind;
 use crate::join::message::{IssuedCertificate, JOIN_PATH};
-use crate::join::{JoinKind, TrustBundle};
 use crate::time::{Clock, Random, Timestamp};
 
 /// Longest backoff while there is no certificate that holds.
@@ -41,8 +41,6 @@ const GRACE: Duration = Duration::from_secs(1);
 const HURRY: Duration = Duration::from_secs(1800);
 /// Longest wait in that time.
 const HURRIED_WAIT: Duration = Duration::from_secs(30);
-/// Longest wait for another look at the revocation list after one that failed.
-const CRL_RETRY: Duration = Duration::from_secs(60);
 /// Soonest renewal on account of an output that ends.
 const SOONEST_RENEWAL: Duration = Duration::from_secs(5);
 
@@ -56,16 +54,7 @@ pub struct Agent {
     device: Device,
     reporter: Reporter,
     reloads: Reloads,
-    revoked: RevocationLists,
-    /// The outputs that want the revocation list, and the trust bundle.
-    verifiers: (Vec<Fresh>, Option<TrustBundle>),
-    /// Whether outputs may not have the revocation list at hand yet.
-    unwritten: bool,
-    /// When to look at the revocation list, in time since boot.
-    look_due: Duration,
-    look_complaint: Complaint,
-    /// The [`AgentError::kind`] of a look at it that failed right after the last join: `boundkey status` shows that one.
-    look_error: Option<&'static str>,
+    crl_refresh: CrlRefresh,
     /// Until when it hurries for a recovery code, in time since boot.
     hurry_until: Duration,
 }
@@ -87,26 +76,10 @@ impl Agent {
         let https = Https::new(&config.auth_server.to_string(), Trust::new(trust.roots(), clock.clone()))?;
         let reporter = reporter(config);
         let reloads = Reloads::default();
+        let crl_refresh = CrlRefresh::new(config.crl_interval, random.clone());
         let (config, random) = (config.clone(), random.clone());
-        let (revoked, verifiers, unwritten, look_due) = (RevocationLists::default(), Default::default(), false, Duration::MAX);
-        let look_complaint = Complaint::default();
-        Ok(Self {
-            config,
-            clock,
-            random,
-            https,
-            trust,
-            device,
-            reporter,
-            reloads,
-            revoked,
-            verifiers,
-            unwritten,
-            look_due,
-            look_complaint,
-            look_error: None,
-            hurry_until: since_boot() + HURRY,
-        })
+        let hurry_until = since_boot() + HURRY;
+        Ok(Self { config, clock, random, https, trust, device, reporter, reloads, crl_refresh, hurry_until })
     }
 
     /// Joins once and installs the outputs. Returns how long to wait before the next renewal.
@@ -163,63 +136,19 @@ impl Agent {
     fn install(&mut self, joined: Joined) -> Result<(), AgentError> {
         let Joined { answer, requested, left_out, bundle } = joined;
         let mut fresh = outputs::attach(requested, &answer)?;
-        let wanted = fresh.iter().any(|fresh| fresh.output.crl);
         for fresh in &mut fresh {
             fresh.trust_hosts_of(bundle.ssh_host());
         }
-        let looked = if wanted { self.look(&bundle).map(drop) } else { Ok(()) };
-        self.https.close();
-        self.look_error = looked.as_ref().err().map(AgentError::kind);
-        let installed = outputs::install(&fresh, &bundle.certificates(), &self.revoked.ders(), &mut self.reloads);
-        self.unwritten = installed.is_err();
-        fresh.retain(|fresh| fresh.output.crl);
-        self.verifiers = (fresh, Some(bundle));
-        let outcome = installed.and(looked);
+        let outcome = self.crl_refresh.install(&mut self.https, fresh, bundle, &mut self.reloads);
         if let (Err(e), Err(_)) = (&left_out, &outcome) {
             log::error!("{e}\n{}", e.advice());
         }
         outcome.and(left_out.map_err(AgentError::from))
     }
 
-    /// Looks at the revocation list; whether it changed.
-    fn look(&mut self, bundle: &TrustBundle) -> Result<bool, AgentError> {
-        let cas: Vec<_> = bundle.roots().iter().filter_map(|root| root.chain.first().cloned()).collect();
-        let looked = self.revoked.fetch(&mut self.https, &cas, since_boot());
-        let interval = self.config.crl_interval;
-        let wait = if looked.is_ok() { jittered(interval, &*self.random)? } else { interval.min(CRL_RETRY) };
-        self.look_due = since_boot() + wait;
-        Ok(looked?)
-    }
-
-    /// Keeps the revocation list of outputs fresh. Returns when to come back, in time since boot.
-    fn keep_revoked(&mut self) -> Duration {
-        if self.look_due <= since_boot()
-            && let (fresh, Some(bundle)) = std::mem::take(&mut self.verifiers)
-        {
-            let looked = self.look(&bundle);
-            self.https.close();
-            let kept = looked.and_then(|changed| {
-                if changed || self.unwritten {
-                    self.unwritten = true;
-                    outputs::install(&fresh, &bundle.certificates(), &self.revoked.ders(), &mut self.reloads)?;
-                    self.unwritten = false;
-                }
-                Ok(())
-            });
-            match kept {
-                Ok(()) => {
-                    self.look_complaint.succeeded();
-                    if let Some(kind) = self.look_error.take() {
-                        self.reporter.mended(kind);
-                    }
-                }
-                Err(e) => {
-                    self.look_complaint.failed(&e, since_boot());
-                }
-            }
-            self.verifiers = (fresh, Some(bundle));
-        }
-        self.look_due
+    /// Keeps the revocation lists of outputs fresh. Returns when to come back, in time since boot.
+    fn refresh_crls(&mut self) -> Duration {
+        self.crl_refresh.run_due(&mut self.https, &mut self.reloads, &mut self.reporter)
     }
 
     /// Does a reload that is due. Returns when to come back, in time since boot. A failure shows in `boundkey status` until the
@@ -377,7 +306,7 @@ fn turn(
                 return Ok(pause);
             }
             let is_news = tries.complaint.failed(&e, since_boot());
-            agent.look_error = None;
+            agent.crl_refresh.join_failed();
             agent.reporter.failed(&e, agent.clock.now());
             notifier.status(&e.to_string());
             let with = CAP_WITH_CERTIFICATE.min(config.renewal_interval.unwrap_or(CAP_WITH_CERTIFICATE));
@@ -404,7 +333,7 @@ fn wait_for(
         notifier.watchdog();
         let mut until = end;
         if let Some(agent) = agent.as_mut() {
-            until = until.min(agent.keep_revoked());
+            until = until.min(agent.refresh_crls());
             until = agent.run_reloads().map_or(until, |due| until.min(due));
         }
         if let Some(period) = notifier.watchdog_period() {

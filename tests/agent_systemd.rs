@@ -184,7 +184,7 @@ fn the_example_is_a_configuration_but_for_the_pin() {
     let pinned = example.replace("sha256:...", &format!("sha256:{}", "0123456789abcdef".repeat(4)));
     let refused = load(&example).expect_err("no pin");
     assert!(refused.to_string().contains("boundkey.yaml:8:"), "{refused}");
-    assert_eq!(load(&pinned).expect("the example").warnings, Vec::<String>::new());
+    assert_eq!(load(&pinned).expect("the example").warnings, []);
 
     // `# Words` are words, `#setting` and `#  - more of it` are settings. The last of several key stores counts: one is left on.
     let on = |line: &str| match line.strip_prefix('#') {

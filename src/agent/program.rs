@@ -182,7 +182,7 @@ fn start(matches: &ArgMatches) -> Result<String, AgentError> {
         run::oneshot(&config, &clock, &random)?;
     } else {
         for warning in config.daemon_warnings() {
-            log::warn!("{warning}");
+            log::warn!("{warning}; {}", warning.advice());
         }
         run::daemon(&config, &clock, &random)?;
     }
@@ -195,7 +195,7 @@ fn load(matches: &ArgMatches, level: Option<Level>) -> Result<Config, AgentError
     let level = Level::choose(level, &env, config.log.level).map_err(|e| usage(e.what, e.advice))?;
     logging::install(config.log.format, level, &env, Box::new(System));
     for warning in &config.warnings {
-        log::warn!("{warning}");
+        log::warn!("{warning}; {}", warning.advice());
     }
     Ok(config)
 }

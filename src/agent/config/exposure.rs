@@ -9,7 +9,7 @@ use boundkey_hal::pkcs11::PinSource;
 #[cfg(feature = "tpm")]
 use boundkey_hal::tpm::AuthSource;
 
-use super::{Config, ConfigError, Keystore, SecretSource, TokenSource, Trust};
+use super::{Config, ConfigError, ConfigWarning, Keystore, SecretKind, SecretSource, TokenSource, Trust};
 
 impl Config {
     /// Refuses a configuration that others may write: it says which commands run as the agent's user. Likewise a PKCS#11 module, whose
@@ -39,38 +39,36 @@ impl Config {
     pub(super) fn warn_of_exposure(&mut self) {
         // A file that was replaced since it was read is the next start's matter.
         let readers = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.permissions().mode() & 0o044);
+        let exposed_secret = |path: &Path, secret, is_configuration| ConfigWarning::ExposedSecret {
+            path: path.to_path_buf(),
+            secret,
+            is_configuration,
+        };
+        let mut warnings = Vec::new();
         if let Some(SecretSource::File(path)) = &self.onboarding.static_key
             && readers(path) != 0
         {
-            let path = path.display();
-            self.warnings.push(format!("{path} has a private key in it and others can read it; run chmod 600 {path}"));
+            warnings.push(exposed_secret(path, SecretKind::PrivateKey, false));
         }
         if readers(&self.path) != 0 && matches!(self.onboarding.registration_secret, Some(SecretSource::Value(_))) {
-            let path = self.path.display();
-            self.warnings.push(format!(
-                "{path} has a registration secret in it and others can read it; run chmod 600 {path}, or use registration_secret_path"
-            ));
+            warnings.push(exposed_secret(&self.path, SecretKind::RegistrationSecret, true));
         }
         // A group may be that of the agent's user alone; a systemd credential shows one for its access list.
         if let Some(SecretSource::File(path)) = &self.onboarding.registration_secret
             && readers(path) & 0o004 != 0
         {
-            let path = path.display();
-            self.warnings.push(format!("{path} has a registration secret in it and others can read it; run chmod 600 {path}"));
+            warnings.push(exposed_secret(path, SecretKind::RegistrationSecret, false));
         }
         for path in self.secret_files() {
             if let Err(e) = Dir::check_file(&path)
                 && let Some(exposed) = Exposed::of(&e)
             {
-                self.warnings.push(format!("{exposed}; {}", exposed.advice()));
+                warnings.push(ConfigWarning::ExposedFile(exposed.clone()));
             }
         }
-        for output in self.outputs.iter().filter(|o| o.destination.mode.0 & 0o006 != 0) {
-            self.warnings.push(format!(
-                "{}: its mode gives the private key to every user of the device; use 0640 and a group",
-                output.name
-            ));
-        }
+        let exposed_outputs = self.outputs.iter().filter(|output| output.destination.mode.0 & 0o006 != 0);
+        warnings.extend(exposed_outputs.map(|output| ConfigWarning::ExposedOutput(output.name.clone())));
+        self.warnings.extend(warnings);
     }
 
     /// Files with what others may not choose: the token's name, secrets, keys, PIN and auth value. (A wrong PIN locks a token.)

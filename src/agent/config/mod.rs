@@ -8,6 +8,7 @@ mod exposure;
 mod onboarding;
 mod output;
 mod value;
+mod warning;
 mod yaml;
 
 use std::io::Read as _;
@@ -22,6 +23,7 @@ pub use error::{ConfigError, Refusal};
 pub use onboarding::{Onboarding, SecretSource, TokenSource};
 pub use output::{Account, Destination, Form, KeyPlace, Lifetime, Output, Reload};
 pub use value::{AuthServer, CaPin, DEFAULT_PORT, Mode, Secret};
+pub use warning::{ConfigWarning, SecretKind};
 
 use crate::logging::{Format, Level};
 use output::{DestinationType, Outputs};
@@ -75,8 +77,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Certificates for programs on the device.
     pub outputs: Vec<Output>,
-    /// What a person should know, one sentence each; to be logged. See [`Config::daemon_warnings`] too.
-    pub warnings: Vec<String>,
+    /// What a person should know; to be logged. See [`Config::daemon_warnings`] too.
+    pub warnings: Vec<ConfigWarning>,
 }
 
 /// How the auth endpoint proves that it is the right one. There is no third way: without it, anyone could be it.
@@ -128,18 +130,15 @@ impl Config {
     }
 
     /// What a person should know of a daemon with this configuration; a single join has no interval to be too long.
-    pub fn daemon_warnings(&self) -> Vec<String> {
+    pub fn daemon_warnings(&self) -> Vec<ConfigWarning> {
         let renewal_interval = self.renewal_interval.unwrap_or(DEFAULT_RENEWAL_INTERVAL);
         let own = self.credential_ttl.map(|credential_ttl| ("the identity", Lifetime { credential_ttl, renewal_interval }));
         let all = own.into_iter().chain(self.outputs.iter().filter_map(|o| Some((&*o.name, o.lifetime?))));
         all.filter(|(_, l)| l.credential_ttl <= l.renewal_interval)
-            .map(|(name, l)| {
-                format!(
-                    "{name}: credential_ttl ({}) is not longer than renewal_interval ({}), so no time is left to renew in; make it three \
-                     times as long",
-                    humantime::format_duration(l.credential_ttl),
-                    humantime::format_duration(l.renewal_interval)
-                )
+            .map(|(name, Lifetime { credential_ttl, renewal_interval })| ConfigWarning::LateRenewal {
+                name: name.to_owned(),
+                credential_ttl,
+                renewal_interval,
             })
             .collect()
     }
@@ -148,10 +147,7 @@ impl Config {
         // An empty variable is how a unit file unsets one.
         let Some(secret) = value.and_then(|v| v.parse::<Secret>().ok()) else { return };
         if self.onboarding.registration_secret.is_some() {
-            self.warnings.push(format!(
-                "{SECRET_VARIABLE} is not used: {} names a registration secret; keep one of the two",
-                self.path.display()
-            ));
+            self.ignore_variable(SECRET_VARIABLE, SecretKind::RegistrationSecret);
         } else {
             self.onboarding.registration_secret = Some(SecretSource::Value(secret));
         }
@@ -160,13 +156,14 @@ impl Config {
     fn take_key_of_environment(&mut self, value: Option<Zeroizing<String>>) {
         let Some(key) = value.and_then(|v| v.parse::<Secret>().ok()) else { return };
         if self.onboarding.static_key.is_some() {
-            self.warnings.push(format!(
-                "{STATIC_KEY_VARIABLE} is not used: {} names a file with a static key; keep one of the two",
-                self.path.display()
-            ));
+            self.ignore_variable(STATIC_KEY_VARIABLE, SecretKind::PrivateKey);
         } else {
             self.onboarding.static_key = Some(SecretSource::Value(key));
         }
+    }
+
+    fn ignore_variable(&mut self, variable: &'static str, secret: SecretKind) {
+        self.warnings.push(ConfigWarning::IgnoredVariable { variable, secret, configuration: self.path.clone() });
     }
 }
 

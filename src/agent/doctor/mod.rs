@@ -69,9 +69,8 @@ fn static_key(report: &mut Report, source: &SecretSource) -> Vec<Algorithm> {
 
 fn configuration(report: &mut Report, config: &Config) {
     let before = report.len();
-    for warning in config.warnings.iter().cloned().chain(config.daemon_warnings()) {
-        let (what, advice) = warning.rsplit_once("; ").unwrap_or((&warning, "see docs/configuration.md"));
-        report.warn("config", what, advice);
+    for warning in config.warnings.iter().chain(&config.daemon_warnings()) {
+        report.warn("config", warning.to_string(), warning.advice());
     }
     for problem in [config.check_writers(), config.onboarding.token.read().map(drop)] {
         if let Err(e) = problem {

@@ -202,6 +202,17 @@ pub enum RecoveryMode {
     Insecure,
 }
 
+impl std::fmt::Display for RecoveryMode {
+    /// As it is written in JSON and in resources.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Standard => "standard",
+            Self::Relaxed => "relaxed",
+            Self::Insecure => "insecure",
+        })
+    }
+}
+
 /// How many recoveries there were and may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recoveries {

@@ -1,4 +1,5 @@
-//! The identity on disk: the key of the last join's certificate and the certificate, in one PEM file that is replaced whole. It renews; nothing else of the device depends on it.
+//! The identity on disk: the certificate of the last join and its private key, in one PEM file that is replaced whole. A device without
+//! it cannot renew and recovers by its bound key instead.
 
 use boundkey_hal::file::PrivateKey;
 use boundkey_hal::{Error as KeyError, Signature};
@@ -46,11 +47,11 @@ impl StoredIdentity {
         storage.replace(IDENTITY_FILE, text.as_bytes()).map_err(|e| AgentError::Storage(IDENTITY_FILE.into(), e))
     }
 
-    /// Whether this is the certificate that `memory` speaks of. A power cut between the two leaves a newer certificate, which is
-    /// not needed: the server answers again.
+    /// Whether this is the certificate that the state file records. After a power cut between the write of the certificate and that of
+    /// the state, the certificate is newer. It is not used then: the device repeats its request, and the server gives the answer again.
     pub fn belongs_to(&self, memory: &Memory) -> bool {
-        let print = digest(&SHA256, &self.certificate);
-        memory.certificate.as_ref().is_some_and(|known| known.fingerprint == print.as_ref())
+        let fingerprint = digest(&SHA256, &self.certificate);
+        memory.certificate.as_ref().is_some_and(|recorded| recorded.fingerprint == fingerprint.as_ref())
     }
 
     /// Signs with the identity's key.
@@ -59,10 +60,12 @@ impl StoredIdentity {
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
-        let key = PrivateKeyDer::from_pem_slice(bytes).ok()?;
-        let key_pem = Zeroizing::new(pem::private_key(key.secret_der()));
-        // Behind it earlier versions kept the certificate of the CA: trust is in a file of its own now.
+        let key_der = PrivateKeyDer::from_pem_slice(bytes).ok()?;
+        // `PrivateKey::from_pem` takes a file with nothing but a key in it.
+        let key_pem = Zeroizing::new(pem::private_key(key_der.secret_der()));
+        let key = PrivateKey::from_pem(&key_pem).ok()?;
+        // The first certificate is the identity's. Earlier versions wrote the CA's certificate after it.
         let certificate = CertificateDer::from_pem_slice(bytes).ok()?.to_vec();
-        Some(Self { key: PrivateKey::from_pem(&key_pem).ok()?, certificate })
+        Some(Self { key, certificate })
     }
 }

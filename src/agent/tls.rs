@@ -193,42 +193,58 @@ impl Trust {
         Ok(store)
     }
 
-    /// Judges what a server showed by `roots` and device time; a doubtful certificate is taken only where `may_be_doubtful`.
+    /// Verifies what a server showed, by `roots` and device time. `may_be_doubtful`: whether a certificate may pass that has expired by
+    /// the system's clock but not at the last time known for sure.
     fn judge(&self, roots: &Roots, shown: &Shown, may_be_doubtful: bool) -> Result<(ServerCertVerified, Presented), Error> {
-        let store = Arc::new(Self::trusted(roots, shown)?);
-        let verifier = WebPkiServerVerifier::builder_with_provider(store, self.provider.clone())
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(Self::trusted(roots, shown)?), self.provider.clone())
             .build()
             .map_err(|e| Error::General(e.to_string()))?;
-        let verify = |time| verifier.verify_server_cert(&shown.leaf, &shown.others, &shown.name, &[], time);
-        let at = |time: Timestamp| verify(UnixTime::since_unix_epoch(Duration::from_secs(time.secs())));
-        // Any certificate of the chain may begin later than the clock says.
-        let from = |mut time: Timestamp| {
-            for _ in 0..MAX_LATE {
-                match at(time) {
-                    Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
-                        time = time.max(Timestamp::from_secs(not_before.as_secs()));
-                    }
-                    judged => return judged,
-                }
-            }
-            at(time)
-        };
-        let (verified, is_doubtful) = match from(self.clock.now()) {
+        let (verified, is_doubtful) = match verify_not_before(&verifier, shown, self.clock.now()) {
             Err(Error::InvalidCertificate(expired @ CertificateError::ExpiredContext { .. })) if may_be_doubtful => {
-                // A certificate made since the last time known for sure is no less good for that.
-                (from(self.clock.floor()).map_err(|_| expired)?, true)
+                // The system's clock may be ahead, so the last time known for sure decides.
+                let verified = verify_not_before(&verifier, shown, self.clock.floor()).map_err(|_| expired)?;
+                (verified, true)
             }
             judged => (judged?, false),
         };
         endpoint::check(&shown.leaf)?;
-        // webpki reports a certificate's last moment only when it refuses it as expired.
-        match verify(AFTER_ALL) {
-            Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
-                Ok((verified, Presented { not_after: Timestamp::from_secs(not_after.as_secs()), is_doubtful }))
+        Ok((verified, Presented { not_after: not_after(&verifier, shown)?, is_doubtful }))
+    }
+}
+
+/// Verifies at `time`, or at the start of validity of the certificate in the chain that begins last, whichever is later: the trusted CA
+/// signed that it is at least that late.
+fn verify_not_before(verifier: &WebPkiServerVerifier, shown: &Shown, mut time: Timestamp) -> Result<ServerCertVerified, Error> {
+    // webpki names one certificate that is not valid yet at a time, so each try may move on to the next one's start.
+    for _ in 0..MAX_LATE {
+        match verify_at(verifier, shown, unix_time(time)) {
+            Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
+                time = time.max(Timestamp::from_secs(not_before.as_secs()));
             }
-            judged => Err(judged.err().unwrap_or(Error::General("a certificate without an end".into()))),
+            judged => return judged,
         }
     }
+    verify_at(verifier, shown, unix_time(time))
+}
+
+/// The end of validity of the chain.
+fn not_after(verifier: &WebPkiServerVerifier, shown: &Shown) -> Result<Timestamp, Error> {
+    // webpki reports a certificate's notAfter only when it refuses it as expired, so verify once at the end of time.
+    match verify_at(verifier, shown, AFTER_ALL) {
+        Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            Ok(Timestamp::from_secs(not_after.as_secs()))
+        }
+        Err(e) => Err(e),
+        Ok(_) => Err(Error::General("a certificate without an end".into())),
+    }
+}
+
+fn verify_at(verifier: &WebPkiServerVerifier, shown: &Shown, time: UnixTime) -> Result<ServerCertVerified, Error> {
+    verifier.verify_server_cert(&shown.leaf, &shown.others, &shown.name, &[], time)
+}
+
+fn unix_time(time: Timestamp) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(time.secs()))
 }
 
 /// What every TLS 1.3 must have (RFC 8446 section 9.1) short of RSA, and no more: the auth endpoint's keys are P-256. Each algorithm that

@@ -1,4 +1,4 @@
-//! Model check: the real client steps, the real state file, and the real challenge, verification and decision under every order of
+//! Model check: the real client steps, the real state file, and the real challenge, verification, decision and effects under every order of
 //! troubles within bounds.
 //!
 //! Each test bounds how often each kind of trouble comes, and explores every order in which it may. `BOUNDKEY_MODEL_DEPTH=n`

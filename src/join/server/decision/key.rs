@@ -2,7 +2,7 @@
 
 use boundkey_hal::PublicKey;
 
-use super::Refusal;
+use super::{Fresh, Proven, Refusal};
 use crate::join::server::record::Status;
 use crate::join::server::request::Verified;
 use crate::join::server::view::TokenView;
@@ -11,21 +11,22 @@ use crate::time::Timestamp;
 
 /// Step 1. Everything that a stranger can send ends here.
 ///
-/// Two kinds of keys count. The bound key does, and so does a key that one of our own join states names as bound: its holder is no
-/// stranger. Either a restore lost the record of that key, or a rotation has retired it since. In the second case there are two
-/// holders, and step 3 finds that out by the join state.
-///
-/// A step by a recovery code ends the trust in all older join states ([`Status::trusted_from_ms`]). The keys that only these name are
-/// strangers' keys from then on, so that no copy from before can lock the token again.
-pub(super) fn prove(token: &TokenView<'_>, request: &Verified, now: Timestamp) -> Result<(), Refusal> {
-    let status = token.status;
-    if is_bound(status, &request.key) || is_named(token, request) {
-        return if status.bound_public_key.is_some() && status.step().is_none() { Err(inconsistent()) } else { Ok(()) };
-    }
-    if status.bound_public_key.is_some() {
+/// Two kinds of keys count: the bound key, and a key that one of our own join states names as bound ([`is_named`]).
+pub(super) fn prove<'a>(token: &'a TokenView<'a>, request: &'a Verified, fresh: Fresh) -> Result<Proven<'a>, Refusal> {
+    let has_bound_key = token.status.bound_public_key.is_some();
+    let is_of_token = is_bound(token.status, &request.key) || is_named(token, request);
+    if !is_of_token && has_bound_key {
         return Err(ProblemType::KeyNotProven.into());
     }
-    prove_first_key(token, request, now)
+    if !is_of_token {
+        prove_first_key(token, request, fresh.now)?;
+    }
+    let has_step = token.status.step().is_some();
+    if has_bound_key && !has_step {
+        return Err(inconsistent());
+    }
+    let by_code = brings_code(token, request, fresh.now);
+    Ok(Proven { token, request, by_code, fresh })
 }
 
 /// The first join with a token proves the preregistered key or the registration secret.
@@ -48,33 +49,52 @@ fn inconsistent() -> Refusal {
     Problem::new(ProblemType::TokenUnusable, why).into()
 }
 
-/// Whether the join state presented names the key as one that was bound.
+/// Whether the request rotates to the key that an operator's recovery code names.
+fn brings_code(token: &TokenView<'_>, request: &Verified, now: Timestamp) -> bool {
+    let Some(code) = token.pending_code(now) else { return false };
+    let Some(new_key) = &request.new_key else { return false };
+    request.challenge.rotate && code.matches(Thumbprint::of(new_key))
+}
+
+/// Whether a join state of ours names the key as one that was bound: its sender is no stranger.
 ///
-/// In mode `insecure` no join state is asked for, so that none can tell two holders apart: a retired key is a stranger's there, unless
-/// the join state is newer than the record.
+/// Either a restore lost the record of that key, or a rotation has retired it since. In the second case there are two holders, and step
+/// 3 finds that out by the join state.
 fn is_named(token: &TokenView<'_>, request: &Verified) -> bool {
     let Some(claims) = state_naming_key(token, request) else { return false };
-    let trusted = token.status.trusted_from_ms.is_none_or(|from_ms| claims.iat_ms >= from_ms);
-    let judged_by_state = token.spec.recovery.mode != RecoveryMode::Insecure;
-    (trusted && judged_by_state) || newer_state(token, request).is_some()
+    if is_newer(token.status, claims) {
+        return true;
+    }
+    // A step by a recovery code ends the trust in all older join states. The keys that only these name are strangers' keys from then
+    // on, so that no copy from before can lock the token again.
+    let is_before_code = token.status.trusted_from_ms.is_some_and(|from_ms| claims.iat_ms < from_ms);
+    // In mode `insecure` no join state is asked for, so that none can tell two holders apart: a retired key is a stranger's there.
+    let is_insecure = token.spec.recovery.mode == RecoveryMode::Insecure;
+    !is_before_code && !is_insecure
 }
 
 /// A join state of ours that is newer than the token's record and names the key just proven: the server was restored from a backup.
-///
-/// It must have been issued after the record's step: else the record went on after the restore, with another holder.
 pub(super) fn newer_state<'a>(token: &TokenView<'_>, request: &'a Verified) -> Option<&'a Claims> {
     let claims = state_naming_key(token, request)?;
-    let status = token.status;
-    let newer = status.step().is_none_or(|current| claims.step.is_after(&current));
-    let later = status.last_step.as_ref().is_none_or(|last| claims.iat_ms > last.issued_at_ms);
-    (newer && later).then_some(claims)
+    is_newer(token.status, claims).then_some(claims)
+}
+
+/// Whether a join state is of a step that the record does not have.
+fn is_newer(status: &Status, claims: &Claims) -> bool {
+    let is_later_step = status.step().is_none_or(|current| claims.step.is_after(&current));
+    // Else the record went on after the restore, with another holder.
+    let is_issued_later = status.last_step.as_ref().is_none_or(|last| claims.iat_ms > last.issued_at_ms);
+    is_later_step && is_issued_later
 }
 
 /// The join state presented, where it is of this life of the token and names the key just proven.
 fn state_naming_key<'a>(token: &TokenView<'_>, request: &'a Verified) -> Option<&'a Claims> {
-    let claims = request.presented.as_ref()?.claims.as_ref().ok()?;
-    let of_this_life = Some(claims.inc) == token.status.incarnation && claims.kind == token.kind;
-    (of_this_life && claims.jkt == Thumbprint::of(&request.key)).then_some(claims)
+    let presented = request.presented.as_ref()?;
+    let claims = presented.claims.as_ref().ok()?;
+    let is_of_this_life = Some(claims.inc) == token.status.incarnation;
+    let is_of_this_kind = claims.kind == token.kind;
+    let names_key = claims.jkt == Thumbprint::of(&request.key);
+    (is_of_this_life && is_of_this_kind && names_key).then_some(claims)
 }
 
 pub(super) fn is_bound(status: &Status, key: &PublicKey) -> bool {

@@ -73,7 +73,7 @@ impl Grant {
             generation: self.step.generation,
             issued_at_ms: self.issued_at_ms,
             attempt: self.attempt,
-            from: request.presented.as_ref().map(|presented| presented.digest.clone()),
+            from: presented_digest(request),
             not_after: self.not_after,
         }
     }
@@ -172,14 +172,33 @@ impl From<ProblemType> for Refusal {
     }
 }
 
+/// A verified request whose key is one of the token's: what steps 2 to 5 look at.
+struct Proven<'a> {
+    token: &'a TokenView<'a>,
+    request: &'a Verified,
+    /// Whether the request brings the key that a pending recovery code names.
+    by_code: bool,
+    fresh: Fresh,
+}
+
 /// Decides on a verified request.
 pub fn decide(token: &TokenView<'_>, request: &Verified, fresh: Fresh) -> Result<Grant, Refusal> {
-    let by_code = brings_code(token, request, fresh.now);
-    let decided = key::prove(token, request, fresh.now).and_then(|()| {
-        let judged = judge(token, request, by_code, fresh);
-        judged.map_err(Refusal::after_key_proof)
-    });
+    let decided = match key::prove(token, request, fresh) {
+        Ok(proven) => judge(&proven).map_err(Refusal::after_key_proof),
+        Err(refusal) => Err(refusal),
+    };
     decided.map_err(|refusal| if request.stale { when_stale(refusal, token, request) } else { refusal })
+}
+
+/// Steps 2 to 5.
+fn judge(proven: &Proven<'_>) -> Result<Grant, Refusal> {
+    locks::check(proven)?;
+    let transition = Transition::find(proven)?;
+    if proven.request.stale {
+        return Err(ProblemType::ChallengeStale.into());
+    }
+    let pace_ms = pace::of_token(proven, &transition)?;
+    advance::advance(proven, transition, pace_ms)
 }
 
 /// What is told of a refusal where the challenge is stale: that a lock stands or is to be made, and else nothing.
@@ -195,37 +214,22 @@ fn when_stale(refusal: Refusal, token: &TokenView<'_>, request: &Verified) -> Re
     Refusal { problem: ProblemType::ChallengeStale.into(), evidence }
 }
 
-/// Steps 2 to 5, for a request whose key is proven.
-fn judge(token: &TokenView<'_>, request: &Verified, by_code: bool, fresh: Fresh) -> Result<Grant, Refusal> {
-    locks::check(token, request, by_code, fresh.now)?;
-    let transition = Transition::find(token, request, by_code, fresh.now)?;
-    if request.stale {
-        return Err(ProblemType::ChallengeStale.into());
-    }
-    let pace_ms = pace::of_token(token, &transition, fresh.now)?;
-    let mut grant = advance::advance(token, request, transition, by_code, fresh)?;
-    grant.status.pace_ms = pace_ms;
-    Ok(grant)
-}
-
-/// Whether the request rotates to the key that an operator's recovery code names.
-fn brings_code(token: &TokenView<'_>, request: &Verified, now: Timestamp) -> bool {
-    let new_key = request.new_key.as_ref().filter(|_| request.challenge.rotate);
-    token.pending_code(now).zip(new_key).is_some_and(|(code, key)| code.matches(Thumbprint::of(key)))
-}
-
 /// Whether a device whose request is late may have been in step when it asked for its challenge. Three marks tell, each of which a
 /// copy that is behind lacks:
 fn excused(token: &TokenView<'_>, request: &Verified) -> bool {
     let then = request.challenge.anchor;
-    let presented = request.presented.as_ref();
     // Its join state was the current one.
-    let claims = presented.and_then(|presented| presented.claims.as_ref().ok());
+    let claims = request.presented.as_ref().and_then(|presented| presented.claims.as_ref().ok());
     let was_in_step = claims.is_some_and(|claims| claims.iat_ms >= then.step_ms);
     // It repeats the very request that made the step that was current: the answer to that one was lost, or is late.
-    let from = presented.map(|presented| presented.digest.as_str());
-    let repeats_step = StepTag::of(request.attempt, from, Thumbprint::of(&request.key)) == then.tag;
+    let from = presented_digest(request);
+    let repeats_step = StepTag::of(request.attempt, from.as_deref(), Thumbprint::of(&request.key)) == then.tag;
     // Since then an exemption or a code made a step without a matching join state, and left behind what was in step.
     let before_line = token.status.line_ms.is_some_and(|line_ms| then.step_ms < line_ms);
     was_in_step || repeats_step || before_line
+}
+
+/// SHA-256, base64url, of the join state that the request came with.
+fn presented_digest(request: &Verified) -> Option<String> {
+    request.presented.as_ref().map(|presented| presented.digest.clone())
 }

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
+use super::Proven;
 use super::transition::Transition;
 use crate::join::server::challenge::LEEWAY;
-use crate::join::server::view::TokenView;
 use crate::join::{Problem, ProblemType, RecoveryMode};
 use crate::time::Timestamp;
 
@@ -37,12 +37,15 @@ pub fn exceeded(wait_ms: u64) -> Problem {
 
 /// The pace of the token after this join. A replay is no step. In mode `insecure` hosts share the token, and each has a pace of its own,
 /// which the caller keeps.
-pub(super) fn of_token(token: &TokenView<'_>, transition: &Transition, now: Timestamp) -> Result<Option<u64>, Problem> {
+pub(super) fn of_token(proven: &Proven<'_>, transition: &Transition) -> Result<Option<u64>, Problem> {
+    let Proven { token, fresh, .. } = *proven;
     let spent = token.status.pace_ms;
-    if matches!(transition, Transition::Replay { .. }) || token.spec.recovery.mode == RecoveryMode::Insecure {
+    let is_replay = matches!(transition, Transition::Replay { .. });
+    let is_insecure = token.spec.recovery.mode == RecoveryMode::Insecure;
+    if is_replay || is_insecure {
         return Ok(spent);
     }
-    spend(BURST, spent, now).map(Some).map_err(exceeded)
+    spend(BURST, spent, fresh.now).map(Some).map_err(exceeded)
 }
 
 #[cfg(test)]

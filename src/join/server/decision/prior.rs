@@ -25,14 +25,15 @@ pub(super) struct PriorState {
 impl PriorState {
     /// `None`: nothing has joined with the token yet.
     pub fn find(token: &TokenView<'_>, request: &Verified) -> Option<Self> {
-        let insecure = token.spec.recovery.mode == RecoveryMode::Insecure;
-        let is_bound = is_bound(token.status, &request.key);
-        if let Some(of_instance) = Self::of_instance(token, request).filter(|_| insecure && is_bound) {
-            return Some(of_instance);
-        }
+        let is_insecure = token.spec.recovery.mode == RecoveryMode::Insecure;
         // Mode `insecure` does not look at the join state, but a restored server still learns of a newer key from it.
-        let newer = newer_state(token, request).filter(|_| !(insecure && is_bound));
-        newer.map(|claims| Self::of_device(token, claims)).or_else(|| Self::of_token(token))
+        if is_insecure && is_bound(token.status, &request.key) {
+            return Self::of_instance(token, request).or_else(|| Self::of_token(token));
+        }
+        match newer_state(token, request) {
+            Some(claims) => Some(Self::of_device(token, claims)),
+            None => Self::of_token(token),
+        }
     }
 
     /// A restored server takes the device's word for where it has got to: our own signature is under it.

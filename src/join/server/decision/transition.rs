@@ -2,7 +2,7 @@
 
 use super::key::is_bound;
 use super::prior::PriorState;
-use super::{Evidence, Refusal};
+use super::{Evidence, Proven, Refusal};
 use crate::join::server::record::LastStep;
 use crate::join::server::request::Verified;
 use crate::join::server::view::TokenView;
@@ -19,8 +19,8 @@ pub(super) enum Transition {
     Recovery {
         /// Where it starts from.
         prior: PriorState,
-        /// Whether an exemption stands in for the join state.
-        waived: bool,
+        /// Whether an exemption or a recovery code stands in for the join state.
+        join_state_waived: bool,
     },
     /// To the answer that was lost, once more.
     Replay {
@@ -33,11 +33,13 @@ pub(super) enum Transition {
 
 impl Transition {
     /// Of a request whose key is proven.
-    pub fn find(token: &TokenView<'_>, request: &Verified, by_code: bool, now: Timestamp) -> Result<Self, Refusal> {
-        match (PriorState::find(token, request), token.spec.recovery.mode) {
-            (None, _) => first_join(request),
-            (Some(prior), RecoveryMode::Insecure) => by_certificate(prior, request, now),
-            (Some(prior), _) => by_join_state(prior, token, request, by_code, now),
+    pub fn find(proven: &Proven<'_>) -> Result<Self, Refusal> {
+        let Some(prior) = PriorState::find(proven.token, proven.request) else {
+            return first_join(proven.request);
+        };
+        match proven.token.spec.recovery.mode {
+            RecoveryMode::Insecure => by_certificate(prior, proven),
+            RecoveryMode::Relaxed | RecoveryMode::Standard => by_join_state(prior, proven),
         }
     }
 
@@ -58,40 +60,43 @@ fn first_join(request: &Verified) -> Result<Transition, Refusal> {
 }
 
 /// In modes `standard` and `relaxed`.
-fn by_join_state(
-    prior: PriorState,
-    token: &TokenView<'_>,
-    request: &Verified,
-    by_code: bool,
-    now: Timestamp,
-) -> Result<Transition, Refusal> {
+fn by_join_state(prior: PriorState, proven: &Proven<'_>) -> Result<Transition, Refusal> {
+    let Proven { token, request, by_code, fresh } = *proven;
     // A device that comes by a code makes a step, whatever it has lost: a replay would leave its key as it was.
     if !by_code
         && is_bound(token.status, &request.key)
         && let Some(last) = lost_answer(&prior, request)
     {
-        return again(prior, last, request, now);
+        return replay_or_recover(prior, last, request, fresh.now);
     }
-    let waiver = by_code || token.exemption(now).is_some_and(|exemption| exemption.waive_join_state && exemption.key.is_none());
+    let is_waived = by_code || waives_join_state(token, fresh.now);
     let Some(presented) = &request.presented else {
-        return if waiver { Ok(recovery(prior, true)) } else { Err(ProblemType::JoinStateRequired.into()) };
+        return if is_waived { Ok(recovery(prior, true)) } else { Err(ProblemType::JoinStateRequired.into()) };
     };
     let mismatch = match &presented.claims {
         Ok(claims) => state_mismatch(&prior, token, claims),
         Err(why) => Some(why.clone()),
     };
     match mismatch {
-        None => renewal_or_recovery(prior, request, now),
-        Some(_) if waiver => Ok(recovery(prior, true)),
+        None => renewal_or_recovery(prior, request, fresh.now),
+        Some(_) if is_waived => Ok(recovery(prior, true)),
         Some(why) => Err(two_holders(format!("join state: {why}"))),
     }
 }
 
+/// Whether an exemption stands in for the join state of every sender that has the key.
+fn waives_join_state(token: &TokenView<'_>, now: Timestamp) -> bool {
+    let Some(exemption) = token.exemption(now) else { return false };
+    let is_for_one_key = exemption.key.is_some();
+    exemption.waive_join_state && !is_for_one_key
+}
+
 /// In mode `insecure`: certificates alone tell steps apart.
-fn by_certificate(prior: PriorState, request: &Verified, now: Timestamp) -> Result<Transition, Refusal> {
+fn by_certificate(prior: PriorState, proven: &Proven<'_>) -> Result<Transition, Refusal> {
+    let Proven { request, fresh, .. } = *proven;
     match prior.last.clone().filter(|last| last.attempt == request.attempt) {
-        Some(last) => again(prior, last, request, now),
-        None => renewal_or_recovery(prior, request, now),
+        Some(last) => replay_or_recover(prior, last, request, fresh.now),
+        None => renewal_or_recovery(prior, request, fresh.now),
     }
 }
 
@@ -108,16 +113,18 @@ fn lost_answer(prior: &PriorState, request: &Verified) -> Option<LastStep> {
 /// A replay leaves the token's revision as it is, so that the same request may be judged again, where the network repeats it. It must
 /// not make a step then, of which the device would know nothing. So the time of the challenge tells which of the two a request can
 /// lead to, and one that arrives on the other side of the certificate's end is asked for anew.
-fn again(prior: PriorState, last: LastStep, request: &Verified, now: Timestamp) -> Result<Transition, Refusal> {
-    match (request.challenge.made() <= last.not_after, now <= last.not_after) {
+fn replay_or_recover(prior: PriorState, last: LastStep, request: &Verified, now: Timestamp) -> Result<Transition, Refusal> {
+    let is_asked_in_time = request.challenge.made() <= last.not_after;
+    let is_in_time = now <= last.not_after;
+    match (is_asked_in_time, is_in_time) {
         (true, true) => Ok(Transition::Replay { prior, last }),
         (false, false) => Ok(recovery(prior, false)),
         (true, false) | (false, true) => Err(ProblemType::ChallengeStale.into()),
     }
 }
 
-fn recovery(prior: PriorState, waived: bool) -> Transition {
-    Transition::Recovery { prior, waived }
+fn recovery(prior: PriorState, join_state_waived: bool) -> Transition {
+    Transition::Recovery { prior, join_state_waived }
 }
 
 /// Every difference between the state presented and the one expected, in one sentence.

@@ -6,15 +6,19 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::support::{Device, Running, Server, agent, is_root, run};
+use super::support::{Device, Running, Server, agent, copy_program, is_root, not_tried, run, tool, wrapped};
 
 const NOBODY: u32 = 65534;
 
 /// A directory of another user.
 fn theirs(path: &Path) {
+    theirs_of(path, NOBODY);
+}
+
+fn theirs_of(path: &Path, user: u32) {
     fs::create_dir(path).expect("directory");
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode");
-    chown(path, Some(NOBODY), Some(NOBODY)).expect("owner");
+    chown(path, Some(user), Some(user)).expect("owner");
 }
 
 /// What another user runs, until it is dropped.
@@ -222,4 +226,104 @@ fn a_configuration_that_others_may_write_is_not_used() {
         fs::write(device.config(), yaml).expect("configuration");
     }
     device.join();
+}
+
+/// A program that another user may replace is a way to run anything as the agent's user. The outputs are installed all the same.
+#[test]
+fn a_reload_program_that_others_may_write_is_not_run() {
+    let server = Server::start();
+    let base = super::support::TempDir::new("others");
+    let (bin, ran) = (base.join("bin"), base.join("ran"));
+    let program = bin.join("reload-it");
+    fs::create_dir(&bin).expect("directory");
+    fs::write(&program, format!("#!/bin/sh\necho run >> '{}'\n", ran.display())).expect("write");
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
+    mode(&program, 0o755);
+    mode(&bin, 0o755);
+    let out = base.join("out");
+    let by = |program: &str| format!("    reload: {{command: [{program}]}}\n");
+    let mut device = with_output(&server, &out, &by(&program.display().to_string()));
+    let runs = || fs::read_to_string(&ran).map_or(0, |runs| runs.lines().count());
+    let refused = |device: &Device, exposed: &Path, why: &str, advice: &str| {
+        let _ = fs::remove_file(out.join("tls.crt"));
+        let (code, said) = device.try_join();
+        let expected = format!("failed: it is not run: {} (owner ", exposed.display());
+        assert!(code == 1 && said.contains(&expected) && said.contains(why), "{code}: {said}");
+        assert!(said.contains(&format!("{advice} {}", exposed.display())), "{said}");
+        assert_eq!(runs(), 0, "it did not run");
+        assert!(out.join("tls.crt").exists(), "the output is installed");
+        assert_eq!(device.status()["last_error"]["type"], "reload");
+        let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("text");
+        assert!(doctor.contains("fail  output") && doctor.contains("reload.command is not run"), "{doctor}");
+    };
+    for (exposed, bits) in [(&program, 0o775), (&program, 0o757), (&bin, 0o775)] {
+        mode(exposed, bits);
+        refused(&device, exposed, "lets other users write", "run chmod go-w");
+        mode(exposed, 0o755);
+    }
+    // By its name, which is looked for in PATH.
+    let yaml = fs::read_to_string(device.config()).expect("configuration");
+    fs::write(device.config(), yaml.replace(&by(&program.display().to_string()), &by("reload-it"))).expect("configuration");
+    let path = std::env::var_os("PATH").expect("a path");
+    let with_bin = [bin.clone()].into_iter().chain(std::env::split_paths(&path));
+    device.env.push(("PATH", std::env::join_paths(with_bin).expect("a path")));
+    mode(&program, 0o775);
+    refused(&device, &program, "lets other users write", "run chmod go-w");
+    mode(&program, 0o755);
+    if is_root("a program of another user") {
+        for theirs in [&program, &bin] {
+            chown(theirs, Some(NOBODY), None).expect("owner");
+            refused(&device, theirs, "belongs to user 65534", "run chown root");
+            chown(theirs, Some(0), None).expect("owner");
+        }
+    }
+    device.join();
+    assert_eq!(runs(), 1, "it runs once only root and boundkey's user may write it");
+    let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("text");
+    assert!(!doctor.contains("reload.command"), "{doctor}");
+}
+
+/// In a user namespace that has the host's root, the number 65534 stands for every other user of the host; in one without it, for the
+/// host's root too, who owns `/`.
+#[test]
+fn in_a_namespace_of_users_unmapped_ones_are_root_only_where_root_is_unmapped() {
+    let server = Server::start();
+    if !is_root("a namespace of users") {
+        return;
+    }
+    let base = super::support::TempDir::new("others");
+    let theirs = base.join("theirs");
+    theirs_of(&theirs, 4242);
+    let device = with_output(&server, &theirs, "");
+    let unshare = |map: &[&str]| {
+        let mut unshare = Command::new(tool("unshare", "util-linux"));
+        unshare.arg("--user").args(map);
+        unshare
+    };
+    let start = || device.command(&["start", "--oneshot"]);
+    let joined = run(&mut wrapped(unshare(&["--map-root-user"]), &start()));
+    let said = String::from_utf8_lossy(&joined.stderr).into_owned();
+    let expected = format!("output mqtt: not written: {} (owner 65534", theirs.display());
+    assert!(joined.status.code() == Some(1) && said.contains(&expected), "{said}");
+    assert!(!theirs.join("tls.key").exists());
+
+    // User 4242, shown as 1000 in a namespace of its own, where root is a number like any other.
+    let programs = super::support::TempDir::new("program");
+    for path in [programs.path(), base.path(), device.dir.path()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode");
+    }
+    let owned = Command::new("chown").args(["-hR", "4242:4242"]).arg(device.dir.path()).arg(programs.path()).status();
+    assert!(owned.expect("chown").success());
+    let program = programs.join("boundkey");
+    copy_program(start().get_program(), &program);
+    let mut start = Command::new(&program);
+    start.args(["start", "--oneshot", "-c"]).arg(device.config());
+    let mut command = wrapped(unshare(&["--map-user=1000", "--map-group=1000"]), &start);
+    let joined = run(command.uid(4242).gid(4242));
+    let said = String::from_utf8_lossy(&joined.stderr).into_owned();
+    if said.contains("unshare failed") {
+        return not_tried("a user that is not root may not have namespaces");
+    }
+    assert!(joined.status.success(), "{said}");
+    assert!(theirs.join("tls.key").exists());
 }

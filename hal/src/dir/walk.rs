@@ -350,4 +350,12 @@ mod tests {
         assert!(has_user(two, 0) && has_user(two, 1000) && !has_user(two, OVERFLOW_USER));
         assert!(!has_user("", 0) && !has_user("x y z\n", 0));
     }
+
+    /// The second number of a line is the user outside. Without a map there is nothing to go by, and nobody is taken for root.
+    #[test]
+    fn a_namespace_hides_root_unless_a_line_of_its_map_begins_there() {
+        assert!(!hides_root("         0          0 4294967295\n"));
+        assert!(!hides_root("0 1000 1\n1000 0 1\n") && !hides_root(""));
+        assert!(hides_root("0 1000 1\n") && hides_root("1000 4242 1\n0 100000 65536\n"));
+    }
 }

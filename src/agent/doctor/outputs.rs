@@ -7,6 +7,7 @@ use nix::unistd::{AccessFlags, Group, User, access};
 
 use super::Report;
 use crate::agent::config::{Account, Config, Destination, Output, Reload};
+use crate::agent::outputs::command;
 
 pub fn check(report: &mut Report, config: &Config) {
     for output in &config.outputs {
@@ -14,32 +15,22 @@ pub fn check(report: &mut Report, config: &Config) {
             Ok(()) => report.ok("output", format!("{} can be written", output.name)),
             Err((what, advice)) => report.fail("output", format!("{}: {what}", output.name), advice),
         }
-        if let Some(Reload::Command { program, .. }) = &output.reload
-            && program.starts_with('/')
-            && let Err(e) = Dir::check_file(Path::new(program))
-            && let Some(exposed) = Exposed::of(&e)
-        {
-            report.warn(
-                "output",
-                format!("{}: reload.command runs what others may write: {exposed}", output.name),
-                exposed.advice(),
-            );
-        }
-        if let Some(Reload::Command { program, .. }) = &output.reload
-            && !is_found(program)
-        {
-            let advice = "install it, or correct reload.command; a name is looked for in PATH, which a unit may set otherwise";
-            report.warn("output", format!("{}: there is no program {program} to reload by", output.name), advice);
+        if let Some(Reload::Command { program, .. }) = &output.reload {
+            check_program(report, &output.name, program);
         }
     }
 }
 
-fn is_found(program: &str) -> bool {
-    let runs = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
-    if program.contains('/') {
-        return runs(Path::new(program));
+fn check_program(report: &mut Report, output: &str, program: &str) {
+    let located = command::locate(program);
+    if let Err(e) = &located
+        && let Some(exposed) = Exposed::of(e)
+    {
+        report.fail("output", format!("{output}: reload.command is not run: {exposed}"), command::advice(exposed));
+    } else if !located.is_ok_and(|path| command::is_executable(&path)) {
+        let advice = "install it, or correct reload.command; a name is looked for in PATH, which a unit may set otherwise";
+        report.warn("output", format!("{output}: there is no program {program} to reload by"), advice);
     }
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| runs(&dir.join(program))))
 }
 
 fn examine(output: &Output) -> Result<(), (String, String)> {

@@ -10,6 +10,7 @@
 //!
 //! One output that fails does not stop the others: all are tried, then the first error is returned.
 
+pub mod command;
 mod error;
 mod pid_file;
 pub mod reload;

@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::command;
 use super::pid_file::{self, Moment};
 use crate::agent::config::{Output, Reload};
 use crate::agent::error::AgentError;
@@ -162,6 +163,8 @@ pub struct ReloadError {
 pub enum ReloadFault {
     /// The command ended so, and these were its last lines.
     Ended(ExitStatus, String),
+    /// Others than root and this process's user may write the program or a directory on the way to it, so it was not run.
+    Exposed(Exposed),
     /// The PID file is of a user who could not send a signal to the process that it names.
     Foreign {
         /// The PID file.
@@ -197,10 +200,11 @@ pub enum ReloadFault {
 impl ReloadError {
     /// What to do next.
     pub fn advice(&self) -> String {
-        let next = match &self.fault {
+        let next: &str = match &self.fault {
             ReloadFault::Unreadable(_, e) if Exposed::of(e).is_some() => {
                 "let the program write it as its own user with mode 0644 (its umask), or use `command`"
             }
+            ReloadFault::Exposed(exposed) => &command::advice(exposed),
             ReloadFault::Foreign { .. } => {
                 "find out who wrote it; if that is the program, let it write the file as root or as the user that it runs as, or use \
                  `command`"
@@ -226,6 +230,7 @@ impl fmt::Display for ReloadError {
         write!(f, "output {}: reload by {} failed", self.outputs, self.by)?;
         match &self.fault {
             ReloadFault::Ended(status, output) => write!(f, ": {status}{}", Said(output)),
+            ReloadFault::Exposed(exposed) => write!(f, ": it is not run: {exposed}"),
             ReloadFault::Foreign { pid_file, owner, pid, user } => write!(
                 f,
                 ": {} belongs to user {owner}, and names process {pid} of user {user}, which that user may not signal",
@@ -278,11 +283,19 @@ impl fmt::Display for Said<'_> {
 fn run(reload: &Reload, time_limit: Duration, made: &Moment) -> Result<(), ReloadFault> {
     match reload {
         Reload::Command { program, args } => {
-            let mut command = Command::new(program);
-            command.args(args);
+            let path = command::locate(program).map_err(not_located)?;
+            let mut command = Command::new(path);
+            command.arg0(program).args(args);
             run_command(command, time_limit)
         }
         Reload::Signal { pid_file, signal } => pid_file::send(pid_file, *signal, made),
+    }
+}
+
+fn not_located(e: io::Error) -> ReloadFault {
+    match Exposed::of(&e) {
+        Some(exposed) => ReloadFault::Exposed(exposed.clone()),
+        None => ReloadFault::NotStarted(e),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The cluster's CAs: what devices trust, how that is replaced, and what is never believed.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
+#[path = "roots/believed.rs"]
+mod believed;
 #[path = "roots/bundles.rs"]
 mod bundles;
 #[path = "roots/company.rs"]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 use crate::api::resource::Token;
-use crate::join::server::decision::{Grant, pace};
+use crate::join::server::decision::pace;
 use crate::join::{Id, JoinKind, Problem, RecoveryMode};
 use crate::time::Timestamp;
 
@@ -26,17 +26,17 @@ pub enum Payer {
 }
 
 impl Payer {
-    /// Whose paces `grant` spends, beside the token's own.
+    /// Whose paces a join of this kind spends that brings `instance` on, beside the token's own.
     ///
     /// A key that hosts share makes a new instance with each recovery, so that instances alone would bound nothing: each step spends the
     /// pace of the address that it comes from too.
-    pub fn of(token: &Token, grant: &Grant, from: SocketAddr) -> Vec<Self> {
+    pub fn of(token: &Token, kind: JoinKind, instance: Id, from: SocketAddr) -> Vec<Self> {
         let name = &token.metadata.name;
         let shared = token.spec.bound_keypair.recovery.mode == RecoveryMode::Insecure;
         let address = || Self::Address(name.clone(), place(from.ip()));
-        match grant.kind {
-            JoinKind::Replay => vec![Self::Replay(name.clone(), shared.then_some(grant.step.instance))],
-            JoinKind::Renewal if shared => vec![Self::Instance(grant.step.instance), address()],
+        match kind {
+            JoinKind::Replay => vec![Self::Replay(name.clone(), shared.then_some(instance))],
+            JoinKind::Renewal if shared => vec![Self::Instance(instance), address()],
             JoinKind::First | JoinKind::Recovery if shared => vec![address()],
             JoinKind::First | JoinKind::Recovery | JoinKind::Renewal => vec![],
         }
@@ -80,6 +80,8 @@ impl Paces {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -102,6 +104,31 @@ mod tests {
         assert_eq!(admitted(&paces, &address("192.0.2.1"), next), 1);
         assert_eq!(admitted(&paces, &address("2001:db8::1"), NOW), HOSTS_AT_ONCE);
         assert_eq!(admitted(&paces, &address("2001:db8::2"), NOW), 0, "the same subscriber");
+    }
+
+    /// A key that hosts share makes a new instance with each recovery, so instances alone would bound nothing.
+    #[test]
+    fn in_mode_insecure_every_step_spends_the_pace_of_its_address() {
+        let from: SocketAddr = "192.0.2.1:4711".parse().unwrap();
+        let instance = Id([7; 16]);
+        let address = Payer::Address("gw".into(), from.ip());
+        let of = |mode, kind| {
+            let spec = json!({"roles": ["Bot"], "bot_name": "gw", "join_method": "bound_keypair", "bound_keypair": {}});
+            let mut token: Token = serde_json::from_value(json!({"metadata": {"name": "gw"}, "spec": spec})).unwrap();
+            token.spec.bound_keypair.recovery.mode = mode;
+            Payer::of(&token, kind, instance, from)
+        };
+        for kind in [JoinKind::First, JoinKind::Recovery] {
+            assert_eq!(of(RecoveryMode::Insecure, kind), [address.clone()]);
+        }
+        assert_eq!(of(RecoveryMode::Insecure, JoinKind::Renewal), [Payer::Instance(instance), address]);
+        assert_eq!(of(RecoveryMode::Insecure, JoinKind::Replay), [Payer::Replay("gw".into(), Some(instance))]);
+        for mode in [RecoveryMode::Relaxed, RecoveryMode::Standard] {
+            assert_eq!(of(mode, JoinKind::Replay), [Payer::Replay("gw".into(), None)]);
+            for kind in [JoinKind::First, JoinKind::Recovery, JoinKind::Renewal] {
+                assert_eq!(of(mode, kind), [], "the token has its own pace");
+            }
+        }
     }
 
     #[test]

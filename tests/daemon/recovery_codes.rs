@@ -1,6 +1,8 @@
 //! `boundkey recovery-code`: a new key at that moment, beside a daemon and without one.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
 
 use boundkey::join::{RecoveryCode, Thumbprint};
 use nix::sys::signal::Signal;
@@ -8,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::support::said::said;
 use super::support::strace::failing_at;
-use super::support::{Device, Running, Server, TempDir, copy_program, is_root, run, success, wait_for};
+use super::support::{Device, Running, Server, TempDir, copy_program, is_root, run, success, tool, wait_for};
 use super::{count, end};
 
 /// What the command prints as JSON; it must succeed.
@@ -267,4 +269,37 @@ fn roots_command_leaves_the_daemons_user_its_files() {
     assert_eq!(device.status()["recovery_code"], told["code"]);
     success(&mut start(&["recovery-code"]));
     success(&mut start(&["start", "--oneshot"]));
+}
+
+/// Another user's process that calls itself boundkey and holds the lock, as one with a file of the same number on another file system
+/// seems to. It is not the agent that runs here, so it is sent nothing.
+#[test]
+fn roots_command_wakes_no_process_of_another_user() {
+    if !is_root("a process of another user") {
+        return;
+    }
+    let server = Server::start();
+    let device = server.device("gw", 1);
+    device.join();
+    let lock = std::fs::File::options().read(true).write(true).open(device.storage().join("lock")).expect("the lock");
+    // Keeps SIGUSR1 from ending it, as the daemon does: whether it was sent shows in /proc.
+    let script = "use POSIX; sigprocmask(SIG_BLOCK, POSIX::SigSet->new(SIGUSR1)); $0 = 'boundkey'; flock(STDIN, 2) or die; \
+                  syswrite(STDOUT, qq(held\\n)); sleep 600 while 1";
+    let mut perl = std::process::Command::new(tool("perl", "perl-base"));
+    perl.args(["-e", script]).uid(USER).gid(USER).stdin(lock).stdout(Stdio::piped());
+    let mut stranger = Running(perl.spawn().expect("perl"));
+    // Our own descriptor, which holds the lock too.
+    drop(perl);
+    let mut line = String::new();
+    BufReader::new(stranger.0.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
+    assert_eq!(line, "held\n");
+    let log = std::fs::File::create(device.dir.join("log")).expect("log");
+    let mut command = device.command(&["recovery-code"]);
+    let command = Running(command.stdout(Stdio::null()).stderr(log).spawn().expect("boundkey"));
+    wait_for("its word", || device.log().contains("the agent that runs could not be woken"));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", stranger.0.id())).expect("a process");
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).expect("signals");
+    assert_eq!(pending.trim(), "0000000000000000", "it was sent nothing");
+    drop(stranger);
+    assert!(command.wait().success(), "without it, the command makes the key itself: {}", device.log());
 }

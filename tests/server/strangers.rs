@@ -2,10 +2,14 @@
 
 use super::*;
 
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use boundkey::text::is_graphic;
-use support::Device;
+use support::proxy::{Proxy, Way};
+use support::{Device, Running};
 
 /// A join by a stranger with `token`, for the server at `url`. It is signed by nobody.
 fn join(server: &Server, token: &str, url: &str) -> Answer {
@@ -167,6 +171,49 @@ fn registrations_that_fail_have_to_pause_and_the_device_gets_in() {
     assert_eq!(device.try_join().0, 0);
     assert_eq!(server.events("gw").last().expect("an event"), "join.first");
     assert_ne!(register(&server, "gw").status, 429, "a token that is bound takes no secret");
+}
+
+/// A locked token, and one whose challenge is stale, answer otherwise to the right secret than to a wrong one. Both tell what a guess was
+/// worth, so both count as one.
+#[test]
+fn answers_that_tell_of_a_secret_count_as_tries() {
+    let server = Server::start();
+    let paused = |token: &str| {
+        server.audit().iter().filter(|event| event["token"] == token && event["problem"] == "registration-paused").count()
+    };
+    let refused = |token: &str, problem: &str| {
+        server.audit().iter().filter(|event| event["token"] == token && event["problem"] == problem).count()
+    };
+    let device = server.device("locked", 1);
+    server.ctl(&["lock", "--token", "locked"]);
+    for tries in 1..=3 {
+        assert_eq!(device.try_join().0, 4);
+        assert_eq!((refused("locked", "locked"), paused("locked")), (tries, 0));
+    }
+    assert_eq!(device.try_join().0, 4, "after its pause");
+    assert!(paused("locked") > 0);
+
+    // The token changes between the challenge and each request: every join finds its challenge stale.
+    let device = server.device("stale", 1);
+    let proxy = Proxy::to(&server.addr);
+    let secret = server.status("stale")["registration_secret"].as_str().expect("a secret").to_owned();
+    device.configure_with(&proxy.addr, &server.ca_pin, &format!("  bound_keypair: {{registration_secret: {secret}}}"), "");
+    let changes = AtomicU64::new(0);
+    let data = server.dir.join("data");
+    proxy.before_each(Way::Up, move || {
+        let change = changes.fetch_add(1, Ordering::Relaxed);
+        let yaml = format!(
+            "kind: token\nversion: v2\nmetadata: {{name: stale, labels: {{change: c{change}}}}}\nspec:\n  roles: [Bot]\n  \
+             bot_name: stale\n  join_method: bound_keypair\n  bound_keypair: {{recovery: {{limit: 1}}}}\n"
+        );
+        let mut create = Command::new(env!("CARGO_BIN_EXE_boundkeyctl"));
+        let done = support::run_with_input(create.arg("--data-dir").arg(&data).args(["create", "-f", "-"]), &yaml);
+        assert!(done.status.success(), "{done:?}");
+    });
+    let joining = Running(device.command(&["start", "--oneshot"]).stderr(Stdio::null()).spawn().expect("boundkey"));
+    support::wait_for("a pause", || paused("stale") > 0);
+    drop(joining);
+    assert!(server.events("stale").iter().all(|event| event == "join.refused"), "{:?}", server.events("stale"));
 }
 
 #[test]

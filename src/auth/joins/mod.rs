@@ -183,7 +183,7 @@ impl Joins {
         paid: &mut Vec<Payer>,
     ) -> Result<(Issued, Vec<String>), Problem> {
         let JoinContext { view, now, from } = context;
-        self.spend(Payer::of(&view.token.resource, &grant, from), paid, now)?;
+        self.spend(Payer::of(&view.token.resource, grant.kind, grant.step.instance, from), paid, now)?;
         let claims = grant.claims(&self.cluster, token)?;
         let Certified { identity, outputs, warnings } = self.certify(request, &grant, &claims, view, outstanding, now)?;
         let join_state = self.authority.now().sign_join_state(&claims).map_err(|e| no_key(&e))?;

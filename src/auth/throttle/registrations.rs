@@ -195,6 +195,23 @@ mod tests {
         assert_eq!(registrations.0["t"].by_source.len(), MOST_SOURCES);
     }
 
+    /// Addresses that try again and again use up what all of them have. The device has what newcomers have.
+    #[test]
+    fn a_device_elsewhere_does_not_wait_for_many_who_try_again_and_again() {
+        let mut registrations = Registrations::default();
+        for second in 0..3600 {
+            for n in 0..100 {
+                let _ = registrations.admit("t", address(n), at(second));
+            }
+        }
+        let repeated = (0..100).filter(|n| registrations.admit("t", address(*n), at(3600)).is_ok()).count();
+        assert!(repeated <= 1, "theirs is used up: {repeated}");
+        assert_eq!(registrations.admit("t", address(1000), at(3600)), Ok(()));
+        // What is taken back goes to the budget that it came from.
+        registrations.give_back("t", address(1000), at(3600));
+        assert!((0..100).all(|n| registrations.admit("t", address(n), at(3600)).is_err()));
+    }
+
     #[test]
     fn what_is_no_guess_does_not_undo_guesses() {
         let mut registrations = Registrations::default();

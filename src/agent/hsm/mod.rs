@@ -3,6 +3,8 @@
 //! PINs come from files, the environment or systemd credentials, never from arguments: those end up in `ps` and histories.
 
 #[cfg(feature = "pkcs11")]
+mod item;
+#[cfg(feature = "pkcs11")]
 mod options;
 #[cfg(feature = "pkcs11")]
 mod steps;

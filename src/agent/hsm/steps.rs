@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use boundkey_hal::pkcs11::{Pkcs11Store, TokenSummary, init_token, tokens};
 use boundkey_hal::{Algorithm, ErrorKind, KeyId, KeyStore as _};
 use clap::ArgMatches;
-use serde_json::{Value, json};
 
+use super::item::{Deleted, Item, PinState, Token, TokenState};
 use super::options;
 use crate::agent::config::ConfigError;
 use crate::agent::doctor::hardware;
@@ -20,7 +20,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, AgentError> {
         return Err(ConfigError::new("no subcommand", "see `boundkey hsm --help`").into());
     };
     let found = match step {
-        "modules" => hardware::modules().iter().map(|path| json!({ "module": path })).collect(),
+        "modules" => hardware::modules().into_iter().map(|module| Item::Module { module, error: None }).collect(),
         "tokens" => list_tokens(matches)?,
         "keys" => list_keys(matches)?,
         "init-token" => vec![initialise(matches)?],
@@ -28,24 +28,13 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, AgentError> {
         _ => vec![delete(matches)?],
     };
     if matches.get_one::<String>("format").is_some_and(|format| format == "json") {
-        return Ok(format!("{}\n", Value::Array(found)));
+        let json = serde_json::to_string(&found).map_err(|e| AgentError::Other(format!("cannot print what was found: {e}")))?;
+        return Ok(json + "\n");
     }
-    Ok(found.iter().map(text).collect())
+    Ok(found.iter().map(Item::text).collect())
 }
 
-/// The URI, or whatever else says best what it is, and its other properties below it.
-fn text(item: &Value) -> String {
-    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let mut text = String::new();
-    let title = ["uri", "module", "name"].into_iter().find(|field| item[*field].is_string()).unwrap_or_default();
-    let _ = writeln!(text, "{}", plain(&item[title])); // writing to a String cannot fail
-    for (name, value) in item.as_object().into_iter().flatten().filter(|(name, value)| *name != title && !value.is_null()) {
-        let _ = writeln!(text, "    {name}: {}", plain(value));
-    }
-    text
-}
-
-fn list_tokens(matches: &ArgMatches) -> Result<Vec<Value>, AgentError> {
+fn list_tokens(matches: &ArgMatches) -> Result<Vec<Item>, AgentError> {
     if let Some(module) = matches.get_one::<String>("module").map(PathBuf::from) {
         return Ok(tokens(&module)?.iter().map(|token| describe(token, &module)).collect());
     }
@@ -53,36 +42,36 @@ fn list_tokens(matches: &ArgMatches) -> Result<Vec<Value>, AgentError> {
     for module in hardware::modules() {
         match tokens(&module) {
             Ok(tokens) => found.extend(tokens.iter().map(|token| describe(token, &module))),
-            Err(e) => found.push(json!({ "module": module, "error": e.to_string() })),
+            Err(e) => found.push(Item::Module { module, error: Some(e.to_string()) }),
         }
     }
     Ok(found)
 }
 
-fn describe(token: &TokenSummary, module: &Path) -> Value {
+fn describe(token: &TokenSummary, module: &Path) -> Item {
     let pin = match token {
-        _ if token.user_pin_locked => "locked",
-        _ if token.user_pin_final_try => "one more wrong one locks it",
-        _ if token.user_pin_count_low => "a wrong one was given",
-        _ if token.user_pin_set => "set",
-        _ if token.login_required => "not set: finish with init-token",
-        _ => "none needed",
+        _ if token.user_pin_locked => PinState::Locked,
+        _ if token.user_pin_final_try => PinState::FinalTry,
+        _ if token.user_pin_count_low => PinState::CountLow,
+        _ if token.user_pin_set => PinState::Set,
+        _ if token.login_required => PinState::NotSet,
+        _ => PinState::NoneNeeded,
     };
-    json!({
-        "uri": token.initialized.then(|| with_module(&token.uri, module)),
-        "module": module,
-        "label": token.label,
-        "serial": token.serial,
-        "manufacturer": token.manufacturer,
-        "model": token.model,
-        "state": if token.initialized { "ready" } else { "blank" },
-        "pin": token.initialized.then_some(pin),
-        "hardware": token.hardware,
-        "write_protected": token.write_protected,
+    Item::Token(Token {
+        uri: token.initialized.then(|| with_module(&token.uri, module)),
+        module: module.to_owned(),
+        label: token.label.clone(),
+        serial: token.serial.clone(),
+        manufacturer: token.manufacturer.clone(),
+        model: token.model.clone(),
+        state: if token.initialized { TokenState::Ready } else { TokenState::Blank },
+        pin: token.initialized.then_some(pin),
+        hardware: token.hardware,
+        write_protected: token.write_protected,
     })
 }
 
-fn list_keys(matches: &ArgMatches) -> Result<Vec<Value>, AgentError> {
+fn list_keys(matches: &ArgMatches) -> Result<Vec<Item>, AgentError> {
     let config = options::token(matches)?;
     let module = config.module.clone();
     let mut store = Pkcs11Store::new(config)?;
@@ -90,19 +79,19 @@ fn list_keys(matches: &ArgMatches) -> Result<Vec<Value>, AgentError> {
     uris.into_iter().map(|(id, uri)| key(&mut store, &id, &uri, &module)).collect()
 }
 
-fn key(store: &mut Pkcs11Store, id: &KeyId, uri: &str, module: &Path) -> Result<Value, AgentError> {
-    let public = match store.public_key(id) {
-        Ok(public) => json!(SshKey(public).to_string()),
+fn key(store: &mut Pkcs11Store, id: &KeyId, uri: &str, module: &Path) -> Result<Item, AgentError> {
+    let name = id.as_str().to_owned();
+    match store.public_key(id) {
+        Ok(public) => Ok(Item::Key { uri: with_module(uri, module), name, public_key: SshKey(public).to_string() }),
         // One that is damaged is listed all the same: it is what the technician looks for.
         Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Other) => {
-            return Ok(json!({ "name": id.as_str(), "error": e.to_string() }));
+            Ok(Item::DamagedKey { name, error: e.to_string() })
         }
-        Err(e) => return Err(e.into()),
-    };
-    Ok(json!({ "uri": with_module(uri, module), "name": id.as_str(), "public_key": public }))
+        Err(e) => Err(e.into()),
+    }
 }
 
-fn initialise(matches: &ArgMatches) -> Result<Value, AgentError> {
+fn initialise(matches: &ArgMatches) -> Result<Item, AgentError> {
     let missing = || AgentError::from(ConfigError::new("no module or label", "give --module and --label"));
     let module = matches.get_one::<PathBuf>("module").ok_or_else(missing)?;
     let label = matches.get_one::<String>("label").ok_or_else(missing)?;
@@ -118,7 +107,7 @@ fn initialise(matches: &ArgMatches) -> Result<Value, AgentError> {
     }
 }
 
-fn create(matches: &ArgMatches) -> Result<Value, AgentError> {
+fn create(matches: &ArgMatches) -> Result<Item, AgentError> {
     let (id, mut store, module) = target(matches)?;
     let algorithm = match matches.get_one::<String>("algorithm").map(String::as_str) {
         Some("ed25519") => Algorithm::Ed25519,
@@ -133,13 +122,13 @@ fn create(matches: &ArgMatches) -> Result<Value, AgentError> {
     key(&mut store, &id, &uri, &module)
 }
 
-fn delete(matches: &ArgMatches) -> Result<Value, AgentError> {
+fn delete(matches: &ArgMatches) -> Result<Item, AgentError> {
     let (id, mut store, _) = target(matches)?;
     match store.delete(&id) {
         Err(e) if e.kind() == ErrorKind::NotFound => log::warn!("{e}: nothing to delete"),
         done => done?,
     }
-    Ok(json!({ "name": id.as_str(), "state": "deleted" }))
+    Ok(Item::DeletedKey { name: id.as_str().to_owned(), state: Deleted::Deleted })
 }
 
 /// The key and the token that a step is about.

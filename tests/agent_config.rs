@@ -416,6 +416,20 @@ fn exposed_secrets_are_warned_of() {
     assert_eq!(load(&shared_key).expect("config").warnings.len(), 1);
 }
 
+/// doctor once took sentence and advice apart at the last semicolon.
+#[test]
+fn a_path_with_a_semicolon_takes_nothing_from_the_advice() {
+    let dir = tempfile::tempdir().expect("directory");
+    let secret = dir.path().join("a; b");
+    std::fs::write(&secret, "s").expect("write");
+    std::fs::set_permissions(&secret, Permissions::from_mode(0o644)).expect("mode");
+    let text = format!("{}  bound_keypair: {{registration_secret_path: \"{}\"}}\n", minimal(), secret.display());
+    let warnings = load_with(&text, 0o600, &[]).expect("config").warnings;
+    let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+    assert_eq!(warning.advice(), format!("run chmod 600 {}", secret.display()));
+    assert!(warning.to_string().starts_with(&*secret.display().to_string()), "{warning}");
+}
+
 #[test]
 fn an_interval_longer_than_the_lifetime_is_warned_of_in_a_daemon() {
     let config = load(&format!("{}credential_ttl: 10m\n", minimal())).expect("config");

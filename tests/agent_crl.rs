@@ -33,7 +33,7 @@ impl<F: Fn(&str) -> Result<Vec<u8>, TransportError>> Transport for Lists<F> {
     fn holds_under(&self, _: &Roots) -> bool {
         false
     }
-    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
+    fn note_server_time(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
         Ok(time)
     }
 }

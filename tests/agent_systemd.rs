@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use boundkey::agent::config::{Config, ConfigError};
-use boundkey::agent::systemd::{self, MadeFor, Needs, Unit, Written};
+use boundkey::agent::systemd::{self, Installation, Needs, Unit, Written};
 
 const MINIMAL: &str = "version: v1\nauth_server: auth.example.com\nonboarding: {token: gateway}\nca_pins: \
                        [\"sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"]\n";
@@ -34,7 +34,8 @@ fn load(text: &str) -> Result<Config, ConfigError> {
 
 fn unit(config: &Config, user: Option<&str>) -> String {
     let (program, config_path) = (Path::new("/bin/true"), Path::new("/etc/boundkey.yaml"));
-    Unit { name: "boundkey", program, config_path, user, made_for: MadeFor::Configuration, needs: &Needs::of(config) }.text()
+    Unit { name: "boundkey", program, config_path, user, installation: Installation::Configuration, needs: &Needs::of(config) }
+        .text()
 }
 
 #[track_caller]

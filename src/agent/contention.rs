@@ -9,14 +9,14 @@ use super::transport::TransportError;
 use crate::join::{Problem, ProblemType};
 use crate::time::{NoRandomness, Random};
 
-/// So long it may go on. A server that lets one token join every 5 seconds has then let in 60 hosts, beside its first burst.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Longest time for which a contention is no failure. A server that lets one token join every 5 seconds has then let in 60 hosts, beside its first burst.
+const LONGEST_CONTENTION: Duration = Duration::from_secs(300);
 /// Longest pause after the first try. A join takes the server some milliseconds.
 const FIRST: Duration = Duration::from_millis(200);
 /// Longest pause of our own choice.
 const CAP: Duration = Duration::from_secs(5);
 /// Longest pause that a server can ask for.
-const LONGEST_TOLD: Duration = Duration::from_secs(60);
+const LONGEST_REQUESTED: Duration = Duration::from_secs(60);
 
 /// A join that is tried again since others were quicker.
 #[derive(Debug)]
@@ -36,19 +36,19 @@ impl Contention {
     /// How long to wait before the next try, where `e`, seen at `now` in time since boot, means that others were quicker. `None` where it
     /// means anything else, or where this has gone on for so long that it is a failure.
     pub fn pause(&mut self, e: &AgentError, now: Duration, random: &dyn Random) -> Result<Option<Duration>, NoRandomness> {
-        let Some(told) = told_to_wait(e) else {
+        let Some(requested) = requested_wait(e) else {
             self.end();
             return Ok(None);
         };
         if self.began.is_none() {
             log::info!("{e}; waiting for a turn");
         }
-        if now.saturating_sub(*self.began.get_or_insert(now)) >= PATIENCE {
+        if now.saturating_sub(*self.began.get_or_insert(now)) >= LONGEST_CONTENTION {
             self.end();
             return Ok(None);
         }
-        // The pause that was told is the same for all who wait: what is added to it sets them apart.
-        let pause = told + self.backoff.next(CAP, random)?;
+        // The server asks every waiting device for the same pause; the random part sets them apart.
+        let pause = requested + self.backoff.next(CAP, random)?;
         log::debug!("{e}; trying again in {} ms", pause.as_millis());
         Ok(Some(pause))
     }
@@ -60,10 +60,10 @@ impl Contention {
 }
 
 /// The least pause that the server asks for, where others were quicker.
-pub fn told_to_wait(e: &AgentError) -> Option<Duration> {
+pub fn requested_wait(e: &AgentError) -> Option<Duration> {
     let AgentError::Transport(TransportError::Refused(Problem { kind, retry_after, .. })) = e else { return None };
     matches!(kind, ProblemType::Busy | ProblemType::ChallengeStale | ProblemType::PaceExceeded | ProblemType::RegistrationPaused)
-        .then(|| Duration::from_secs(retry_after.unwrap_or(0)).min(LONGEST_TOLD))
+        .then(|| Duration::from_secs(retry_after.unwrap_or(0)).min(LONGEST_REQUESTED))
 }
 
 #[cfg(test)]
@@ -91,7 +91,7 @@ mod tests {
         let stale = pauses(&refused(ProblemType::ChallengeStale, None));
         assert!(stale[0] <= FIRST && stale.iter().all(|pause| *pause <= CAP), "{stale:?}");
         let total: Duration = stale.iter().sum();
-        assert!(total >= PATIENCE && total <= PATIENCE + CAP, "{total:?}");
+        assert!(total >= LONGEST_CONTENTION && total <= LONGEST_CONTENTION + CAP, "{total:?}");
         assert!((80..200).contains(&stale.len()), "{} tries", stale.len());
     }
 
@@ -101,7 +101,7 @@ mod tests {
         assert!(paced.iter().all(|pause| *pause > Duration::from_secs(5) && *pause <= Duration::from_secs(5) + CAP), "{paced:?}");
         assert!(pauses(&refused(ProblemType::Busy, Some(5))).len() > 20);
         let paced = pauses(&refused(ProblemType::PaceExceeded, Some(u64::MAX)));
-        assert!(paced.iter().all(|pause| *pause >= LONGEST_TOLD && *pause <= LONGEST_TOLD + CAP), "{paced:?}");
+        assert!(paced.iter().all(|pause| *pause >= LONGEST_REQUESTED && *pause <= LONGEST_REQUESTED + CAP), "{paced:?}");
         assert!(paced.len() <= 5);
     }
 

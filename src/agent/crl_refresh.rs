@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::backoff::jittered;
 use super::clock::since_boot;
-use super::complaint::Complaint;
 use super::crl::RevocationLists;
 use super::error::AgentError;
+use super::failure_log::FailureLog;
 use super::outputs::{self, Fresh, Reloads};
 use super::report::Reporter;
 use super::transport::Https;
@@ -23,7 +23,7 @@ pub struct CrlRefresh {
     /// Time between fetches that succeed.
     interval: Duration,
     random: Arc<dyn Random>,
-    failures: Complaint,
+    failures: FailureLog,
     state: State,
 }
 
@@ -52,7 +52,7 @@ struct Schedule {
 impl CrlRefresh {
     /// Nothing is due before a join. `interval`: time between fetches that succeed.
     pub fn new(interval: Duration, random: Arc<dyn Random>) -> Self {
-        let (lists, failures) = (RevocationLists::default(), Complaint::default());
+        let (lists, failures) = (RevocationLists::default(), FailureLog::default());
         Self { lists, interval, random, failures, state: State::Unused }
     }
 

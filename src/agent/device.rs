@@ -11,7 +11,7 @@ use boundkey_hal::{Algorithm, ErrorKind, KeyId, KeyStore, PublicKey, durable};
 use super::config::Keystore;
 use super::error::AgentError;
 use super::recovery_code::RecoveryCodeFault;
-use super::rollback::{self, Guard};
+use super::rollback::{self, RollbackGuard};
 use crate::join::device::{KEPT_KEYS, KnownKey, MAX_KEYS, Memory};
 use crate::join::{Id, Thumbprint};
 use crate::keystore;
@@ -33,7 +33,7 @@ pub struct Device {
     /// Its keys.
     pub keys: Box<dyn KeyStore>,
     /// Tells an old copy of the storage.
-    pub guard: Guard,
+    pub guard: RollbackGuard,
     /// Whether its one key came with the configuration, and it forgets all when it ends.
     pub is_static: bool,
     /// Held while the device is.
@@ -78,7 +78,7 @@ impl Device {
         if replaced {
             forget_outputs(&mut *keys)?;
         }
-        let mut device = Self { state, keys, guard: Guard::default(), is_static: false, _lock: Some(lock) };
+        let mut device = Self { state, keys, guard: RollbackGuard::default(), is_static: false, _lock: Some(lock) };
         device.adopt_keys(&mut memory)?;
         if memory != Memory::default() {
             device.remember(&memory)?;
@@ -94,7 +94,7 @@ impl Device {
         keys: Box<dyn KeyStore>,
     ) -> Result<Self, AgentError> {
         let state = StateFile::open(storage).map_err(|e| AgentError::State("memory".into(), e))?;
-        let mut device = Self { state, keys, guard: Guard::default(), is_static: true, _lock: None };
+        let mut device = Self { state, keys, guard: RollbackGuard::default(), is_static: true, _lock: None };
         device.remember(&Memory { keys: vec![known(id, key)], ..Memory::default() })?;
         Ok(device)
     }

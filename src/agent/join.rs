@@ -113,7 +113,7 @@ impl Joiner<'_> {
         let Issued { mut memory, certificate, answer, superseded } = prepared.answered(answer)?;
         let trusted = self.judge(&answer)?;
         issuer::verify(&answer, token, &certificate, &trusted.bundle, &key.public_key)?;
-        let believed = self.transport.told(answer.time).map_err(AgentError::ServerExpired)?;
+        let believed = self.transport.note_server_time(answer.time).map_err(AgentError::ServerExpired)?;
         memory.last_known_time = memory.last_known_time.max(believed);
 
         // Before all else: it holds whatever becomes of this join.
@@ -160,7 +160,7 @@ impl Joiner<'_> {
         let challenge: ChallengeAnswer = parse(&self.transport.post(CHALLENGE_PATH, &body)?)?;
         let time = challenge.time;
         let was_behind = self.clock.is_behind();
-        self.transport.told(time).map_err(AgentError::ServerExpired)?;
+        self.transport.note_server_time(time).map_err(AgentError::ServerExpired)?;
         match self.transport.presented() {
             Some(Presented { is_doubtful: true, .. }) => {
                 log::warn!("this device's clock is ahead: the server says that it is {time}");

@@ -4,7 +4,6 @@
 
 mod backoff;
 pub mod clock;
-mod complaint;
 pub mod config;
 mod contention;
 pub mod crl;
@@ -12,6 +11,7 @@ mod crl_refresh;
 pub mod device;
 pub mod doctor;
 pub mod error;
+mod failure_log;
 pub mod hsm;
 pub mod identity;
 mod issuer;

@@ -40,9 +40,9 @@ const REQUEST_FILE: &str = "recovery-code.request";
 const FAILURE_FILE: &str = "recovery-code.failed";
 const REQUEST_MODE: u32 = 0o644;
 /// Longest wait for the agent that runs: the timeouts of one join, and a slow key store.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// How often the state is looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(50);
+const DAEMON_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often the state is read meanwhile.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What [`FAILURE_FILE`] holds.
 #[derive(Serialize, Deserialize)]
@@ -71,7 +71,7 @@ pub fn create(config: &Config, random: &dyn Random, as_json: bool) -> Result<Str
             break key;
         }
     };
-    Ok(told(&token, &key, as_json))
+    Ok(render(&token, &key, as_json))
 }
 
 /// Makes the key that `boundkey recovery-code` asked a running agent for; returns whether it did. Where it fails, that command is told, and
@@ -184,8 +184,8 @@ fn ask(config: &Config, request: Id, start: Instant) -> Result<Option<KnownKey>,
             "the agent that runs could not be woken ({why}), and makes the key at its next try: `systemctl reload boundkey` has it try now"
         );
     }
-    while start.elapsed() < PATIENCE {
-        std::thread::sleep(LOOK);
+    while start.elapsed() < DAEMON_TIMEOUT {
+        std::thread::sleep(POLL_INTERVAL);
         let memory = remembered(dir)?;
         if let Some(key) = memory.made_for(request) {
             // It may have been written and not be durable yet.
@@ -250,7 +250,7 @@ fn waits_for_signals(pid: u32) -> bool {
     blocked.is_some_and(|mask| mask >> (Signal::SIGUSR1 as u32 - 1) & 1 == 1)
 }
 
-fn told(token: &str, key: &KnownKey, as_json: bool) -> String {
+fn render(token: &str, key: &KnownKey, as_json: bool) -> String {
     let code = RecoveryCode::of(&key.thumbprint);
     let command = command(token, &code);
     if as_json {

@@ -33,7 +33,7 @@ pub const AUTH_FILE: &str = "counter.auth";
 
 /// The counter beside a storage directory; one that is not asked for does nothing.
 #[derive(Clone, Debug, Default)]
-pub struct Guard {
+pub struct RollbackGuard {
     #[cfg(feature = "tpm")]
     counter: Option<boundkey_hal::tpm::Counter>,
     /// Whether the counter takes no auth value.
@@ -54,7 +54,7 @@ mod counting {
 
     use zeroize::Zeroizing;
 
-    use super::{AUTH_FILE, AgentError, BEGUN, Guard, Memory};
+    use super::{AUTH_FILE, AgentError, BEGUN, Memory, RollbackGuard};
     use crate::agent::config::Keystore;
     use crate::keystore::tpm;
     use crate::state::{DirStorage, Storage as _};
@@ -93,7 +93,7 @@ mod counting {
         Ok(auth)
     }
 
-    impl Guard {
+    impl RollbackGuard {
         /// The counter in the TPM of `keystore`.
         pub fn new(keystore: &Keystore, dir: &Path, memory: &Memory) -> Result<Self, AgentError> {
             let config = tpm::config(keystore, dir, memory.keystore_pin.as_deref())?;
@@ -154,7 +154,7 @@ mod counting {
         }
 
         /// The same without changing anything.
-        pub fn look(&self, memory: &Memory) -> Result<(), AgentError> {
+        pub fn check(&self, memory: &Memory) -> Result<(), AgentError> {
             self.judge(memory).map(drop)
         }
 
@@ -207,7 +207,7 @@ mod counting {
 }
 
 #[cfg(not(feature = "tpm"))]
-impl Guard {
+impl RollbackGuard {
     /// Nothing to verify.
     #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "as the one with the feature")]
     pub fn verify(&mut self, _: &Memory, _: &mut dyn FnMut(&Memory) -> Result<(), AgentError>) -> Result<(), AgentError> {

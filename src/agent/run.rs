@@ -11,12 +11,12 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::backoff::{Backoff, jittered};
 use super::clock::{DeviceClock, since_boot};
-use super::complaint::Complaint;
 use super::config::{Config, ConfigError, DEFAULT_RENEWAL_INTERVAL, Trust as TrustConfig};
 use super::contention::{self, Contention};
 use super::crl_refresh::CrlRefresh;
 use super::device::{Device, Pinning};
 use super::error::{AgentError, KEYSTORE, RELOAD};
+use super::failure_log::FailureLog;
 use super::join::{Joined, Joiner};
 use super::outputs::{self, Reloads};
 use super::recovery_code;
@@ -63,7 +63,7 @@ pub struct Agent {
 #[derive(Default)]
 struct Tries {
     backoff: Backoff,
-    complaint: Complaint,
+    failures: FailureLog,
     contention: Contention,
 }
 
@@ -212,7 +212,7 @@ fn open_device(config: &Config) -> Result<Device, AgentError> {
 pub(super) fn open_stored(config: &Config) -> Result<Device, AgentError> {
     let mut device = Device::open(&config.storage, &config.keystore, Pinning::Keep)?;
     if config.rollback_protection {
-        device.guard = super::rollback::Guard::new(&config.keystore, &config.storage, device.state.memory())?;
+        device.guard = super::rollback::RollbackGuard::new(&config.keystore, &config.storage, device.state.memory())?;
     }
     Ok(device)
 }
@@ -238,7 +238,7 @@ fn report_unopened(config: &Config, system: &Arc<dyn Clock>, e: &AgentError) {
 pub fn daemon(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>) -> Result<(), AgentError> {
     let failed = |e: nix::errno::Errno| AgentError::Other(format!("waiting: {e}"));
     let mut waiter = Waiter::new().map_err(failed)?;
-    let end = wait::end_after(GRACE, last_words).map_err(|e| AgentError::Other(format!("starting a thread: {e}")))?;
+    let shutdown = wait::exit_after(GRACE, report_stopping).map_err(|e| AgentError::Other(format!("starting a thread: {e}")))?;
     let mut notifier = Notifier::from_env();
     notifier.ready("starting");
     let mut agent = None;
@@ -252,11 +252,11 @@ pub fn daemon(config: &Config, system: &Arc<dyn Clock>, random: &Arc<dyn Random>
             Wake::Time => {}
         }
     }
-    end.by_itself();
+    shutdown.finish();
     Ok(())
 }
 
-fn last_words() {
+fn report_stopping() {
     Notifier::from_env().stopping();
     log::info!("stopped");
 }
@@ -278,7 +278,7 @@ fn turn(
         Ok(agent) => agent,
         Err(e @ (AgentError::Config(_) | AgentError::StorageInUse(_))) => return Err(e),
         Err(e) => {
-            tries.complaint.failed(&e, since_boot());
+            tries.failures.failed(&e, since_boot());
             report_unopened(config, system, &e);
             notifier.status(&e.to_string());
             return Ok(tries.backoff.next(CAP_WITHOUT_CERTIFICATE, &**random)?);
@@ -287,7 +287,7 @@ fn turn(
     match agent.join() {
         Ok((joined, wait)) => {
             tries.backoff.reset();
-            tries.complaint.succeeded();
+            tries.failures.succeeded();
             tries.contention.end();
             let wait = agent.hurried(jittered(wait, &**random)?);
             let next = agent.clock.now().plus(wait);
@@ -305,14 +305,14 @@ fn turn(
             if let Some(pause) = tries.contention.pause(&e, since_boot(), &**random)? {
                 return Ok(pause);
             }
-            let is_news = tries.complaint.failed(&e, since_boot());
+            let is_news = tries.failures.failed(&e, since_boot());
             agent.crl_refresh.join_failed();
             agent.reporter.failed(&e, agent.clock.now());
             notifier.status(&e.to_string());
             let with = CAP_WITH_CERTIFICATE.min(config.renewal_interval.unwrap_or(CAP_WITH_CERTIFICATE));
             let cap = if agent.has_certificate() { with } else { CAP_WITHOUT_CERTIFICATE };
-            let told = contention::told_to_wait(&e).unwrap_or_default();
-            let wait = agent.hurried(tries.backoff.next(cap, &**random)?).max(told);
+            let requested = contention::requested_wait(&e).unwrap_or_default();
+            let wait = agent.hurried(tries.backoff.next(cap, &**random)?).max(requested);
             if is_news {
                 log::info!("trying again in {}", humantime::format_duration(Duration::from_secs(wait.as_secs().max(1))));
             }

@@ -5,8 +5,8 @@
 //! trusted CA signed:
 //! - not yet valid: the CA's own word that it is at least that late. The certificate's first moment counts as the time.
 //! - expired: perhaps the system's clock is ahead. If the certificate held, or was yet to be made, at the last time known for sure,
-//!   it is doubtful: a connection is made to ask for the time, and [`Trust::told`] ends the exchange if the server's own clock is past
-//!   the end of the certificate. Nothing else goes over a connection with a doubtful certificate before that.
+//!   it is doubtful: a connection is made to ask for the time, and [`Trust::note_server_time`] ends the exchange if the server's own
+//!   clock is past the end of the certificate. Nothing else goes over a connection with a doubtful certificate before that.
 
 mod endpoint;
 mod sessions;
@@ -144,7 +144,7 @@ impl Trust {
     ///
     /// # Errors
     /// The end of a doubtful certificate that has passed by the server's own clock.
-    pub fn told(&self, time: Timestamp) -> Result<Timestamp, Timestamp> {
+    pub fn note_server_time(&self, time: Timestamp) -> Result<Timestamp, Timestamp> {
         let mut seen = self.seen();
         let Some((presented, shown)) = &seen.presented else { return Ok(Timestamp::default()) };
         let end = presented.not_after;

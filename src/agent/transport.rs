@@ -46,8 +46,8 @@ pub trait Transport {
     /// Whether what the server showed holds under these roots too, see [`Trust::holds_under`].
     fn holds_under(&self, roots: &Roots) -> bool;
 
-    /// Takes note of the time that the server told, see [`Trust::told`].
-    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp>;
+    /// Takes note of the time that the server told, see [`Trust::note_server_time`].
+    fn note_server_time(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp>;
 }
 
 /// Why there is no answer, or not the one wanted.
@@ -280,8 +280,8 @@ impl Transport for Https {
         self.trust.holds_under(roots)
     }
 
-    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
-        self.trust.told(time)
+    fn note_server_time(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
+        self.trust.note_server_time(time)
     }
 }
 

@@ -27,27 +27,29 @@ pub enum Wake {
     Time,
 }
 
-/// The end of the daemon, of which one thread alone has the last words, and is let finish them.
+/// Lets one thread alone report that the daemon stops: the daemon itself, or the thread that ends it after its grace period.
 #[derive(Clone)]
-pub struct End {
-    last_words: fn(),
-    said: Arc<Mutex<bool>>,
+pub struct ShutdownGuard {
+    /// Reports to log and service manager.
+    on_stop: fn(),
+    /// Whether that was done.
+    stopped: Arc<Mutex<bool>>,
 }
 
-impl End {
-    /// Says the last words of a daemon that ends by itself; does not return where it was too late for that.
-    pub fn by_itself(&self) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.last_words)();
-        *said = true;
+impl ShutdownGuard {
+    /// Reports that the daemon stops by itself. Does not return if the grace period has ended: the process exits then.
+    pub fn finish(&self) {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.on_stop)();
+        *stopped = true;
     }
 
-    fn in_the_middle(&self) -> ! {
-        // Held to the end of the process: nobody speaks after.
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*said {
+    fn exit_now(&self) -> ! {
+        // The lock is held until the process exits, so `finish` cannot report a second time.
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*stopped {
             log::warn!("ended in the middle of a try; the next start goes on from there");
-            (self.last_words)();
+            (self.on_stop)();
         }
         std::process::exit(0)
     }
@@ -57,14 +59,14 @@ impl End {
 /// a reload may hang for longer than anyone waits. A power cut at any instant does no harm, so neither does this.
 ///
 /// Call after [`Waiter::new`], which keeps the signals from ending the process at once.
-pub fn end_after(grace: Duration, last_words: fn()) -> io::Result<End> {
+pub fn exit_after(grace: Duration, on_stop: fn()) -> io::Result<ShutdownGuard> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
     // Only looked at: the signal itself is left to `until`.
     let stop = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?;
-    let end = End { last_words, said: Arc::default() };
-    let other = end.clone();
+    let guard = ShutdownGuard { on_stop, stopped: Arc::default() };
+    let watched = guard.clone();
     let watch = move || {
         let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         loop {
@@ -75,10 +77,10 @@ pub fn end_after(grace: Duration, last_words: fn()) -> io::Result<End> {
             }
         }
         std::thread::sleep(grace);
-        other.in_the_middle();
+        watched.exit_now();
     };
     std::thread::Builder::new().name("stop".into()).stack_size(STACK).spawn(watch)?;
-    Ok(end)
+    Ok(guard)
 }
 
 /// Waits for moments and signals.

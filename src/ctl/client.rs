@@ -15,7 +15,7 @@ use crate::api::call::Call;
 use crate::join::{Problem, ProblemType};
 
 /// Longest wait for an answer: longer than any wait for events, and than the rotation of a large fleet.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The server, as an operator reaches it.
 pub(super) struct Client {
@@ -48,8 +48,8 @@ impl Client {
         let (status, answer) = self
             .runtime
             .block_on(async {
-                let exchange = tokio::time::timeout(PATIENCE, self.exchange(C::PATH, body)).await;
-                exchange.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+                let exchange = tokio::time::timeout(TIMEOUT, self.exchange(C::PATH, body)).await;
+                exchange.unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())))
             })
             .map_err(CallError::Unreachable)?;
         if status.is_success() {

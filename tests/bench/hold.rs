@@ -242,7 +242,7 @@ impl Transport for Link {
         false
     }
 
-    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
+    fn note_server_time(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
         Ok(time)
     }
 }

@@ -117,10 +117,10 @@ fn lockout(report: &mut Report, config: &Config) {
 
 #[cfg(feature = "tpm")]
 fn rollback(report: &mut Report, config: &Config, memory: Option<&Memory>) {
-    use crate::agent::rollback::Guard;
+    use crate::agent::rollback::RollbackGuard;
     let Some(memory) = memory.filter(|_| config.rollback_protection) else { return };
-    let guard = Guard::new(&config.keystore, &config.storage, memory);
-    match guard.and_then(|guard| guard.look(memory).map(|()| guard.is_open(memory))) {
+    let guard = RollbackGuard::new(&config.keystore, &config.storage, memory);
+    match guard.and_then(|guard| guard.check(memory).map(|()| guard.is_open(memory))) {
         Ok(false) => report.ok("rollback", "the state fits the TPM's counter"),
         Ok(true) => report.warn(
             "rollback",

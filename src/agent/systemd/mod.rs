@@ -18,7 +18,7 @@ use super::error::AgentError;
 
 pub use needs::{Gives, Needs};
 pub use notify::Notifier;
-pub use unit::{MadeFor, Unit};
+pub use unit::{Installation, Unit};
 
 /// Where an administrator's units are.
 const UNIT_DIR: &str = "/etc/systemd/system";
@@ -67,8 +67,8 @@ pub fn install(matches: &ArgMatches, config: &Config) -> Result<String, AgentErr
     };
     let program = program.map_err(|e| failed("the program's path", e))?;
     let config_path = std::path::absolute(&config.path).map_err(|e| failed("the configuration's path", e))?;
-    let (made_for, needs) = (MadeFor::Configuration, &Needs::of(config));
-    let unit = Unit { name, program: &program, config_path: &config_path, user, made_for, needs }.text();
+    let (installation, needs) = (Installation::Configuration, &Needs::of(config));
+    let unit = Unit { name, program: &program, config_path: &config_path, user, installation, needs }.text();
     if user.is_none() && asked.is_none() {
         log::warn!("{ROOT_IS_MORE}");
     }
@@ -93,7 +93,8 @@ fn own_user() -> Option<&'static str> {
 /// The unit that packages bring, such as Debian's: for any device, configured or not.
 pub fn packaged() -> String {
     let (program, config_path) = (Path::new("/usr/bin/boundkey"), Path::new(DEFAULT_PATH));
-    Unit { name: NAME, program, config_path, user: Some(NAME), made_for: MadeFor::Package, needs: &Needs::of_package() }.text()
+    Unit { name: NAME, program, config_path, user: Some(NAME), installation: Installation::Package, needs: &Needs::of_package() }
+        .text()
 }
 
 /// What came of writing a unit file.

@@ -20,14 +20,14 @@ pub struct Unit<'a> {
     /// The user to run as; root without its powers where there is none.
     pub user: Option<&'a str>,
     /// The kind of installation that it is made for.
-    pub made_for: MadeFor,
+    pub installation: Installation,
     /// What it grants.
     pub needs: &'a Needs,
 }
 
 /// The kind of installation that a unit is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MadeFor {
+pub enum Installation {
     /// For one configuration, which is there.
     Configuration,
     /// For every device that a package is installed on, most of them before they are configured.
@@ -48,9 +48,9 @@ impl Unit<'_> {
 
     fn head(&self) -> String {
         let config = self.config_path.display();
-        let (origin, condition) = match self.made_for {
-            MadeFor::Configuration => (format!("# Made by `boundkey install systemd` from {config}.\n"), String::new()),
-            MadeFor::Package => (
+        let (origin, condition) = match self.installation {
+            Installation::Configuration => (format!("# Made by `boundkey install systemd` from {config}.\n"), String::new()),
+            Installation::Package => (
                 "# For keys in files and in a TPM, and outputs below /run/boundkey. A unit that allows what a configuration needs,\n\
                  # and no more, is written by: boundkey install systemd --write\n"
                     .into(),
@@ -152,7 +152,7 @@ impl Unit<'_> {
         if let Some(user) = self.user {
             let _ = writeln!(text, "User={user}\nAmbientCapabilities={names}\nRemoveIPC=yes");
             // A package puts its user into the group, for commands that a person runs; without TPM there may be no such group.
-            if self.needs.tpm.is_some() && self.made_for != MadeFor::Package {
+            if self.needs.tpm.is_some() && self.installation != Installation::Package {
                 text.push_str("SupplementaryGroups=tss\n");
             }
             if self.needs.commands {

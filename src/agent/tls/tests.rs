@@ -185,14 +185,14 @@ fn a_doubtful_certificate_carries_nothing_but_the_question_of_time() {
     };
     assert!(!asks(false, &doubtful), "the join itself");
     assert!(asks(true, &doubtful));
-    assert_eq!(device.trust.told(time(101)), Err(time(100)), "by the server's own clock too");
+    assert_eq!(device.trust.note_server_time(time(101)), Err(time(100)), "by the server's own clock too");
     assert!(!asks(false, &doubtful), "not vouched for");
     assert!(asks(true, &doubtful));
-    assert_eq!(device.trust.told(time(99)), Ok(time(99)));
+    assert_eq!(device.trust.note_server_time(time(99)), Ok(time(99)));
     assert!(asks(false, &doubtful), "the one that was asked");
     assert!(!asks(false, &other), "another one on the next connection");
     assert!(asks(false, &lasting), "one without doubt");
-    assert_eq!(device.trust.told(time(400)), Ok(time(300)), "a clock is believed up to the end of the certificate");
+    assert_eq!(device.trust.note_server_time(time(400)), Ok(time(300)), "a clock is believed up to the end of the certificate");
     assert_eq!(device.trust.clock.floor(), time(300));
     assert!(!asks(true, &doubtful), "it has expired at the time known by now");
 }

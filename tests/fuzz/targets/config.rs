@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use boundkey::agent::config::Config;
-use boundkey::agent::systemd::{MadeFor, Needs, Unit};
+use boundkey::agent::systemd::{Installation, Needs, Unit};
 
 use super::{Told, refused, said};
 
@@ -32,9 +32,9 @@ pub fn run(data: &[u8]) -> Told {
 fn accepted(config: &Config) -> Told {
     let spans = [config.credential_ttl, config.renewal_interval, Some(config.crl_interval)];
     assert!(spans.iter().flatten().all(|span| *span < AGE), "{spans:?}");
-    let (made_for, needs) = (MadeFor::Configuration, &Needs::of(config));
+    let (installation, needs) = (Installation::Configuration, &Needs::of(config));
     let unit =
-        Unit { name: "boundkey", program: Path::new("/p"), config_path: Path::new("/c"), user: None, made_for, needs }.text();
+        Unit { name: "boundkey", program: Path::new("/p"), config_path: Path::new("/c"), user: None, installation, needs }.text();
     // What comes from the configuration stays in its own line: a path cannot add a directive.
     let starts = |line: &&str| line.contains('=') || line.starts_with(['[', '#']) || line.is_empty();
     assert!(unit.lines().all(|line| starts(&line)), "{unit}");

@@ -29,7 +29,7 @@ impl Transport for Serves {
     fn holds_under(&self, _: &Roots) -> bool {
         false
     }
-    fn told(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
+    fn note_server_time(&mut self, time: Timestamp) -> Result<Timestamp, Timestamp> {
         Ok(time)
     }
 }

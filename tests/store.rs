@@ -1,6 +1,8 @@
 //! The store's contract, checked through the trait, and what SQLite has to add to it: durability, damage, versions.
 #![cfg(feature = "auth")]
 
+#[path = "store/alternating.rs"]
+mod alternating;
 #[path = "store/conforms.rs"]
 mod conforms;
 
@@ -11,8 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use boundkey::api::event::{Event, EventFilter, EventKind};
-use boundkey::api::resource::{Bot, BotSpec, Kind, Metadata, Resource, ResourceId};
-use boundkey::auth::store::{Change, Commit, SqliteStore, Store, StoreError};
+use boundkey::api::resource::{Bot, BotSpec, Kind, LockTarget, Metadata, Resource, ResourceId};
+use boundkey::auth::store::{Change, Commit, Form, SqliteStore, Store, StoreError};
 use boundkey::time::Timestamp;
 
 /// Path of the database that a child process of a test writes to.
@@ -83,6 +85,95 @@ fn revision(store: &dyn Store, key: &ResourceId) -> Option<u64> {
 fn sqlite_conforms() {
     let dir = TempDir::new();
     conforms::every_rule(&SqliteStore::create(&dir.database()).unwrap());
+}
+
+#[test]
+fn sqlite_conforms_with_two_handles_on_one_file() {
+    let dir = TempDir::new();
+    let first = SqliteStore::create(&dir.database()).unwrap();
+    let second = SqliteStore::open(&dir.database()).unwrap();
+    conforms::every_rule(&alternating::Alternating::new(first, second));
+}
+
+#[test]
+fn two_handles_whose_clocks_differ_do_not_disturb_each_other() {
+    let dir = TempDir::new();
+    let first = SqliteStore::create(&dir.database()).unwrap();
+    conforms::every_rule_of_two(&first, &SqliteStore::open(&dir.database()).unwrap());
+}
+
+/// The file has rows in every table: nothing of them is lost.
+#[test]
+fn a_database_of_schema_7_is_brought_on_with_all_that_is_in_it() {
+    let dir = TempDir::new();
+    let old = rusqlite::Connection::open(dir.database()).unwrap();
+    old.execute_batch(include_str!("store/schema-7.sql")).unwrap();
+    drop(old);
+    let store = SqliteStore::open(&dir.database()).unwrap();
+    let now = at(1_800_000_010);
+    let serial = |number: u64| format!("{number:032x}");
+
+    let revisions = [
+        ("role/r", 1),
+        ("bot/b", 2),
+        ("token/t", 3),
+        ("token/locked", 4),
+        ("bot_instance/10112233-4455-6677-8899-aabbccddeeff", 5),
+        ("host/20112233-4455-6677-8899-aabbccddeeff", 6),
+        ("lock/own", 7),
+        ("lock/outlived", 8),
+    ];
+    for (id, known) in revisions {
+        assert_eq!(revision(&store, &id.parse().unwrap()), Some(known), "{id}");
+    }
+    let view = store.join_view("t", None).unwrap().unwrap();
+    assert_eq!((view.bot.is_some(), view.roles.len(), view.instances.len(), view.locks.len()), (true, 1, 1, 0));
+    assert_eq!(store.join_view("locked", None).unwrap().unwrap().locks.len(), 1);
+    assert_eq!(store.locks_on(&LockTarget::Token("removed".into())).unwrap().len(), 1, "it outlives its token");
+    assert_eq!(store.ended_exemptions(at(1_800_003_600)).unwrap().len(), 1);
+
+    let mut revoked = store.revoked(Form::X509, now, 9).unwrap();
+    revoked.sort_unstable();
+    assert_eq!(revoked, [2, 3, 4, 5, 6].map(serial));
+    assert_eq!(store.revoked(Form::SshHost, now, 9).unwrap(), ["0000000000001003"]);
+    assert_eq!((store.outstanding("t", now).unwrap(), store.outstanding("removed", now).unwrap()), (2, 0));
+    // The token that was removed is put back, with its life: its certificates count again, but for its lock.
+    let Resource::Token(mut back) = token("removed", "b", None) else { unreachable!() };
+    back.status.bound_keypair.incarnation = Some("00112233-4455-6677-8899-aabbccddeeff".parse().unwrap());
+    put(&store, Resource::Token(back));
+    delete(&store, &"lock/outlived".parse().unwrap());
+    assert_eq!((store.revoked(Form::X509, now, 9).unwrap().len(), store.outstanding("removed", now).unwrap()), (4, 2));
+
+    let page = store.events(&EventFilter { since: Some(at(1_800_000_001)), ..EventFilter::default() }).unwrap();
+    let times: Vec<_> = page.events.iter().map(|event| event.time.secs()).collect();
+    assert_eq!(times, [1_800_000_002, 1_800_000_001]);
+    assert!(store.next_list_number(Form::X509).unwrap() > 1_800_000_002_000);
+}
+
+/// Numbers were those of the clock: one that was set back gave lists that a verifier takes for old.
+#[test]
+fn numbers_of_lists_go_on_after_a_restart_with_whatever_clock() {
+    let dir = TempDir::new();
+    let store = SqliteStore::create(&dir.database()).unwrap();
+    let now = store.next_list_number(Form::X509).unwrap();
+    assert!(now > 1_600_000_000_000, "above those of earlier versions, which were milliseconds: {now}");
+    drop(store);
+    // As if the clock had been ten years ahead until now.
+    let ahead = now + 10 * 365 * 86_400_000;
+    let file = rusqlite::Connection::open(dir.database()).unwrap();
+    file.execute("UPDATE list_number SET number = ?", [ahead]).unwrap();
+    drop(file);
+    let store = SqliteStore::open(&dir.database()).unwrap();
+    assert_eq!(
+        [Form::X509, Form::X509, Form::SshHost].map(|form| store.next_list_number(form).unwrap()),
+        [ahead + 1, ahead + 2, ahead + 1]
+    );
+    // As if it came from a backup of last year.
+    drop(store);
+    let file = rusqlite::Connection::open(dir.database()).unwrap();
+    file.execute("UPDATE list_number SET number = ?", [now - 365 * 86_400_000]).unwrap();
+    drop(file);
+    assert!(SqliteStore::open(&dir.database()).unwrap().next_list_number(Form::X509).unwrap() > now);
 }
 
 #[test]

@@ -36,9 +36,8 @@ pub struct RevocationList {
 
 #[derive(Clone, Debug)]
 struct Made {
-    policy: u64,
+    changes: u64,
     serials: Arc<Vec<String>>,
-    number: u64,
     /// The trust bundle of whose CAs these lists are.
     bundle: u64,
     lists: Lists,
@@ -85,22 +84,22 @@ impl RevocationList {
     /// One request makes them. Those that come meanwhile get the ones before, which may lack a lock of that moment; only where there are
     /// none that hold do they wait.
     pub fn at(&self, now: Timestamp, store: &dyn Store, authority: &Authority) -> Result<Lists, RevocationError> {
-        let policy = store.policy().map_err(RevocationError::Store)?;
+        let changes = store.revocation_changes();
         let bundle = authority.newest_bundle().map_or(0, TrustBundle::sequence);
-        let (_making, before) = match self.look(policy, bundle, now) {
+        let (_making, before) = match self.look(changes, bundle, now) {
             Look::Answer(lists) => return Ok(lists),
             Look::Make(making, before) => (making, before),
         };
-        let made = self.make(before.as_ref(), now, store, authority)?;
+        let made = self.make(changes, before.as_ref(), now, store, authority)?;
         let lists = made.lists.clone();
         *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
         Ok(lists)
     }
 
-    /// What a request does, where these are the revision of the policy and the trust bundle.
-    fn look(&self, policy: u64, bundle: u64, now: Timestamp) -> Look<'_> {
+    /// What a request does, where so much has changed and this is the trust bundle.
+    fn look(&self, changes: u64, bundle: u64, now: Timestamp) -> Look<'_> {
         let before = self.made();
-        if let Some(made) = before.as_ref().filter(|made| made.is_current(policy, bundle, now)) {
+        if let Some(made) = before.as_ref().filter(|made| made.is_current(changes, bundle, now)) {
             return Look::Answer(made.lists.clone());
         }
         let holds = |made: &Made| made.bundle == bundle && within(now, made.signed_at, CRL_LIFETIME);
@@ -112,7 +111,7 @@ impl RevocationList {
         };
         // Another request may have made it between the look and the lock.
         match self.made() {
-            Some(made) if made.is_current(policy, bundle, now) => Look::Answer(made.lists),
+            Some(made) if made.is_current(changes, bundle, now) => Look::Answer(made.lists),
             before => Look::Make(making, before),
         }
     }
@@ -124,18 +123,19 @@ impl RevocationList {
 
     fn make(
         &self,
+        changes: u64,
         before: Option<&Made>,
         now: Timestamp,
         store: &dyn Store,
         authority: &Authority,
     ) -> Result<Made, RevocationError> {
-        let mut revoked = store.revoked(self.form, now, MAX_ENTRIES + 1).map_err(RevocationError::Store)?;
-        let is_full = revoked.serials.len() > MAX_ENTRIES;
-        revoked.serials.truncate(MAX_ENTRIES);
+        let mut serials = store.revoked(self.form, now, MAX_ENTRIES + 1).map_err(RevocationError::Store)?;
+        let is_full = serials.len() > MAX_ENTRIES;
+        serials.truncate(MAX_ENTRIES);
         let bundle = authority.newest_bundle().map_or(0, TrustBundle::sequence);
-        let is_same = |made: &&Made| *made.serials == revoked.serials && made.bundle == bundle;
+        let is_same = |made: &&Made| *made.serials == serials && made.bundle == bundle;
         if let Some(made) = before.filter(is_same).filter(|made| within(now, made.signed_at, RENEWED)) {
-            return Ok(Made { policy: revoked.policy, looked_at: now, ..made.clone() });
+            return Ok(Made { changes, looked_at: now, ..made.clone() });
         }
         if is_full {
             log::error!(
@@ -143,21 +143,20 @@ impl RevocationList {
                  on the revocation list"
             );
         }
-        // Milliseconds rise also over a restart, and over a database restored from a backup.
-        let number = now.millis().max(before.map_or(0, |made| made.number + 1));
+        let number = store.next_list_number(self.form).map_err(RevocationError::Store)?;
         let lists = match self.form {
-            Form::SshHost => authority.ssh_revocation_list(number, &revoked.serials, now).map(|list| vec![(String::new(), list)]),
-            Form::X509 => authority.revocation_lists(number, &revoked.serials, now),
+            Form::SshHost => authority.ssh_revocation_list(number, &serials, now).map(|list| vec![(String::new(), list)]),
+            Form::X509 => authority.revocation_lists(number, &serials, now),
         };
         let lists = lists.map_err(RevocationError::Authority)?.into_iter().map(|(of, list)| (of, Bytes::from(list)));
-        let (policy, serials, lists) = (revoked.policy, Arc::new(revoked.serials), Arc::new(lists.collect()));
-        Ok(Made { policy, serials, number, bundle, lists, signed_at: now, looked_at: now })
+        let (serials, lists) = (Arc::new(serials), Arc::new(lists.collect()));
+        Ok(Made { changes, serials, bundle, lists, signed_at: now, looked_at: now })
     }
 }
 
 impl Made {
-    fn is_current(&self, policy: u64, bundle: u64, now: Timestamp) -> bool {
-        self.policy == policy && self.bundle == bundle && within(now, self.looked_at, FRESH)
+    fn is_current(&self, changes: u64, bundle: u64, now: Timestamp) -> bool {
+        self.changes == changes && self.bundle == bundle && within(now, self.looked_at, FRESH)
     }
 }
 
@@ -172,9 +171,9 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-    fn list(text: &'static str, policy: u64) -> RevocationList {
+    fn list(text: &'static str, changes: u64) -> RevocationList {
         let lists = Arc::new(vec![("pin".to_owned(), Bytes::from_static(text.as_bytes()))]);
-        let made = Made { policy, serials: Arc::default(), number: 1, bundle: 7, lists, signed_at: NOW, looked_at: NOW };
+        let made = Made { changes, serials: Arc::default(), bundle: 7, lists, signed_at: NOW, looked_at: NOW };
         RevocationList { made: Mutex::new(Some(made)), ..RevocationList::of(Form::X509) }
     }
 
@@ -191,8 +190,8 @@ mod tests {
         assert_eq!(answered(&list.look(1, 7, NOW)).as_deref(), Some(&b"before"[..]), "nothing changed");
         let making = list.look(2, 7, NOW);
         assert!(answered(&making).is_none(), "the first request after a lock makes the next list");
-        for policy in [2, 3] {
-            assert_eq!(answered(&list.look(policy, 7, NOW)).as_deref(), Some(&b"before"[..]));
+        for changes in [2, 3] {
+            assert_eq!(answered(&list.look(changes, 7, NOW)).as_deref(), Some(&b"before"[..]));
         }
         drop(making);
         assert!(answered(&list.look(1, 8, NOW)).is_none(), "another CA has none yet");
@@ -207,7 +206,7 @@ mod tests {
         let making = list.look(2, 7, later);
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| answered(&list.look(2, 7, later)));
-            *list.made.lock().unwrap() = Some(Made { looked_at: later, policy: 2, ..list.made().unwrap() });
+            *list.made.lock().unwrap() = Some(Made { looked_at: later, changes: 2, ..list.made().unwrap() });
             drop(making);
             assert!(waits.join().unwrap().is_some(), "it waited for the next one");
         });

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use boundkey::api::event::{Cursor, Event, EventFilter, MAX_TEXT};
 use boundkey::api::resource::{Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId};
-use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, Store, StoreError, Stored};
+use boundkey::auth::store::{Change, Commit, Form, IssuedRecord, JoinView, KEEP_ISSUED, ReadSet, Store, StoreError, Stored};
 use boundkey::join::Id;
 use boundkey::join::server::record::Exemption;
+use boundkey::time::Timestamp;
 
 use super::{at, bot, changes, create, delete, event, instance, put, resource, revision, token};
 
@@ -18,7 +19,9 @@ pub(super) fn every_rule(store: &dyn Store) {
     reads_back_what_was_written(store);
     a_conflict_leaves_nothing(store);
     revisions_are_never_used_twice(store);
-    policy_rises_with_bots_roles_and_locks(store);
+    a_commit_holds_if_and_only_if_what_it_read_stands(store);
+    numbers_of_lists_only_rise(store);
+    what_may_change_a_revocation_list_is_told(store);
     a_join_view_has_all_that_a_decision_needs(store);
     what_is_locked_or_gone_is_revoked(store);
     no_token_crowds_another_off_the_list(store);
@@ -82,32 +85,108 @@ fn revisions_are_never_used_twice(store: &dyn Store) {
     let first = put(store, bot("again", &[]));
     delete(store, &key);
     let second = put(store, bot("again", &[]));
-    assert!(second > first);
+    assert_ne!(second, first);
     let stale = changes([Change { id: key, expected: Some(first), to: None }]);
     assert!(matches!(store.commit(stale), Err(StoreError::Conflict(_))));
 }
 
-fn policy_rises_with_bots_roles_and_locks(store: &dyn Store) {
-    put(store, token("policy", "policy", None));
-    let mut last = policy(store, "policy");
-    for resource in [bot("policy", &[]), role("policy"), lock("policy", LockTarget::Bot("x".into()))] {
-        for change in [Some(resource.clone()), None] {
-            let expected = revision(store, &resource.id());
-            store.commit(changes([Change { id: resource.id(), expected, to: change }])).unwrap();
-            let now = policy(store, "policy");
-            assert!(now > last, "after a change of {}", resource.id());
-            last = now;
-        }
+/// A lock on any token sent away all joins that were under way.
+fn a_commit_holds_if_and_only_if_what_it_read_stands(store: &dyn Store) {
+    const ID: &str = "10112233-4455-6677-8899-aabbccddeeff";
+    for resource in
+        [bot("reads", &["reads", "to-come"]), role("reads"), token("reads", "reads", Some(ID)), instance(ID, "reads", 9)]
+    {
+        put(store, resource);
     }
-    put(store, token("policy", "other", None));
-    put(store, instance("policy", "policy", 9));
-    assert!(store.commit(changes([create(bot("one", &[]))])).is_err());
-    assert_eq!(policy(store, "policy"), last, "tokens, instances and conflicts are no policy");
+    put(store, lock("reads-own", LockTarget::Token("reads".into())));
+    let read = || store.join_view("reads", Some(ID.parse().unwrap())).unwrap().unwrap().reads;
+    let commit = |reads: &ReadSet| {
+        let events = vec![event(1, "reads")];
+        store.commit(Commit { reads: reads.clone(), events, ..Commit::default() })
+    };
 
-    let join = Commit { policy: Some(last), ..Commit::default() };
-    store.commit(join.clone()).unwrap();
-    put(store, role("policy"));
-    assert!(matches!(store.commit(join), Err(StoreError::Conflict(_))));
+    let reads = read();
+    put(store, token("reads-other", "reads-other", None));
+    put(store, bot("reads-other", &["reads-other"]));
+    put(store, role("reads-other"));
+    put(store, lock("reads-other-token", LockTarget::Token("reads-other".into())));
+    put(store, lock("reads-other-bot", LockTarget::Bot("reads-other".into())));
+    put(store, lock("reads-other-host", LockTarget::Host(ID.into())));
+    delete(store, &ResourceId::new(Kind::Lock, "reads-other-token"));
+    put(store, instance("reads-other", "reads-other", 9));
+    commit(&reads).expect("what is not of this token is left out of account");
+
+    let Resource::Lock(mut ends) = lock("reads-own", LockTarget::Token("reads".into())) else { unreachable!() };
+    ends.spec.expires = Some(at(5));
+    let changes = [
+        (token("reads", "reads", Some(ID)), "token/reads"),
+        (bot("reads", &["reads", "to-come"]), "bot/reads"),
+        (role("reads"), "role/reads"),
+        (role("to-come"), "role/to-come"),
+        (Resource::Lock(ends), "a lock on token/reads"),
+        (lock("reads-token", LockTarget::Token("reads".into())), "a lock on token/reads"),
+        (lock("reads-bot", LockTarget::Bot("reads".into())), "a lock on bot/reads"),
+        (lock("reads-instance", LockTarget::BotInstance(ID.into())), &format!("a lock on bot_instance/{ID}")),
+    ];
+    for (resource, names) in &changes {
+        let reads = read();
+        put(store, resource.clone());
+        assert!(matches!(commit(&reads), Err(StoreError::Conflict(what)) if what == *names), "{names}");
+        commit(&read()).unwrap();
+    }
+    for (resource, names) in changes.iter().rev() {
+        let reads = read();
+        delete(store, &resource.id());
+        assert!(matches!(commit(&reads), Err(StoreError::Conflict(what)) if what == *names), "{names}");
+        if resource.id().kind == Kind::Token {
+            break;
+        }
+        commit(&read()).unwrap();
+    }
+    for name in ["reads-other-bot", "reads-other-host"] {
+        delete(store, &ResourceId::new(Kind::Lock, name));
+    }
+}
+
+fn numbers_of_lists_only_rise(store: &dyn Store) {
+    let mut given: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| (0..10).map(|_| store.next_list_number(Form::X509).unwrap()).collect::<Vec<_>>()))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| {
+                let numbers = thread.join().unwrap();
+                assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+                numbers
+            })
+            .collect()
+    });
+    given.sort_unstable();
+    given.dedup();
+    assert_eq!(given.len(), 40, "no number was given twice");
+    assert!(store.next_list_number(Form::X509).unwrap() > *given.last().unwrap());
+    store.next_list_number(Form::SshHost).unwrap();
+}
+
+fn what_may_change_a_revocation_list_is_told(store: &dyn Store) {
+    let mut last = store.revocation_changes();
+    let mut has_changed = || std::mem::replace(&mut last, store.revocation_changes()) != store.revocation_changes();
+    for resource in [bot("told", &[]), token("told", "told", None), lock("told", LockTarget::Bot("told".into()))] {
+        let id = resource.id();
+        put(store, resource.clone());
+        assert!(has_changed(), "{id} is new");
+        put(store, resource);
+        assert_eq!(has_changed(), id.kind == Kind::Lock, "{id} is written again");
+        delete(store, &id);
+        assert!(has_changed(), "{id} is gone");
+    }
+    put(store, role("told"));
+    put(store, instance("told", "told", 9));
+    store.commit(Commit { issued: vec![issued("told", 1)], events: vec![event(1, "told")], ..Commit::default() }).unwrap();
+    assert!(!has_changed(), "joins and roles change no list");
+    store.commit(Commit { supersedes: Some("told".into()), ..Commit::default() }).unwrap();
+    assert!(has_changed());
 }
 
 fn a_join_view_has_all_that_a_decision_needs(store: &dyn Store) {
@@ -169,14 +248,12 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
     }
     store.commit(Commit { issued, ..Commit::default() }).unwrap();
     let revoked = |limit| store.revoked(Form::X509, at(NOW), limit).unwrap();
-    let of_ssh = || store.revoked(Form::SshHost, at(NOW), 9).unwrap().serials;
-    assert_eq!(revoked(9).serials, [""; 0]);
-    assert_eq!(revoked(9).policy, store.policy().unwrap());
+    let of_ssh = || store.revoked(Form::SshHost, at(NOW), 9).unwrap();
+    assert_eq!(revoked(9), [""; 0]);
 
     let locked = |target: LockTarget| {
         put(store, lock("revokes", target));
-        assert_eq!(revoked(9).policy, store.policy().unwrap());
-        let serials = revoked(9).serials;
+        let serials = revoked(9);
         delete(store, &ResourceId::new(Kind::Lock, "revokes"));
         serials
     };
@@ -195,7 +272,7 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
         ends.metadata.expires = metadata.map(|more| at(NOW + more));
         ends.spec.expires = spec.map(|more| at(NOW + more));
         put(store, Resource::Lock(ends.clone()));
-        assert_eq!(revoked(9).serials.len(), if holds { 4 } else { 0 }, "{metadata:?} {spec:?}");
+        assert_eq!(revoked(9).len(), if holds { 4 } else { 0 }, "{metadata:?} {spec:?}");
     }
     delete(store, &ResourceId::new(Kind::Lock, "ends"));
 
@@ -203,25 +280,25 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
     life.status.bound_keypair.incarnation = Some(Id([7; 16]));
     put(store, Resource::Token(life.clone()));
     delete(store, &ResourceId::new(Kind::Token, "rt"));
-    assert_eq!(revoked(9).serials, ["r2", "r1"]);
+    assert_eq!(revoked(9), ["r2", "r1"]);
     assert_eq!(of_ssh(), [SSH]);
     // Another one of that name is another; the same one put back is the same.
     for (incarnation, gone) in [(None, 2), (Some(Id([8; 16])), 2), (Some(Id([7; 16])), 0), (None, 0)] {
         life.status.bound_keypair.incarnation = incarnation;
         put(store, Resource::Token(life.clone()));
-        assert_eq!((revoked(9).serials.len(), of_ssh().len()), (gone, gone / 2), "{incarnation:?}");
+        assert_eq!((revoked(9).len(), of_ssh().len()), (gone, gone / 2), "{incarnation:?}");
         if gone > 0 {
             delete(store, &ResourceId::new(Kind::Token, "rt"));
         }
     }
     delete(store, &ResourceId::new(Kind::Token, "rt"));
     delete(store, &ResourceId::new(Kind::Bot, "rc"));
-    assert_eq!(revoked(9).serials, ["r6", "r2", "r1"]);
-    assert_eq!(revoked(2).serials, ["r6", "r2"]);
+    assert_eq!(revoked(9), ["r6", "r2", "r1"]);
+    assert_eq!(revoked(2), ["r6", "r2"]);
     delete(store, &ResourceId::new(Kind::Bot, "rb"));
-    assert_eq!(revoked(9).serials, ["r6", "r2", "r3", "r1", "r4"]);
+    assert_eq!(revoked(9), ["r6", "r2", "r3", "r1", "r4"]);
     put(store, bot("rc", &[]));
-    assert_eq!(revoked(9).serials, ["r2", "r3", "r1", "r4"], "a bot of that name is there again");
+    assert_eq!(revoked(9), ["r2", "r3", "r1", "r4"], "a bot of that name is there again");
 }
 
 /// One device had itself issued 50,000 certificates and locked itself: the only one of another device, which an operator had locked, was
@@ -244,7 +321,7 @@ fn no_token_crowds_another_off_the_list(store: &dyn Store) {
     issued.extend((0..3).map(|number| certificate("victim", number, NOW + 10)));
     store.commit(Commit { issued, ..Commit::default() }).unwrap();
     let listed = |limit: usize| {
-        let serials = store.revoked(Form::X509, at(NOW), limit).unwrap().serials;
+        let serials = store.revoked(Form::X509, at(NOW), limit).unwrap();
         ["crowd-1", "crowd-2", "victim"].map(|token| serials.iter().filter(|serial| serial.starts_with(token)).count())
     };
     assert_eq!(listed(usize::from(u16::MAX)), [500, 300, 3]);
@@ -273,7 +350,7 @@ fn certificates_of_a_token_are_counted_and_bounded(store: &dyn Store) {
     let issued = vec![certificate("e", NOW + 9)];
     store.commit(Commit { issued, keep_issued: Some(3), ..Commit::default() }).unwrap();
     put(store, lock("bounded", LockTarget::Token("bounded".into())));
-    assert_eq!(store.revoked(Form::X509, at(NOW), 9).unwrap().serials, ["e", "d", "c"], "those that end last are kept");
+    assert_eq!(store.revoked(Form::X509, at(NOW), 9).unwrap(), ["e", "d", "c"], "those that end last are kept");
     delete(store, &ResourceId::new(Kind::Lock, "bounded"));
 }
 
@@ -463,6 +540,90 @@ fn a_sweep_takes_what_has_ended(store: &dyn Store) {
     }
 }
 
+/// What two auth endpoints on one database may rely on, whose clocks differ by 45 s. Wants two handles of one empty store.
+pub(super) fn every_rule_of_two(ahead: &dyn Store, behind: &dyn Store) {
+    const APART: Duration = Duration::from_secs(45);
+    let now = at(5_000_000);
+    let clocks = [(ahead, now), (behind, now.minus(APART))];
+    a_follower_gets_what_both_write(clocks);
+    lists_of_both_are_numbered_in_one_row(clocks);
+    each_takes_what_the_other_wrote_into_account(clocks);
+    neither_forgets_what_the_other_needs(clocks);
+}
+
+type Clocks<'a> = [(&'a dyn Store, Timestamp); 2];
+
+fn a_follower_gets_what_both_write(clocks: Clocks<'_>) {
+    const EVENTS: u64 = 100;
+    let since = clocks[1].1;
+    let written = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for (store, clock) in clocks {
+            let written = &written;
+            scope.spawn(move || {
+                for number in 0..EVENTS {
+                    let told = event(clock.secs(), "both").with("number", number);
+                    store.commit(Commit { events: vec![told], ..Commit::default() }).unwrap();
+                    written.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                }
+            });
+        }
+        for (store, _) in clocks {
+            let written = &written;
+            scope.spawn(move || {
+                let mut filter = EventFilter { since: Some(since), limit: Some(7), ..EventFilter::default() };
+                let mut got: Vec<Event> = Vec::new();
+                loop {
+                    let all = written.load(std::sync::atomic::Ordering::SeqCst) == 2 * EVENTS;
+                    let page = store.events(&filter).unwrap();
+                    got.extend(page.events);
+                    filter.after = Some(page.cursor);
+                    if all && !page.more {
+                        break;
+                    }
+                }
+                for (_, clock) in clocks {
+                    let of_one = got.iter().filter(|event| event.time == clock).map(|event| event.more["number"].as_u64());
+                    assert!(of_one.eq((0..EVENTS).map(Some)), "each once, and in order");
+                }
+            });
+        }
+    });
+}
+
+fn lists_of_both_are_numbered_in_one_row([(ahead, _), (behind, _)]: Clocks<'_>) {
+    let numbers: Vec<_> = [ahead, behind, behind, ahead].map(|store| store.next_list_number(Form::X509).unwrap()).into();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+}
+
+fn each_takes_what_the_other_wrote_into_account([(ahead, _), (behind, _)]: Clocks<'_>) {
+    put(ahead, token("pair", "pair", None));
+    let view = |store: &dyn Store| store.join_view("pair", None).unwrap().unwrap();
+    assert_eq!(view(ahead).reads, view(behind).reads);
+    for (one, other) in [(ahead, behind), (behind, ahead)] {
+        let reads = view(one).reads;
+        put(other, lock("pair", LockTarget::Token("pair".into())));
+        let join = Commit { reads, ..Commit::default() };
+        assert!(matches!(one.commit(join), Err(StoreError::Conflict(what)) if what == "a lock on token/pair"));
+        assert_eq!(view(one).locks.len(), 1);
+        delete(one, &ResourceId::new(Kind::Lock, "pair"));
+        assert_eq!(view(other).locks.len(), 0);
+    }
+}
+
+/// What has ended by one clock is still known for the other, and what one issued counts for both.
+fn neither_forgets_what_the_other_needs([(ahead, later), (behind, earlier)]: Clocks<'_>) {
+    put(ahead, token("t", "b", None));
+    let record = issued("between", earlier.secs() + 20);
+    ahead.commit(Commit { issued: vec![record], ..Commit::default() }).unwrap();
+    put(behind, lock("between", LockTarget::Token("t".into())));
+    assert_eq!((ahead.outstanding("t", later).unwrap(), behind.outstanding("t", earlier).unwrap()), (0, 1));
+    ahead.sweep(later, HOUR).unwrap();
+    for (store, clock) in [(ahead, later), (behind, earlier)] {
+        assert_eq!(store.revoked(Form::X509, clock, 9).unwrap(), ["between"]);
+    }
+}
+
 fn role(name: &str) -> Resource {
     resource(&format!(r#"{{"kind":"role","version":"v1","metadata":{{"name":"{name}"}},"spec":{{}}}}"#))
 }
@@ -470,10 +631,6 @@ fn role(name: &str) -> Resource {
 fn lock(name: &str, target: LockTarget) -> Resource {
     let spec = LockSpec { target, message: "stop".into(), expires: None, automatic: false };
     Resource::Lock(Lock { metadata: Metadata::named(name), spec })
-}
-
-fn policy(store: &dyn Store, token: &str) -> u64 {
-    store.join_view(token, None).unwrap().unwrap().policy
 }
 
 fn events_of(store: &dyn Store, token: &str) -> Vec<Event> {

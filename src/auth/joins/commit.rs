@@ -25,7 +25,7 @@ impl JoinContext<'_> {
     /// Everything that a granted join changes, with the events that tell of it.
     pub(super) fn granted(&self, effects: Effects, heartbeat: Heartbeat, keep_issued: Option<u32>) -> Commit {
         let token = &self.view.token.resource;
-        let mut commit = Commit { policy: Some(self.view.policy), keep_issued, ..Commit::default() };
+        let mut commit = Commit { reads: self.view.reads.clone(), keep_issued, ..Commit::default() };
         commit.events = effects.events.iter().map(|event| self.event(event, effects.instance.as_ref())).collect();
         if let Some(record) = &effects.instance {
             let instance = record.id.to_string();
@@ -42,10 +42,7 @@ impl JoinContext<'_> {
                 .collect();
             commit.changes.push(self.instance(record, heartbeat));
         }
-        match effects.token {
-            Some(record) => commit.changes.push(self.token(record)),
-            None => commit.expects.push((token_id(&token.metadata.name), self.view.token.revision)),
-        }
+        commit.changes.extend(effects.token.map(|record| self.token(record)));
         if effects.locks == LockChange::LiftOwn {
             self.lift_own_locks(&mut commit, effects.instance.as_ref());
         }
@@ -59,7 +56,7 @@ impl JoinContext<'_> {
         commit.changes.extend(effects.token.map(|record| self.token(record)));
         if let LockChange::Add(why) = &effects.locks {
             let (lock, event) = self.lock(why, lock_id);
-            commit.policy = Some(self.view.policy);
+            commit.reads = self.view.reads.clone();
             commit.changes.push(lock);
             commit.events.push(event);
         }

@@ -1,7 +1,7 @@
 //! A join from the server's side: what `join::server` decides is signed here, committed, and then answered.
 //!
 //! Nothing is answered before it is durable: token, instance and audit events are one transaction, which holds only if neither
-//! token nor policy changed since they were read. Certificates made for a commit that does not hold are never sent.
+//! token, bot, role nor lock of it changed since they were read. Certificates made for a commit that does not hold are never sent.
 
 mod certify;
 mod commit;

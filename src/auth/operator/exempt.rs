@@ -39,8 +39,8 @@ impl Operator {
             let mut granted =
                 with_exemption(event(now, EventKind::ExemptionGranted, &Resource::Token(token.clone()), actor), &exemption);
             granted.reason.clone_from(&call.reason);
-            // Under the same policy: a lock that appears meanwhile is looked at too.
-            let mut commit = Commit { policy: Some(view.policy), ..Commit::default() };
+            // A lock that appears meanwhile is looked at too.
+            let mut commit = Commit { reads: view.reads, ..Commit::default() };
             let (own, others): (Vec<_>, Vec<_>) = view.locks.into_iter().partition(|lock| lock.resource.is_own_of(name));
             let lifted = if call.key.is_some() {
                 // The device that the code names takes the locks away when it comes.

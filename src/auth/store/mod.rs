@@ -1,8 +1,8 @@
 //! The store: what the auth endpoint must not lose. A trait of typed operations, so that a second database, with several auth
 //! endpoints on it, is a second implementation and nothing else.
 //!
-//! Reading gives a resource with its revision; writing names the revision it was read at. So every change is a
-//! compare-and-swap, and holds on any replica.
+//! Reading gives a resource with its revision; a commit names what it read, with the revisions, and what it writes. It holds only if all of
+//! that is as it was read: nothing else can get in its way, and there is no counter that all commits share.
 
 mod sqlite;
 
@@ -21,7 +21,7 @@ pub use sqlite::SqliteStore;
 pub struct Stored<T> {
     /// The resource.
     pub resource: T,
-    /// Its revision: another at every write, never used twice, even after deletion.
+    /// Its revision: another at every write. A resource that is made again after it was deleted begins at a random one.
     pub revision: u64,
 }
 
@@ -50,10 +50,20 @@ pub struct JoinView {
     pub locks: Vec<Stored<Lock>>,
     /// The bound instance and the one that the device names, whose records have not ended.
     pub instances: Vec<Stored<Instance>>,
-    /// The policy revision: another at every change of a bot, role or lock.
-    pub policy: u64,
+    /// What of it has to stand when the join is committed. Records of instances are not in it: the one that a join writes is compared
+    /// where it is written.
+    pub reads: ReadSet,
     /// The epoch of the database: another each time that it is opened, and so after every restore.
     pub epoch: Id,
+}
+
+/// What a decision was read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadSet {
+    /// Resources, and the revisions that they were read at; `None`: there was none.
+    pub resources: Vec<(ResourceId, Option<u64>)>,
+    /// On what locks were looked for, and the revisions of those that there were, rising.
+    pub locks: Vec<(LockTarget, Vec<u64>)>,
 }
 
 /// One change of a resource.
@@ -91,27 +101,25 @@ pub enum Form {
     X509,
 }
 
+impl Form {
+    /// The word that it is stored by.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::SshHost => "ssh_host",
+            Self::X509 => "x509",
+        }
+    }
+}
+
 /// How long after its end a certificate stays known, and revoked. RFC 5280 section 3.3 wants it on one list that was made after its
 /// end, and a list is made at least this often where anybody asks for one.
 pub const KEEP_ISSUED: Duration = Duration::from_secs(20 * 60);
 
-/// Certificates that are not to be trusted any more, read at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Revoked {
-    /// The policy revision.
-    pub policy: u64,
-    /// Serial numbers, hexadecimal, in an order that is fair where not all of them fit: first the certificate of each token that ends
-    /// last, then the second one of each, and so on. No token can crowd out another.
-    pub serials: Vec<String>,
-}
-
 /// What becomes true together, or not at all.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
-    /// The policy revision that this was decided under; `None`: whatever it is.
-    pub policy: Option<u64>,
-    /// Resources that are not changed, and the revisions that they were read at.
-    pub expects: Vec<(ResourceId, u64)>,
+    /// What it was decided on: all of it has to be as it was read.
+    pub reads: ReadSet,
     /// Changes of resources.
     pub changes: Vec<Change>,
     /// The token whose certificates issued so far stay revoked from now on, whatever becomes of its locks.
@@ -128,7 +136,7 @@ pub struct Commit {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// A resource or the policy has another revision than expected; nothing was written.
+    /// A resource has another revision than it was read at, or locks on it have changed; nothing was written.
     Conflict(String),
     /// The database failed; nothing was written that is not whole.
     Failed(String),
@@ -174,15 +182,23 @@ pub trait Store: Send + Sync {
     /// What a join with `token` by a device that names `instance` is decided on; `None` without such a token.
     fn join_view(&self, token: &str, instance: Option<Id>) -> Result<Option<JoinView>, StoreError>;
 
-    /// The policy revision: another at every change of a bot, role or lock.
-    fn policy(&self) -> Result<u64, StoreError>;
+    /// Another number after each commit of this handle that may have put certificates on a revocation list or taken them off.
+    /// What others wrote to the same database does not show in it.
+    fn revocation_changes(&self) -> u64;
+
+    /// A number for the next revocation list of `form`: greater than all that were given before, over all handles and whatever the
+    /// clock shows.
+    fn next_list_number(&self, form: Form) -> Result<u64, StoreError>;
 
     /// How many certificates of `token` are known that have not ended at `now`.
     fn outstanding(&self, token: &str, now: Timestamp) -> Result<u32, StoreError>;
 
     /// Certificates of `form` of tokens, bots and instances that a lock in force at `now` stops, and of tokens and bots that were
     /// deleted: those that ended no longer than [`KEEP_ISSUED`] before. At most `limit`.
-    fn revoked(&self, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError>;
+    ///
+    /// Serial numbers, hexadecimal, in an order that is fair where not all of them fit: first the certificate of each token that ends
+    /// last, then the second one of each, and so on. No token can crowd out another.
+    fn revoked(&self, form: Form, now: Timestamp, limit: usize) -> Result<Vec<String>, StoreError>;
 
     /// Tokens whose exemption ended before or at `now`, unused.
     fn ended_exemptions(&self, now: Timestamp) -> Result<Vec<Stored<Token>>, StoreError>;

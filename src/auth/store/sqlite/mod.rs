@@ -25,7 +25,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Commit, EventFilter, EventPage, Form, JoinView, Kind, Listed, Lock, LockTarget, Resource, ResourceId, Revoked, Share, Store,
+    Commit, EventFilter, EventPage, Form, JoinView, Kind, Listed, Lock, LockTarget, Resource, ResourceId, Share, Store,
     StoreError, Stored, Token,
 };
 use crate::join::Id;
@@ -158,15 +158,19 @@ impl Store for SqliteStore {
         self.readers.with(|snapshot| read::join_view(snapshot, token, instance))
     }
 
-    fn policy(&self) -> Result<u64, StoreError> {
-        self.readers.with(read::policy)
+    fn revocation_changes(&self) -> u64 {
+        self.writer.revocation_changes()
+    }
+
+    fn next_list_number(&self, form: Form) -> Result<u64, StoreError> {
+        self.writer.next_list_number(form)
     }
 
     fn outstanding(&self, token: &str, now: Timestamp) -> Result<u32, StoreError> {
         self.readers.with(|snapshot| read::outstanding(snapshot, token, now))
     }
 
-    fn revoked(&self, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
+    fn revoked(&self, form: Form, now: Timestamp, limit: usize) -> Result<Vec<String>, StoreError> {
         self.list_readers.with(|snapshot| read::revoked(snapshot, form, now, limit))
     }
 

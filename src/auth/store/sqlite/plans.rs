@@ -10,7 +10,7 @@ use crate::auth::store::Form;
 use crate::time::Timestamp;
 
 /// Every statement that looks for rows, for a device, an operator or the upkeep.
-const STATEMENTS: [&str; 23] = [
+const STATEMENTS: [&str; 24] = [
     events::AFTER,
     events::AFTER_OF_TOKEN,
     events::FIRST_SINCE,
@@ -26,6 +26,7 @@ const STATEMENTS: [&str; 23] = [
     read::REVOKED,
     write::FORGET_ISSUED,
     write::INSERT_EVENT,
+    write::LOCK_REVISIONS,
     write::REMEMBER_BOT,
     write::REMEMBER_TOKEN,
     write::RENAME_ISSUED,
@@ -86,11 +87,11 @@ fn a_list_costs_what_is_on_it_and_not_what_was_issued() {
     let start = Instant::now();
     let revoked = read::revoked(&snapshot, Form::X509, now, 50_000).unwrap();
     let took = start.elapsed();
-    assert_eq!(revoked.serials.len(), 10 + 1000 + 10 + 10);
+    assert_eq!(revoked.len(), 10 + 1000 + 10 + 10);
     let start = Instant::now();
     assert_eq!(read::outstanding(&snapshot, "t500", now).unwrap(), 10);
     let counted = start.elapsed();
-    println!("of {ISSUED}: {} revoked in {took:?}; those of one token counted in {counted:?}", revoked.serials.len());
+    println!("of {ISSUED}: {} revoked in {took:?}; those of one token counted in {counted:?}", revoked.len());
     assert!(took < Duration::from_millis(200) && counted < Duration::from_millis(50), "{took:?} {counted:?}");
 }
 
@@ -113,9 +114,13 @@ fn a_page_of_the_log_costs_what_is_on_it_and_not_what_is_in_the_log() {
     let snapshot = connection.transaction().unwrap();
     let page = |filter: &EventFilter| {
         let filter = EventFilter { limit: Some(10), ..filter.clone() };
-        let start = Instant::now();
-        let page = events::events(&snapshot, &filter).unwrap();
-        (start.elapsed(), page)
+        // The fastest of some: other programs run too.
+        let try_once = |_| {
+            let start = Instant::now();
+            let page = events::events(&snapshot, &filter).unwrap();
+            (start.elapsed(), page)
+        };
+        (0..5).map(try_once).min_by_key(|(took, _)| *took).unwrap()
     };
     let since = EventFilter { since: Some(begin.plus(Duration::from_secs(EVENTS / 2))), ..EventFilter::default() };
     let of_token = EventFilter { token: Some("t7".into()), ..since.clone() };

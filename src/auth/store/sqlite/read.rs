@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::ca::Share;
 use crate::api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
-use crate::auth::store::{Form, JoinView, KEEP_ISSUED, Revoked, StoreError, Stored};
+use crate::auth::store::{Form, JoinView, KEEP_ISSUED, ReadSet, StoreError, Stored};
 use crate::join::Id;
 use crate::time::Timestamp;
 
@@ -98,34 +98,45 @@ pub(super) fn join_view(snapshot: &Transaction<'_>, token: &str, instance: Optio
     let Some(token) = typed::<Token>(snapshot, Kind::Token, token)? else {
         return Ok(None);
     };
-    let mut locks = locks_on(snapshot, &LockTarget::Token(token.resource.metadata.name.clone()))?;
+    let mut reads = ReadSet { resources: vec![(id_of(&token.resource), Some(token.revision))], locks: vec![] };
+    let mut locks = vec![];
+    let mut look_for_locks = |reads: &mut ReadSet, target: LockTarget| -> Result<(), StoreError> {
+        let found = locks_on(snapshot, &target)?;
+        let mut revisions: Vec<_> = found.iter().map(|lock| lock.revision).collect();
+        revisions.sort_unstable();
+        reads.locks.push((target, revisions));
+        locks.extend(found);
+        Ok(())
+    };
+    look_for_locks(&mut reads, LockTarget::Token(token.resource.metadata.name.clone()))?;
     let (mut bot, mut roles, mut instances) = (None, Vec::new(), Vec::new());
     if let Some(name) = &token.resource.spec.bot_name {
-        bot = typed::<Bot>(snapshot, Kind::Bot, name)?.map(|stored| stored.resource);
-        locks.extend(locks_on(snapshot, &LockTarget::Bot(name.clone()))?);
+        bot = read_for(&mut reads, Kind::Bot, name, typed::<Bot>(snapshot, Kind::Bot, name)?);
+        look_for_locks(&mut reads, LockTarget::Bot(name.clone()))?;
     }
     let names =
         if token.resource.is_for_bot() { bot.as_ref().map(|bot| &bot.spec.roles) } else { Some(&token.resource.spec.host.roles) };
     for name in names.into_iter().flatten() {
-        roles.extend(typed::<Role>(snapshot, Kind::Role, name)?.map(|stored| stored.resource));
+        roles.extend(read_for(&mut reads, Kind::Role, name, typed::<Role>(snapshot, Kind::Role, name)?));
     }
     let bound = token.resource.status.bound_keypair.bound_instance();
     for id in bound.into_iter().chain(instance.filter(|id| Some(*id) != bound)) {
         let target = token.resource.instance(id);
         instances.extend(typed::<Instance>(snapshot, target.id().kind, target.name())?);
-        locks.extend(locks_on(snapshot, &target)?);
+        look_for_locks(&mut reads, target)?;
     }
-    let (policy, epoch) = policy_and_epoch(snapshot)?;
-    Ok(Some(JoinView { token, bot, roles, locks, instances, policy, epoch }))
+    let epoch = snapshot.prepare_cached("SELECT epoch FROM meta")?.query_row([], |row| Ok(Id(row.get(0)?)))?;
+    Ok(Some(JoinView { token, bot, roles, locks, instances, reads, epoch }))
 }
 
-pub(super) fn policy(snapshot: &Transaction<'_>) -> Result<u64, StoreError> {
-    Ok(policy_and_epoch(snapshot)?.0)
+fn id_of(token: &Token) -> ResourceId {
+    ResourceId::new(Kind::Token, &token.metadata.name)
 }
 
-fn policy_and_epoch(snapshot: &Transaction<'_>) -> Result<(u64, Id), StoreError> {
-    let mut query = snapshot.prepare_cached("SELECT policy, epoch FROM meta")?;
-    Ok(query.query_row([], |row| Ok((row.get(0)?, Id(row.get(1)?))))?)
+/// The resource, noted in `reads` whether there is one or not.
+fn read_for<T>(reads: &mut ReadSet, kind: Kind, name: &str, found: Option<Stored<T>>) -> Option<T> {
+    reads.resources.push((ResourceId::new(kind, name), found.as_ref().map(|stored| stored.revision)));
+    found.map(|stored| stored.resource)
 }
 
 /// Certificates of a token that have not ended at `?2`.
@@ -159,14 +170,14 @@ pub(super) const REVOKED: &str = "
     )
     SELECT serial FROM ranked ORDER BY place, not_after DESC, serial LIMIT ?3";
 
-pub(super) fn revoked(snapshot: &Transaction<'_>, form: Form, now: Timestamp, limit: usize) -> Result<Revoked, StoreError> {
+pub(super) fn revoked(snapshot: &Transaction<'_>, form: Form, now: Timestamp, limit: usize) -> Result<Vec<String>, StoreError> {
     let mut query = snapshot.prepare_cached(REVOKED)?;
     let mut rows = query.query(params![now.millis(), now.minus(KEEP_ISSUED).millis(), limit, form == Form::SshHost])?;
     let mut serials = Vec::new();
     while let Some(row) = rows.next()? {
         serials.push(column(row, 0)?);
     }
-    Ok(Revoked { policy: policy(snapshot)?, serials })
+    Ok(serials)
 }
 
 pub(super) const LOCKS_ON: &str = "SELECT name, document, revision FROM resource WHERE subject = ? AND kind = 'lock'";

@@ -10,7 +10,7 @@ use crate::auth::store::StoreError;
 const APPLICATION: i64 = 0x626b_6579;
 
 /// Each brings the schema one version on. Released ones never change.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "
     -- The counters: both only rise, and a revision given once is never given again.
     CREATE TABLE meta (
@@ -107,6 +107,24 @@ const MIGRATIONS: [&str; 7] = [
         (SELECT number AS of_number, max(time) OVER (ORDER BY number) AS greatest FROM event) WHERE number = of_number;
     CREATE INDEX event_latest ON event (latest);
     ",
+    "
+    -- No counter that all commits share: each names what it read.
+    ALTER TABLE meta DROP COLUMN revision;
+    ALTER TABLE meta DROP COLUMN policy;
+
+    -- Locks alone are looked for by what they are on; a token that many hosts share has as many instances.
+    DROP INDEX resource_subject;
+    UPDATE resource SET subject = NULL WHERE kind <> 'lock' AND subject IS NOT NULL;
+    CREATE INDEX resource_lock ON resource (subject) WHERE kind = 'lock';
+
+    -- The number of the last revocation list. Before, lists were numbered by milliseconds since 1970.
+    CREATE TABLE list_number (
+        form   TEXT PRIMARY KEY,    -- 'ssh_host' or 'x509'
+        number INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO list_number SELECT form, coalesce((SELECT max(latest) FROM event), 0)
+        FROM (SELECT 'ssh_host' AS form UNION ALL SELECT 'x509');
+    ",
 ];
 
 /// Makes an empty file ours.
@@ -128,9 +146,16 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 }
 
 /// Begins another epoch, named by 128 random bits.
+///
+/// A database from a backup has numbers of revocation lists that were given already. Fewer than one a millisecond are given, so
+/// they go on at the milliseconds since 1970 where that is more: the one place where a clock has a say, and only upwards.
 pub(super) fn begin_epoch(connection: &Connection) -> Result<(), StoreError> {
-    connection.execute("UPDATE meta SET epoch = randomblob(16)", [])?;
-    Ok(())
+    Ok(connection.execute_batch(
+        "BEGIN IMMEDIATE;
+         UPDATE meta SET epoch = randomblob(16);
+         UPDATE list_number SET number = max(number, CAST(unixepoch('subsec') * 1000 AS INTEGER));
+         COMMIT",
+    )?)
 }
 
 /// The schema's version; refuses a foreign file and one of a newer version.

@@ -3,16 +3,18 @@
 //! A sync of the disk costs the same for one commit as for a hundred. Each stands on a savepoint of its own, so a conflict undoes
 //! that one alone; nobody is answered before the transaction is durable.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::wal::Wal;
 use crate::api::event::Event;
-use crate::api::resource::{Kind, Resource, ResourceId, Token};
-use crate::auth::store::{Change, Commit, IssuedRecord, KEEP_ISSUED, StoreError};
+use crate::api::resource::{Kind, LockTarget, Resource, ResourceId, Token};
+use crate::auth::store::{Change, Commit, Form, IssuedRecord, KEEP_ISSUED, StoreError};
 use crate::time::Timestamp;
 
 /// Most commits in one transaction: bounds the wait of the first.
@@ -24,6 +26,8 @@ pub(super) struct Writer {
     /// Taken on drop: its end ends the thread.
     queue: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// Raised by the thread before it answers for a commit that may have changed what is revoked.
+    changes: Arc<AtomicU64>,
 }
 
 struct Job {
@@ -33,22 +37,43 @@ struct Job {
 
 enum Work {
     Commit(Box<Commit>),
-    Sweep { now: Timestamp, events_before: Timestamp },
+    /// Counts the lists of this form, and hands the number on once it is written.
+    ListNumber {
+        form: Form,
+        given: SyncSender<u64>,
+    },
+    Sweep {
+        now: Timestamp,
+        events_before: Timestamp,
+    },
 }
 
 impl Writer {
     pub(super) fn start(connection: Connection, wal: Wal) -> Result<Self, StoreError> {
         let (queue, jobs) = channel();
+        let changes = Arc::new(AtomicU64::new(0));
+        let raised = changes.clone();
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || {
             let _said = SayWhenDead;
-            run(connection, wal, &jobs);
+            run(connection, wal, &jobs, &raised);
         });
         let thread = thread.map_err(|e| StoreError::Failed(format!("cannot start the writer thread: {e}")))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread) })
+        Ok(Self { queue: Some(queue), thread: Some(thread), changes })
     }
 
     pub(super) fn commit(&self, commit: Commit) -> Result<(), StoreError> {
         self.ask(Work::Commit(Box::new(commit)))
+    }
+
+    /// Another number after each commit that may have changed what is revoked.
+    pub(super) fn revocation_changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn next_list_number(&self, form: Form) -> Result<u64, StoreError> {
+        let (given, number) = sync_channel(1);
+        self.ask(Work::ListNumber { form, given })?;
+        number.try_recv().map_err(|_| StoreError::Failed("the writer gave no number".into()))
     }
 
     pub(super) fn sweep(&self, now: Timestamp, keep_events: Duration) -> Result<(), StoreError> {
@@ -85,7 +110,7 @@ impl Drop for SayWhenDead {
     }
 }
 
-fn run(mut connection: Connection, mut wal: Wal, jobs: &Receiver<Job>) {
+fn run(mut connection: Connection, mut wal: Wal, jobs: &Receiver<Job>, changes: &AtomicU64) {
     while let Ok(first) = jobs.recv() {
         let mut group = vec![first];
         while group.len() < MAX_GROUP {
@@ -93,6 +118,9 @@ fn run(mut connection: Connection, mut wal: Wal, jobs: &Receiver<Job>) {
             group.push(next);
         }
         let results = commit_group(&mut connection, &group);
+        if group.iter().any(|job| job.work.may_revoke()) {
+            changes.fetch_add(1, Ordering::Release);
+        }
         for (job, result) in group.into_iter().zip(results) {
             // Who asked may have gone; the commit stands all the same.
             let _ = job.answer.send(result);
@@ -121,62 +149,50 @@ fn commit_group(connection: &mut Connection, group: &[Job]) -> Vec<Result<(), St
 /// `Err`: the transaction as a whole failed, and nothing of it was written.
 fn try_group(connection: &mut Connection, group: &[Job]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut counters = Counters::read(&transaction)?;
     let mut results = Vec::with_capacity(group.len());
     for job in group {
         let savepoint = transaction.savepoint()?;
-        let before = counters;
-        let result = job.work.apply(&savepoint, &mut counters);
+        let result = job.work.apply(&savepoint);
         results.push(match result {
             Ok(()) => Ok(savepoint.commit()?),
             // A full or failing disk ends the whole transaction, not this savepoint alone.
             Err(error) if savepoint.is_autocommit() => return Err(error),
             Err(error) => {
                 savepoint.finish()?;
-                counters = before;
                 Err(error)
             }
         });
     }
-    counters.write(&transaction)?;
     transaction.commit()?;
     Ok(results)
 }
 
-/// The counters of the whole store.
-#[derive(Clone, Copy)]
-struct Counters {
-    revision: u64,
-    policy: u64,
-}
-
-impl Counters {
-    fn read(transaction: &Transaction<'_>) -> Result<Self, StoreError> {
-        let mut query = transaction.prepare_cached("SELECT revision, policy FROM meta")?;
-        Ok(query.query_row([], |row| Ok(Self { revision: row.get(0)?, policy: row.get(1)? }))?)
-    }
-
-    fn write(self, transaction: &Transaction<'_>) -> Result<(), StoreError> {
-        transaction.prepare_cached("UPDATE meta SET revision = ?, policy = ?")?.execute([self.revision, self.policy])?;
-        Ok(())
-    }
-}
-
 impl Work {
-    fn apply(&self, connection: &Connection, counters: &mut Counters) -> Result<(), StoreError> {
+    /// Whether it may put certificates on a revocation list, or take them off.
+    fn may_revoke(&self) -> bool {
+        let Self::Commit(commit) = self else { return false };
+        let may_revoke = |change: &Change| match change.id.kind {
+            Kind::Lock => true,
+            // One that is deleted, or is there again.
+            Kind::Bot | Kind::Token => change.expected.is_none() || change.to.is_none(),
+            Kind::BotInstance | Kind::Host | Kind::Role => false,
+        };
+        commit.supersedes.is_some() || commit.changes.iter().any(may_revoke)
+    }
+
+    fn apply(&self, connection: &Connection) -> Result<(), StoreError> {
         match self {
-            Self::Commit(commit) => apply(connection, counters, commit),
+            Self::Commit(commit) => apply(connection, commit),
+            Self::ListNumber { form, given } => give_list_number(connection, *form, given),
             Self::Sweep { now, events_before } => sweep(connection, *now, *events_before),
         }
     }
 }
 
-fn apply(connection: &Connection, counters: &mut Counters, commit: &Commit) -> Result<(), StoreError> {
-    if commit.policy.is_some_and(|decided_under| decided_under != counters.policy) {
-        return Err(StoreError::Conflict("a bot, role or lock".into()));
-    }
-    commit.expects.iter().try_for_each(|(key, revision)| expect(connection, key, Some(*revision)))?;
-    commit.changes.iter().try_for_each(|change| apply_change(connection, counters, change))?;
+fn apply(connection: &Connection, commit: &Commit) -> Result<(), StoreError> {
+    commit.reads.resources.iter().try_for_each(|(id, revision)| expect(connection, id, *revision))?;
+    commit.reads.locks.iter().try_for_each(|(target, revisions)| expect_locks(connection, target, revisions))?;
+    commit.changes.iter().try_for_each(|change| apply_change(connection, change))?;
     if let Some(token) = &commit.supersedes {
         supersede(connection, token)?;
     }
@@ -194,13 +210,16 @@ fn expect(connection: &Connection, id: &ResourceId, revision: Option<u64>) -> Re
     if current == revision { Ok(()) } else { Err(StoreError::Conflict(id.to_string())) }
 }
 
-fn apply_change(connection: &Connection, counters: &mut Counters, change: &Change) -> Result<(), StoreError> {
+/// Refuses the commit where other locks are on `target` than those that were read: one that was put on meanwhile counts too.
+fn expect_locks(connection: &Connection, target: &LockTarget, revisions: &[u64]) -> Result<(), StoreError> {
+    let mut query = connection.prepare_cached(LOCK_REVISIONS)?;
+    let current = query.query_map([target.id().to_string()], |row| row.get(0))?.collect::<Result<Vec<u64>, _>>()?;
+    if current == revisions { Ok(()) } else { Err(StoreError::Conflict(format!("a lock on {}", target.id()))) }
+}
+
+fn apply_change(connection: &Connection, change: &Change) -> Result<(), StoreError> {
     let Change { id, expected, to } = change;
     expect(connection, id, *expected)?;
-    counters.revision += 1;
-    if matches!(id.kind, Kind::Bot | Kind::Lock | Kind::Role) {
-        counters.policy += 1;
-    }
     let Some(resource) = to else {
         match id.kind {
             Kind::Bot => remember_bot(connection, &id.name)?,
@@ -215,7 +234,14 @@ fn apply_change(connection: &Connection, counters: &mut Counters, change: &Chang
         .prepare_cached(
             "INSERT OR REPLACE INTO resource (kind, name, revision, subject, ends, document) VALUES (?, ?, ?, ?, ?, ?)",
         )?
-        .execute(params![id.kind.name(), id.name, counters.revision, subject_of(resource), ends(resource), document])?;
+        .execute(params![
+            id.kind.name(),
+            id.name,
+            next_revision(connection, *expected)?,
+            subject_of(resource),
+            ends(resource),
+            document
+        ])?;
     match resource {
         Resource::Bot(bot) if expected.is_none() => is_back(connection, &format!("bot/{}", bot.metadata.name)),
         Resource::Token(token) if expected.is_none() => own(connection, token),
@@ -223,7 +249,27 @@ fn apply_change(connection: &Connection, counters: &mut Counters, change: &Chang
     }
 }
 
+/// The revision after `before`; `None`: the first one of a resource. That is random, of 52 bits: a resource of this name that was deleted
+/// had others, and nothing has to be remembered of it.
+fn next_revision(connection: &Connection, before: Option<u64>) -> Result<u64, StoreError> {
+    if let Some(before) = before {
+        return Ok(before + 1);
+    }
+    let mut query = connection.prepare_cached("SELECT 1 + abs(random() % (1 << 52))")?;
+    Ok(query.query_row([], |row| row.get(0))?)
+}
+
+/// The greatest number so far, and one more.
+fn give_list_number(connection: &Connection, form: Form, given: &SyncSender<u64>) -> Result<(), StoreError> {
+    let mut update = connection.prepare_cached("UPDATE list_number SET number = number + 1 WHERE form = ? RETURNING number")?;
+    let number = update.query_row([form.name()], |row| row.get(0))?;
+    // Who asked may have gone; the number is then given to nobody.
+    let _ = given.try_send(number);
+    Ok(())
+}
+
 /// Statements of the writer that look for rows.
+pub(super) const LOCK_REVISIONS: &str = "SELECT revision FROM resource WHERE subject = ? AND kind = 'lock' ORDER BY revision";
 pub(super) const REVISION: &str = "SELECT revision FROM resource WHERE kind = ? AND name = ?";
 pub(super) const FORGET_ISSUED: &str = "
     DELETE FROM issued WHERE token = ?1 AND serial IN (
@@ -293,8 +339,7 @@ fn document(resource: &Resource) -> serde_json::Result<String> {
 fn subject_of(resource: &Resource) -> Option<String> {
     match resource {
         Resource::Lock(lock) => Some(lock.spec.target.id().to_string()),
-        Resource::Instance(instance) => Some(format!("token/{}", instance.spec.token)),
-        Resource::Bot(_) | Resource::Role(_) | Resource::Token(_) => None,
+        Resource::Bot(_) | Resource::Instance(_) | Resource::Role(_) | Resource::Token(_) => None,
     }
 }
 
@@ -345,6 +390,7 @@ fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> R
 mod tests {
     use super::*;
     use crate::api::resource::{Bot, BotSpec, Metadata};
+    use crate::auth::store::ReadSet;
 
     fn job(commit: Commit) -> Job {
         Job { work: Work::Commit(Box::new(commit)), answer: sync_channel(1).0 }
@@ -370,17 +416,19 @@ mod tests {
         let stale = Change { id: ResourceId::new(Kind::Bot, "d"), expected: Some(7), to: None };
         let mut conflict = create("c", "3");
         conflict.changes.push(stale);
-        let under_new_policy = Commit { policy: Some(2), ..create("e", "4") };
+        let reads = ReadSet { locks: vec![(LockTarget::Bot("a".into()), vec![7])], ..ReadSet::default() };
+        let under_other_locks = Commit { reads, ..create("e", "4") };
         // The second brings a serial that is taken: a failure of its own, after its change of a bot.
-        let group = [create("a", "1"), create("b", "1"), conflict, create("d", "2"), under_new_policy].map(job);
+        let group = [create("a", "1"), create("b", "1"), conflict, create("d", "2"), under_other_locks].map(job);
         let results = commit_group(&mut connection, &group);
         assert!(matches!(
             &results[..],
-            [Ok(()), Err(StoreError::Failed(_)), Err(StoreError::Conflict(what)), Ok(()), Ok(())] if what == "bot/d"
+            [Ok(()), Err(StoreError::Failed(_)), Err(StoreError::Conflict(what)), Ok(()), Err(StoreError::Conflict(locks))]
+                if what == "bot/d" && locks == "a lock on bot/a"
         ));
-        let mut rows = connection.prepare("SELECT name || revision FROM resource ORDER BY name").unwrap();
+        let mut rows = connection.prepare("SELECT name FROM resource ORDER BY name").unwrap();
         let rows: Vec<String> = rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-        assert_eq!(rows, ["a1", "d2", "e3"]);
+        assert_eq!(rows, ["a", "d"]);
     }
 
     #[test]
@@ -397,7 +445,7 @@ mod tests {
         let (queue, jobs) = channel();
         // Dies over the first job, with the answer still owed.
         let thread = std::thread::spawn(move || drop(jobs.recv()));
-        let writer = Writer { queue: Some(queue), thread: Some(thread) };
+        let writer = Writer { queue: Some(queue), thread: Some(thread), changes: Arc::default() };
         for _ in 0..2 {
             let result = writer.commit(Commit::default());
             assert!(matches!(result, Err(StoreError::Failed(why)) if why.contains("has died")));

@@ -45,8 +45,8 @@ fn output(path: &Path) -> Output {
 
 /// A request for `output`, whose key is not in the key store.
 fn prepare(output: &Output) -> Vec<Requested> {
-    let mut keys = boundkey_hal::file::FileStore::new("/nonexistent");
-    let mut store = outputs::Store { keys: &mut keys, keystore: &Keystore::File, storage: Path::new("/nonexistent") };
+    let keys = boundkey_hal::file::FileStore::new("/nonexistent");
+    let mut store = outputs::Store { keys: &keys, keystore: &Keystore::File, storage: Path::new("/nonexistent") };
     outputs::prepare(std::slice::from_ref(output), &mut store).expect("request").requested
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::vec::Vec;
 
 use ed25519_dalek::Signer as _;
@@ -41,58 +42,65 @@ impl FileStore {
     }
 }
 
-/// Keys in files, each read once and kept in memory from then on, wiped when dropped: for a process that signs often, and that must
-/// sign also when it cannot open a file.
+/// Keys in files, each read and parsed once and kept in memory from then on: for a process that signs often and from several threads,
+/// and that must sign also when it cannot open a file.
 ///
-/// A key file that is exchanged meanwhile is not noticed.
+/// A key file that is exchanged meanwhile is not noticed. Ed25519 keys are wiped when dropped; `ring` does not wipe P-256 keys.
 pub struct LoadedFileStore {
     files: FileStore,
-    loaded: BTreeMap<KeyId, PrivateKey>,
+    /// Locked to find a key and not while it signs.
+    loaded: RwLock<BTreeMap<KeyId, Arc<Signer>>>,
 }
 
 impl LoadedFileStore {
     /// Keys in `dir`, as of [`FileStore::new`].
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { files: FileStore::new(dir), loaded: BTreeMap::new() }
+        Self { files: FileStore::new(dir), loaded: RwLock::default() }
     }
 
-    fn loaded(&mut self, id: &KeyId) -> Result<&PrivateKey, Error> {
-        if !self.loaded.contains_key(id) {
-            self.loaded.insert(id.clone(), self.files.load(id)?);
+    fn loaded(&self, id: &KeyId) -> Result<Arc<Signer>, Error> {
+        // A thread that panicked left the map whole: it is changed by single calls.
+        if let Some(key) = self.loaded.read().unwrap_or_else(PoisonError::into_inner).get(id) {
+            return Ok(key.clone());
         }
-        self.loaded.get(id).ok_or_else(unusable)
+        // Read under the lock, so that a key which is deleted meanwhile is not put back.
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let key = Arc::new(self.files.load(id)?.signer()?);
+        loaded.insert(id.clone(), key.clone());
+        Ok(key)
     }
 }
 
 impl KeyStore for LoadedFileStore {
-    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+    fn capabilities(&self) -> Result<Capabilities, Error> {
         self.files.capabilities()
     }
 
-    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
+    fn generate(&self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
         self.files.generate(id, algorithm)
     }
 
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error> {
         self.loaded(id)?.public_key()
     }
 
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
         self.loaded(id)?.sign(message)
     }
 
-    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+    fn list(&self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
         self.files.list(each)
     }
 
-    fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
-        self.loaded.remove(id);
+    fn delete(&self, id: &KeyId) -> Result<(), Error> {
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        loaded.remove(id);
         self.files.delete(id)
     }
 }
 
 impl KeyStore for FileStore {
-    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+    fn capabilities(&self) -> Result<Capabilities, Error> {
         Ok(Capabilities {
             algorithms: heapless::Vec::from_iter([Algorithm::Ed25519, Algorithm::EcdsaP256]),
             hardware: false,
@@ -100,26 +108,26 @@ impl KeyStore for FileStore {
         })
     }
 
-    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
+    fn generate(&self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
         let path = self.path(id);
         let key = PrivateKey::generate(algorithm)?;
         durable::create(&path, key.to_pem()?.as_bytes(), durable::PRIVATE_FILE).map_err(|e| durable::explain(&path, &e))?;
         key.public_key()
     }
 
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error> {
         self.load(id)?.public_key()
     }
 
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
         self.load(id)?.sign(message)
     }
 
-    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+    fn list(&self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
         durable::list(&self.dir, PREFIX, SUFFIX, each)
     }
 
-    fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
+    fn delete(&self, id: &KeyId) -> Result<(), Error> {
         let path = self.path(id);
         durable::remove(&path).map_err(|e| durable::explain(&path, &e))
     }
@@ -182,34 +190,49 @@ impl PrivateKey {
 
     /// The public half.
     pub fn public_key(&self) -> Result<PublicKey, Error> {
-        let key = match self.algorithm {
-            Algorithm::EcdsaP256 => {
-                let pair = ecdsa(&self.pkcs8).ok_or_else(unusable)?;
-                PublicKey::new(self.algorithm, pair.public_key().as_ref())
-            }
-            Algorithm::Ed25519 => {
-                let seed = ed25519_seed(&self.pkcs8).ok_or_else(unusable)?;
-                let key = ed25519_dalek::SigningKey::from_bytes(&seed);
-                PublicKey::new(self.algorithm, key.verifying_key().as_bytes())
-            }
-        };
-        key.map_err(|e| Error::new(ErrorKind::Corrupt, e))
+        self.signer()?.public_key()
     }
 
     /// Signs `message`.
     pub fn sign(&self, message: &[u8]) -> Result<Signature, Error> {
+        self.signer()?.sign(message)
+    }
+
+    fn signer(&self) -> Result<Signer, Error> {
         match self.algorithm {
-            Algorithm::EcdsaP256 => {
-                let pair = ecdsa(&self.pkcs8).ok_or_else(unusable)?;
+            Algorithm::EcdsaP256 => ecdsa(&self.pkcs8).map(Signer::EcdsaP256).ok_or_else(unusable),
+            Algorithm::Ed25519 => {
+                let seed = ed25519_seed(&self.pkcs8).ok_or_else(unusable)?;
+                Ok(Signer::Ed25519(ed25519_dalek::SigningKey::from_bytes(&seed)))
+            }
+        }
+    }
+}
+
+/// A private key that is parsed and checked, which for P-256 takes as long as a signature.
+enum Signer {
+    EcdsaP256(EcdsaKeyPair),
+    Ed25519(ed25519_dalek::SigningKey),
+}
+
+impl Signer {
+    fn public_key(&self) -> Result<PublicKey, Error> {
+        let key = match self {
+            Self::EcdsaP256(pair) => PublicKey::new(Algorithm::EcdsaP256, pair.public_key().as_ref()),
+            Self::Ed25519(key) => PublicKey::new(Algorithm::Ed25519, key.verifying_key().as_bytes()),
+        };
+        key.map_err(|e| Error::new(ErrorKind::Corrupt, e))
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Signature, Error> {
+        match self {
+            Self::EcdsaP256(pair) => {
                 let signature = pair
                     .sign(&SystemRandom::new(), message)
                     .map_err(|_| Error::new(ErrorKind::Unreachable, "the system gave no randomness"))?;
                 <[u8; 64]>::try_from(signature.as_ref()).map(Signature::new).map_err(|_| unusable())
             }
-            Algorithm::Ed25519 => {
-                let seed = ed25519_seed(&self.pkcs8).ok_or_else(unusable)?;
-                Ok(Signature::new(ed25519_dalek::SigningKey::from_bytes(&seed).sign(message).to_bytes()))
-            }
+            Self::Ed25519(key) => Ok(Signature::new(key.sign(message).to_bytes())),
         }
     }
 }

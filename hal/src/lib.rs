@@ -63,47 +63,48 @@ pub struct Capabilities {
 
 /// A place that makes and holds private keys and signs with them.
 ///
-/// Methods take `&mut self`: a store is one conversation with one device. Share it behind a lock.
-pub trait KeyStore {
+/// Methods take `&self`, and threads share one store without a lock of their own. A backend whose device serves one caller at a time
+/// orders the calls itself; one that has no need to (keys in files) signs in parallel.
+pub trait KeyStore: Send + Sync {
     /// What this store can do. Talks to the hardware, so it can fail.
-    fn capabilities(&mut self) -> Result<Capabilities, Error>;
+    fn capabilities(&self) -> Result<Capabilities, Error>;
 
     /// Makes a new key named `id` and returns its public half, once the key is durable.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] where `id` is taken, [`ErrorKind::Unsupported`] for an algorithm not among [`Capabilities::algorithms`].
-    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error>;
+    fn generate(&self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error>;
 
     /// The public half of the key `id`.
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error>;
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error>;
 
     /// Signs `message` (not a digest: the backend hashes) and returns the signature in JWS form, see [`Signature`].
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error>;
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error>;
 
     /// Calls `each` for every key of this store, in no order.
-    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error>;
+    fn list(&self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error>;
 
     /// Destroys the key `id`. A key that is already gone is [`ErrorKind::NotFound`].
-    fn delete(&mut self, id: &KeyId) -> Result<(), Error>;
+    fn delete(&self, id: &KeyId) -> Result<(), Error>;
 }
 
-impl<K: KeyStore + ?Sized> KeyStore for &mut K {
-    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+impl<K: KeyStore + ?Sized> KeyStore for &K {
+    fn capabilities(&self) -> Result<Capabilities, Error> {
         (**self).capabilities()
     }
-    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
+    fn generate(&self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
         (**self).generate(id, algorithm)
     }
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error> {
         (**self).public_key(id)
     }
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
         (**self).sign(id, message)
     }
-    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+    fn list(&self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
         (**self).list(each)
     }
-    fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
+    fn delete(&self, id: &KeyId) -> Result<(), Error> {
         (**self).delete(id)
     }
 }

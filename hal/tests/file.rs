@@ -20,17 +20,34 @@ fn conformance() {
 #[test]
 fn a_loaded_key_signs_without_its_file() {
     let (dir, store) = store_with_key();
-    let mut loaded = LoadedFileStore::new(dir.path());
+    let loaded = LoadedFileStore::new(dir.path());
     let key = loaded.public_key(&id("device")).expect("public key");
     fs::remove_file(store.path(&id("device"))).expect("remove");
-    assert_signs(&mut loaded, &id("device"), &key);
+    assert_signs(&loaded, &id("device"), &key);
     assert_kind(loaded.sign(&id("other"), b"message"), ErrorKind::NotFound);
+}
+
+/// Threads sign with one parsed key; once it is deleted, it is gone for all.
+#[test]
+fn a_loaded_store_signs_for_threads() {
+    let (dir, _) = store_with_key();
+    let loaded = LoadedFileStore::new(dir.path());
+    for (name, algorithm) in [("p256", Algorithm::EcdsaP256), ("ed25519", Algorithm::Ed25519)] {
+        let public = loaded.generate(&id(name), algorithm).expect("generate");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..100).for_each(|_| assert_signs(&loaded, &id(name), &public)));
+            }
+        });
+        loaded.delete(&id(name)).expect("delete");
+        assert_kind(loaded.sign(&id(name), b"message"), ErrorKind::NotFound);
+    }
 }
 
 /// A store in a fresh directory, with one key.
 fn store_with_key() -> (tempfile::TempDir, FileStore) {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let mut store = FileStore::new(dir.path());
+    let store = FileStore::new(dir.path());
     store.generate(&id("device"), Algorithm::Ed25519).expect("generate");
     (dir, store)
 }
@@ -44,7 +61,7 @@ fn a_key_file_is_private() {
 
 #[test]
 fn a_truncated_file_is_corrupt_at_every_length() {
-    let (_dir, mut store) = store_with_key();
+    let (_dir, store) = store_with_key();
     let path = store.path(&id("device"));
     let whole = fs::read(&path).expect("read");
     // The last byte is the line feed after the END line: without it the key is still whole.
@@ -59,7 +76,7 @@ fn a_truncated_file_is_corrupt_at_every_length() {
 
 #[test]
 fn another_pem_is_corrupt() {
-    let (_dir, mut store) = store_with_key();
+    let (_dir, store) = store_with_key();
     let path = store.path(&id("device"));
     let public =
         "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
@@ -78,7 +95,7 @@ fn another_pem_is_corrupt() {
 
 #[test]
 fn both_algorithms_are_known_by_their_file() {
-    let (_dir, mut store) = store_with_key();
+    let (_dir, store) = store_with_key();
     let public = store.generate(&id("other"), Algorithm::EcdsaP256).expect("generate");
     assert_eq!(store.public_key(&id("other")).expect("public key"), public);
     fs::rename(store.path(&id("other")), store.path(&id("device"))).expect("rename");
@@ -87,7 +104,7 @@ fn both_algorithms_are_known_by_their_file() {
 
 #[test]
 fn unreadable_is_not_absent() {
-    let (dir, mut store) = store_with_key();
+    let (dir, store) = store_with_key();
     let path = store.path(&id("device"));
     // A directory under the key's name cannot be read by anyone, root included.
     fs::remove_file(&path).expect("remove");
@@ -98,7 +115,7 @@ fn unreadable_is_not_absent() {
     std::os::unix::fs::symlink(dir.path().join("nowhere"), store.path(&id("linked"))).expect("symlink");
     assert_kind(store.generate(&id("linked"), Algorithm::Ed25519), ErrorKind::Exists);
     // A file where the directory should be: no key is absent, the store is.
-    let mut under_a_file = FileStore::new(store.path(&id("nowhere")).join("dir"));
+    let under_a_file = FileStore::new(store.path(&id("nowhere")).join("dir"));
     fs::write(store.path(&id("nowhere")), "").expect("write");
     let error = under_a_file.public_key(&id("device")).expect_err("no directory");
     assert_ne!(error.kind(), ErrorKind::NotFound, "{error}");
@@ -107,7 +124,7 @@ fn unreadable_is_not_absent() {
 /// File modes do not bind root, so this runs as another user where the tests run as root.
 #[test]
 fn a_forbidden_file_is_denied() {
-    let (dir, mut store) = store_with_key();
+    let (dir, store) = store_with_key();
     let path = store.path(&id("device"));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("chmod");
     if fs::read(&path).is_ok() {
@@ -139,31 +156,31 @@ fn as_nobody(name: &str, dir: &std::path::Path) {
 
 #[test]
 fn a_staged_file_is_no_key_and_is_in_nobodys_way() {
-    let (dir, mut store) = store_with_key();
+    let (dir, store) = store_with_key();
     // What a power cut leaves between writing and renaming.
     let staged = store.path(&id("next")).with_extension("pem.new");
     fs::write(&staged, "-----BEGIN PRIV").expect("write");
-    assert_eq!(names(&mut store), ["device"]);
+    assert_eq!(names(&store), ["device"]);
     assert_kind(store.public_key(&id("next")), ErrorKind::NotFound);
     let public = store.generate(&id("next"), Algorithm::Ed25519).expect("generate");
-    assert_signs(&mut store, &id("next"), &public);
+    assert_signs(&store, &id("next"), &public);
     assert!(!staged.exists());
     assert_eq!(fs::read_dir(dir.path()).expect("read directory").count(), 2);
 }
 
 #[test]
 fn foreign_files_are_not_keys() {
-    let (dir, mut store) = store_with_key();
+    let (dir, store) = store_with_key();
     for name in ["key-.pem", "key-UPPER.pem", "key-a b.pem", "state", "key-device.pem.new", "key-x.pem~"] {
         fs::write(dir.path().join(name), "").expect("write");
     }
-    assert_eq!(names(&mut store), ["device"]);
+    assert_eq!(names(&store), ["device"]);
 }
 
 #[test]
 fn no_directory_holds_no_keys() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let mut store = FileStore::new(dir.path().join("later"));
-    assert_eq!(names(&mut store), [""; 0]);
+    let store = FileStore::new(dir.path().join("later"));
+    assert_eq!(names(&store), [""; 0]);
     assert_kind(store.public_key(&id("device")), ErrorKind::NotFound);
 }

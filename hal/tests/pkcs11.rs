@@ -82,7 +82,7 @@ fn a_pin_comes_from_a_file_the_environment_or_a_credential() {
         let with = |pin| store(Config { pin: Some(pin), ..config() });
         let file = PinSource::File(SoftHsm::at(dir).pin_file());
         for pin in [file, PinSource::Environment("TOKEN_PIN".into()), PinSource::Credential("token-pin".into())] {
-            assert_eq!(names(&mut with(pin)), [""; 0]);
+            assert_eq!(names(&with(pin)), [""; 0]);
         }
         // None of these is `NotFound`: that would say that a key is absent.
         assert_kind(with(PinSource::Environment("NO_SUCH".into())).public_key(&id("device")), ErrorKind::Denied);
@@ -96,7 +96,7 @@ fn a_pin_comes_from_a_file_the_environment_or_a_credential() {
 #[test]
 fn private_keys_stay_in_the_token() {
     with_token("private_keys_stay_in_the_token", |hsm| {
-        let mut store = open(hsm);
+        let store = open(hsm);
         let algorithms = [("p256", Algorithm::EcdsaP256), ("ed25519", Algorithm::Ed25519)];
         for (name, algorithm) in algorithms {
             store.generate(&id(name), algorithm).expect("generate");
@@ -125,7 +125,7 @@ fn private_keys_stay_in_the_token() {
 #[test]
 fn two_keys_of_one_id_are_refused() {
     with_token("two_keys_of_one_id_are_refused", |hsm| {
-        let (mut store, key) = (open(hsm), id("device"));
+        let (store, key) = (open(hsm), id("device"));
         store.generate(&key, Algorithm::EcdsaP256).expect("generate");
         foreign_key(hsm, "boundkey-device", "boundkey-device");
         for error in [store.public_key(&key).map(drop), store.sign(&key, b"message").map(drop), store.delete(&key)] {
@@ -133,7 +133,7 @@ fn two_keys_of_one_id_are_refused() {
             assert_kind(error, ErrorKind::Corrupt);
         }
         assert_kind(store.generate(&key, Algorithm::EcdsaP256), ErrorKind::Exists);
-        assert_eq!(names(&mut store), ["device"]);
+        assert_eq!(names(&store), ["device"]);
     });
 }
 
@@ -141,14 +141,14 @@ fn two_keys_of_one_id_are_refused() {
 #[test]
 fn a_label_does_not_make_a_key() {
     with_token("a_label_does_not_make_a_key", |hsm| {
-        let mut store = open(hsm);
+        let store = open(hsm);
         foreign_key(hsm, "boundkey-device", "something else");
         assert_kind(store.public_key(&id("device")), ErrorKind::NotFound);
-        assert_eq!(names(&mut store), [""; 0]);
+        assert_eq!(names(&store), [""; 0]);
         foreign_key(hsm, "renamed by a technician", "boundkey-other");
         let public = store.public_key(&id("other")).expect("public key");
-        assert_signs(&mut store, &id("other"), &public);
-        assert_eq!(names(&mut store), ["other"]);
+        assert_signs(&store, &id("other"), &public);
+        assert_eq!(names(&store), ["other"]);
     });
 }
 
@@ -167,13 +167,13 @@ fn a_key_of_another_kind_is_refused() {
 #[test]
 fn a_pair_without_its_other_half() {
     with_token("a_pair_without_its_other_half", |hsm| {
-        let (mut store, key) = (open(hsm), id("device"));
+        let (store, key) = (open(hsm), id("device"));
         let first = store.generate(&key, Algorithm::EcdsaP256).expect("generate");
         // Only the public half is left, as after a power cut while the pair was made: that is no key, and in nobody's way.
         delete_half(hsm, "privkey");
         assert_kind(store.public_key(&key), ErrorKind::NotFound);
         assert_kind(store.delete(&key), ErrorKind::NotFound);
-        assert_eq!(names(&mut store), [""; 0]);
+        assert_eq!(names(&store), [""; 0]);
         let second = store.generate(&key, Algorithm::EcdsaP256).expect("generate");
         assert_ne!(first, second);
         assert_eq!(store.public_key(&key).expect("public key"), second);
@@ -182,17 +182,17 @@ fn a_pair_without_its_other_half() {
         assert_kind(store.public_key(&key), ErrorKind::Corrupt);
         assert_kind(store.sign(&key, b"message"), ErrorKind::Corrupt);
         assert_kind(store.generate(&key, Algorithm::EcdsaP256), ErrorKind::Exists);
-        assert_eq!(names(&mut store), ["device"]);
+        assert_eq!(names(&store), ["device"]);
     });
 }
 
 #[test]
 fn other_programs_come_and_go() {
     with_token("other_programs_come_and_go", |hsm| {
-        let (mut store, key) = (open(hsm), id("device"));
+        let (store, key) = (open(hsm), id("device"));
         foreign_key(hsm, "boundkey-device", "boundkey-device");
         let public = store.public_key(&key).expect("a key that another process made");
-        assert_signs(&mut store, &key, &public);
+        assert_signs(&store, &key, &public);
         delete_half(hsm, "privkey");
         delete_half(hsm, "pubkey");
         assert_kind(store.sign(&key, b"message"), ErrorKind::NotFound);
@@ -213,7 +213,7 @@ fn processes_and_threads_sign_at_the_same_time() {
         let public = open(hsm).public_key(&key).expect("public key");
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| (0..50).for_each(|_| assert_signs(&mut open(hsm), &key, &public)));
+                scope.spawn(|| (0..50).for_each(|_| assert_signs(&open(hsm), &key, &public)));
             }
         });
         others.into_iter().for_each(process::finish);
@@ -226,13 +226,13 @@ fn agents_with_prefixes_of_their_own_share_a_token() {
         let agent =
             |prefix: &str| store(Config { prefix: prefix.into(), ..Config::from_uri(&hsm.uri()).expect("configuration") });
         // One prefix is the beginning of the other.
-        let (mut one, mut two) = (agent("a-"), agent("a-b-"));
+        let (one, two) = (agent("a-"), agent("a-b-"));
         let public = one.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
         assert_kind(two.public_key(&id("device")), ErrorKind::NotFound);
         assert_ne!(two.generate(&id("device"), Algorithm::EcdsaP256).expect("generate"), public);
         two.delete(&id("device")).expect("delete");
-        assert_signs(&mut one, &id("device"), &public);
-        assert_eq!(names(&mut two), [""; 0]);
+        assert_signs(&one, &id("device"), &public);
+        assert_eq!(names(&two), [""; 0]);
         for bad in ["a b", "é", "a/", "123456789012345678901234567890123"] {
             let config = Config { prefix: bad.into(), ..config() };
             assert_kind(Pkcs11Store::new(config).map(drop), ErrorKind::Other);
@@ -263,7 +263,7 @@ fn two_tokens_of_one_label_are_refused() {
 #[test]
 fn a_token_that_is_pulled_out_and_put_back() {
     with_token("a_token_that_is_pulled_out_and_put_back", |hsm| {
-        let (mut store, key) = (open(hsm), id("device"));
+        let (store, key) = (open(hsm), id("device"));
         let public = store.generate(&key, Algorithm::EcdsaP256).expect("generate");
         let away = hsm.tokens().with_extension("away");
         for _ in 0..2 {
@@ -276,7 +276,7 @@ fn a_token_that_is_pulled_out_and_put_back() {
             assert_kind(store.capabilities(), ErrorKind::Unreachable);
             fs::remove_dir_all(hsm.tokens()).expect("remove");
             fs::rename(&away, hsm.tokens()).expect("put back");
-            assert_signs(&mut store, &key, &public);
+            assert_signs(&store, &key, &public);
         }
     });
 }
@@ -284,12 +284,12 @@ fn a_token_that_is_pulled_out_and_put_back() {
 #[test]
 fn a_wrong_pin_is_denied_and_tried_once() {
     with_token("a_wrong_pin_is_denied_and_tried_once", |hsm| {
-        let (mut right, key) = (open(hsm), id("device"));
+        let (right, key) = (open(hsm), id("device"));
         let public = right.generate(&key, Algorithm::EcdsaP256).expect("generate");
         let wrong_pin = hsm.conf().with_file_name("wrong-pin");
         for pin in ["wrong-pin", "x"] {
             fs::write(&wrong_pin, pin).expect("write");
-            let mut wrong = store(Config { pin: Some(PinSource::File(wrong_pin.clone())), ..config() });
+            let wrong = store(Config { pin: Some(PinSource::File(wrong_pin.clone())), ..config() });
             let error = wrong.sign(&key, b"message").expect_err("a wrong PIN");
             assert!(error.to_string().contains("the PIN is wrong"), "{error}");
             assert!(!error.to_string().contains(pin) || pin == "x", "{error}");
@@ -300,7 +300,7 @@ fn a_wrong_pin_is_denied_and_tried_once() {
         }
         let low = || boundkey_hal::pkcs11::tokens(&softhsm::module()).expect("tokens").iter().any(|t| t.user_pin_count_low);
         assert!(low());
-        assert_signs(&mut right, &key, &public);
+        assert_signs(&right, &key, &public);
         assert!(!low());
     });
 }

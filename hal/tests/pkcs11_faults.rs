@@ -20,7 +20,7 @@ fn with_faulty(name: &str, body: impl FnOnce(&Faulty, Pkcs11Store)) {
     let prepare = |dir: &Path| [SoftHsm::new(dir).environment(), Faulty::new(dir).environment()].concat();
     process::isolated(name, prepare, |dir| {
         let faulty = Faulty::at(dir);
-        let mut store = open(&faulty, &SoftHsm::at(dir).pin_file());
+        let store = open(&faulty, &SoftHsm::at(dir).pin_file());
         store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
         faulty.forget();
         body(&faulty, store);
@@ -33,7 +33,7 @@ fn open(faulty: &Faulty, pin: &Path) -> Pkcs11Store {
 }
 
 /// Every call that logs in, on a key that is there.
-fn all_calls(store: &mut Pkcs11Store) -> [Result<(), Error>; 5] {
+fn all_calls(store: &Pkcs11Store) -> [Result<(), Error>; 5] {
     let key = id("device");
     [
         store.public_key(&key).map(drop),
@@ -61,7 +61,7 @@ fn a_wrong_pin_costs_one_try() {
     with_faulty("a_wrong_pin_costs_one_try", |faulty, _| {
         let wrong = faulty.module().with_file_name("wrong-pin");
         fs::write(&wrong, "wrong-pin").expect("write");
-        let results = all_calls(&mut open(faulty, &wrong));
+        let results = all_calls(&open(faulty, &wrong));
         assert_eq!(faulty.calls("C_Login"), 1);
         for result in results {
             assert_kind(result, ErrorKind::Denied);
@@ -74,11 +74,11 @@ fn a_wrong_pin_costs_one_try() {
 /// Three wrong tries by a misconfigured agent would turn a truck roll into a dead token.
 #[test]
 fn the_last_try_is_never_burnt() {
-    with_faulty("the_last_try_is_never_burnt", |faulty, mut store| {
+    with_faulty("the_last_try_is_never_burnt", |faulty, store| {
         for (flag, what) in [(faulty::USER_PIN_FINAL_TRY, "one more wrong PIN locks it"), (faulty::USER_PIN_LOCKED, "is locked")]
         {
             faulty.token_flags(flag);
-            for result in all_calls(&mut store) {
+            for result in all_calls(&store) {
                 let text = result.as_ref().expect_err("refused").to_string();
                 assert!(text.contains(what), "{text}");
                 assert_kind(result, ErrorKind::Locked);
@@ -94,7 +94,7 @@ fn the_last_try_is_never_burnt() {
 
 #[test]
 fn a_locked_pin_is_locked() {
-    with_faulty("a_locked_pin_is_locked", |faulty, mut store| {
+    with_faulty("a_locked_pin_is_locked", |faulty, store| {
         faulty.refuse("C_Login", faulty::PIN_LOCKED, 1);
         assert_kind(store.public_key(&id("device")), ErrorKind::Locked);
         assert_eq!(faulty.calls("C_Login"), 1);
@@ -103,7 +103,7 @@ fn a_locked_pin_is_locked() {
 
 #[test]
 fn an_unclear_login_is_not_repeated() {
-    with_faulty("an_unclear_login_is_not_repeated", |faulty, mut store| {
+    with_faulty("an_unclear_login_is_not_repeated", |faulty, store| {
         faulty.refuse("C_Login", faulty::FUNCTION_FAILED, 1);
         assert_kind(store.public_key(&id("device")), ErrorKind::Other);
         assert_eq!(faulty.calls("C_Login"), 1);
@@ -112,16 +112,16 @@ fn an_unclear_login_is_not_repeated() {
 
 #[test]
 fn one_fresh_start_for_everything_else() {
-    with_faulty("one_fresh_start_for_everything_else", |faulty, mut store| {
+    with_faulty("one_fresh_start_for_everything_else", |faulty, store| {
         let key = id("device");
         let public = store.public_key(&key).expect("public key");
         for code in [faulty::GENERAL_ERROR, faulty::DEVICE_REMOVED, faulty::FUNCTION_FAILED] {
             for function in ["C_OpenSession", "C_FindObjectsInit", "C_GetAttributeValue", "C_SignInit", "C_Sign"] {
                 // What failed before has left the module stopped; this call starts from nothing, and works.
-                assert_signs(&mut store, &key, &public);
+                assert_signs(&store, &key, &public);
                 faulty.forget();
                 faulty.refuse(function, code, 1);
-                assert_signs(&mut store, &key, &public);
+                assert_signs(&store, &key, &public);
                 assert_eq!((faulty.calls("C_Initialize"), faulty.calls("C_Finalize")), (1, 1), "{function}");
 
                 faulty.forget();
@@ -137,19 +137,19 @@ fn one_fresh_start_for_everything_else() {
 
 #[test]
 fn a_token_that_shows_late_is_waited_for() {
-    with_faulty("a_token_that_shows_late_is_waited_for", |faulty, mut store| {
+    with_faulty("a_token_that_shows_late_is_waited_for", |faulty, store| {
         let public = store.public_key(&id("device")).expect("public key");
         faulty.forget();
         // Two slots, the token's and a blank one, each unreadable twice.
         faulty.refuse("C_GetTokenInfo", faulty::DEVICE_REMOVED, 4);
-        assert_signs(&mut store, &id("device"), &public);
+        assert_signs(&store, &id("device"), &public);
         assert_eq!((faulty.calls("C_Initialize"), faulty.calls("C_Login")), (2, 1));
     });
 }
 
 #[test]
 fn a_signature_changed_on_its_way_is_corrupt() {
-    with_faulty("a_signature_changed_on_its_way_is_corrupt", |faulty, mut store| {
+    with_faulty("a_signature_changed_on_its_way_is_corrupt", |faulty, store| {
         faulty.flip_signatures(1);
         assert_kind(store.sign(&id("device"), b"message"), ErrorKind::Corrupt);
         assert_eq!(faulty.calls("C_Login"), 1, "it is told, not tried again in silence");
@@ -159,12 +159,12 @@ fn a_signature_changed_on_its_way_is_corrupt() {
 
 #[test]
 fn a_new_key_that_does_not_work_is_removed() {
-    with_faulty("a_new_key_that_does_not_work_is_removed", |faulty, mut store| {
+    with_faulty("a_new_key_that_does_not_work_is_removed", |faulty, store| {
         let key = id("other");
-        let mut expect = |kind| {
+        let expect = |kind| {
             assert_kind(store.generate(&key, Algorithm::EcdsaP256), kind);
             assert_kind(store.public_key(&key), ErrorKind::NotFound);
-            assert_eq!(names(&mut store), ["device"]);
+            assert_eq!(names(&store), ["device"]);
             assert_eq!(faulty.calls("C_GenerateKeyPair"), 1, "nothing is made twice");
             assert_eq!(faulty.calls("C_DestroyObject"), 2, "both halves are removed");
             faulty.forget();
@@ -181,7 +181,7 @@ fn a_new_key_that_does_not_work_is_removed() {
 
 #[test]
 fn a_lost_answer_makes_nothing_twice() {
-    with_faulty("a_lost_answer_makes_nothing_twice", |faulty, mut store| {
+    with_faulty("a_lost_answer_makes_nothing_twice", |faulty, store| {
         let key = id("other");
         faulty.lose_answer("C_GenerateKeyPair", faulty::DEVICE_REMOVED, 1);
         assert_kind(store.generate(&key, Algorithm::EcdsaP256), ErrorKind::Unreachable);
@@ -189,7 +189,7 @@ fn a_lost_answer_makes_nothing_twice() {
         // It was made after all: the caller finds it.
         assert_kind(store.generate(&key, Algorithm::EcdsaP256), ErrorKind::Exists);
         let public = store.public_key(&key).expect("public key");
-        assert_signs(&mut store, &key, &public);
+        assert_signs(&store, &key, &public);
 
         faulty.forget();
         faulty.lose_answer("C_DestroyObject", faulty::DEVICE_REMOVED, 1);
@@ -207,15 +207,15 @@ fn what_another_part_of_the_process_started_is_not_stopped() {
         let faulty = Faulty::at(dir);
         let other = Pkcs11::new(faulty.module()).expect("load");
         other.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).expect("initialise");
-        let mut store = open(&faulty, &SoftHsm::at(dir).pin_file());
+        let store = open(&faulty, &SoftHsm::at(dir).pin_file());
         let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
         // It is logged in, too, which is the whole process's login.
         let slots = other.get_slots_with_initialized_token().expect("slots");
         let session = other.open_ro_session(slots[0]).expect("session");
         session.login(cryptoki::session::UserType::User, Some(&cryptoki::types::AuthPin::new(PIN.into()))).expect("log in");
-        assert_signs(&mut store, &id("device"), &public);
+        assert_signs(&store, &id("device"), &public);
         faulty.refuse("C_Sign", faulty::GENERAL_ERROR, 1);
-        assert_signs(&mut store, &id("device"), &public);
+        assert_signs(&store, &id("device"), &public);
         assert_eq!(faulty.calls("C_Finalize"), 0);
         session.logout().expect("still logged in");
     });
@@ -276,12 +276,12 @@ fn a_blank_token_is_initialised_once() {
         faulty.token_flags(0);
         let token = init(&so_pin).expect("initialise");
         assert!(token.initialized && token.user_pin_set && token.login_required && token.label == LABEL, "{token:?}");
-        let mut store = open(&faulty, &dir.join("pin"));
+        let store = open(&faulty, &dir.join("pin"));
         let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
         // Again, and nothing happens to it.
         assert_kind(init(&so_pin), ErrorKind::Exists);
         assert_eq!(faulty.calls("C_InitToken"), 0);
-        assert_signs(&mut store, &id("device"), &public);
+        assert_signs(&store, &id("device"), &public);
         for label in ["", "ends with space ", "123456789012345678901234567890123", "\u{e9}"] {
             assert_kind(init_token(&faulty.module(), label, &so_pin, &pin), ErrorKind::Other);
         }

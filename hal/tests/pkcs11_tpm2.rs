@@ -37,25 +37,25 @@ fn conformance() {
 #[test]
 fn a_wrong_pin_costs_one_try_of_the_tpm() {
     with_tpm("a_wrong_pin_costs_one_try_of_the_tpm", |dir, tpm| {
-        let (mut right, key) = (open(&tpm2_pkcs11::pin_file(dir)), id("device"));
+        let (right, key) = (open(&tpm2_pkcs11::pin_file(dir)), id("device"));
         let public = right.generate(&key, Algorithm::EcdsaP256).expect("generate");
         let wrong_pin = dir.join("wrong-pin");
         fs::write(&wrong_pin, "wrong-pin").expect("write");
-        let mut wrong = open(&wrong_pin);
+        let wrong = open(&wrong_pin);
         let tries = || tpm.swtpm.property("TPM2_PT_LOCKOUT_COUNTER");
         let before = tries();
         for _ in 0..5 {
             assert_kind(wrong.sign(&key, b"message"), ErrorKind::Denied);
             assert_eq!(tries(), before + 1, "a wrong PIN is not tried again");
         }
-        assert_signs(&mut right, &key, &public);
+        assert_signs(&right, &key, &public);
         // Three wrong ones in a row lock the TPM, for the right one too; this token never says that the last try is near.
         while tries() < 3 {
             fs::write(&wrong_pin, format!("wrong-pin-{}", tries())).expect("write");
             assert_kind(wrong.sign(&key, b"message"), ErrorKind::Denied);
         }
         fs::write(&wrong_pin, "yet-another").expect("write");
-        for store in [&mut wrong, &mut right] {
+        for store in [&wrong, &right] {
             assert_kind(store.sign(&key, b"message"), ErrorKind::Locked);
         }
         assert_eq!(tries(), 3);
@@ -65,18 +65,18 @@ fn a_wrong_pin_costs_one_try_of_the_tpm() {
 #[test]
 fn a_tpm_that_goes_and_comes_back() {
     with_tpm("a_tpm_that_goes_and_comes_back", |dir, mut tpm| {
-        let (mut store, key) = (open(&tpm2_pkcs11::pin_file(dir)), id("device"));
+        let (store, key) = (open(&tpm2_pkcs11::pin_file(dir)), id("device"));
         let public = store.generate(&key, Algorithm::EcdsaP256).expect("generate");
         for _ in 0..2 {
             // A program that outlives the daemon notices at its next call, asked in between or not.
             tpm.down();
             tpm.up();
-            assert_signs(&mut store, &key, &public);
+            assert_signs(&store, &key, &public);
             tpm.down();
             assert_kind(store.sign(&key, b"message"), ErrorKind::Unreachable);
             assert_kind(store.capabilities(), ErrorKind::Unreachable);
             tpm.up();
-            assert_signs(&mut store, &key, &public);
+            assert_signs(&store, &key, &public);
         }
         assert_eq!(tpm.swtpm.property("TPM2_PT_LOCKOUT_COUNTER"), 0);
     });

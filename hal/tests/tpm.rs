@@ -90,9 +90,9 @@ fn conformance_through_the_resource_manager() {
             let with_auth = Config { auth: Some(auth_file(dir).0), ..config };
             conformance::run(&|| Box::new(TpmStore::new(with_auth.clone())));
             // More than the resource manager lets one program hold.
-            let mut store = TpmStore::new(with_auth);
+            let store = TpmStore::new(with_auth);
             let public = store.generate(&id("many"), Algorithm::EcdsaP256).expect("generate");
-            (0..100).for_each(|_| assert_signs(&mut store, &id("many"), &public));
+            (0..100).for_each(|_| assert_signs(&store, &id("many"), &public));
         },
     );
 }
@@ -117,7 +117,7 @@ fn openssl_signs_with_the_key_file() {
             // Absent in this round, so that the file names the hierarchy.
             let _ = tpm.tool("tpm2_evictcontrol").args(["-c", "0x81000001"]).output();
         }
-        let mut store = TpmStore::new(Config { persist_storage_key, auth: auth.clone(), ..tpm.config(dir.path()) });
+        let store = TpmStore::new(Config { persist_storage_key, auth: auth.clone(), ..tpm.config(dir.path()) });
         let public = store.generate(&id(name), Algorithm::EcdsaP256).expect("generate");
         let key = store.path(&id(name));
         assert_eq!(parent(&key), if persist_storage_key { 0x8100_0001 } else { 0x4000_0001 });
@@ -132,7 +132,7 @@ fn openssl_signs_with_the_key_file() {
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         let signature = raw_signature(&output.stdout);
         verify::verify(&public, b"a message", &signature).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert_signs(&mut store, &id(name), &public);
+        assert_signs(&store, &id(name), &public);
     }
     // The provider's failures would have counted here, had it used another auth value than the key's.
     assert_eq!(tpm.property("TPM2_PT_LOCKOUT_COUNTER"), 0);
@@ -161,11 +161,11 @@ fn made_by_tpm2_tools(tpm: &Swtpm, path: &Path, attributes: &str) {
 #[test]
 fn keys_of_tpm2_tools_are_used_if_they_cannot_leave() {
     let (tpm, dir) = setup();
-    let mut store = TpmStore::new(tpm.config(dir.path()));
+    let store = TpmStore::new(tpm.config(dir.path()));
     store.generate(&id("own"), Algorithm::EcdsaP256).expect("generate");
     made_by_tpm2_tools(&tpm, &store.path(&id("foreign")), "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign");
     let public = store.public_key(&id("foreign")).expect("public key");
-    assert_signs(&mut store, &id("foreign"), &public);
+    assert_signs(&store, &id("foreign"), &public);
     made_by_tpm2_tools(&tpm, &store.path(&id("mobile")), "sensitivedataorigin|userwithauth|noda|sign");
     assert_kind(store.sign(&id("mobile"), b"message"), ErrorKind::Corrupt);
 }
@@ -173,7 +173,7 @@ fn keys_of_tpm2_tools_are_used_if_they_cannot_leave() {
 #[test]
 fn a_key_file_is_private_and_its_key_bound() {
     let (tpm, dir) = setup();
-    let mut store = TpmStore::new(tpm.config(dir.path()));
+    let store = TpmStore::new(tpm.config(dir.path()));
     store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
     let path = store.path(&id("device"));
     assert_eq!(path, dir.path().join("key-device.tss2.pem"));
@@ -212,9 +212,9 @@ fn a_storage_key_that_is_there_is_used_if_it_is_fit() {
         run(tpm.tool("tpm2_flushcontext").arg("-t"));
         let mut config = tpm.config(dir.path());
         config.storage_key = Some(TpmStore::new(config.clone()).storage_key_name().expect("name"));
-        let mut store = TpmStore::new(config);
+        let store = TpmStore::new(config);
         let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
-        assert_signs(&mut store, &id("device"), &public);
+        assert_signs(&store, &id("device"), &public);
         assert_eq!(parent(&store.path(&id("device"))), expected, "{attributes}");
         assert_eq!(tpm.loaded(), "");
     }
@@ -223,10 +223,10 @@ fn a_storage_key_that_is_there_is_used_if_it_is_fit() {
 #[test]
 fn an_evicted_storage_key_is_derived_again() {
     let (tpm, dir) = setup();
-    let mut store = TpmStore::new(tpm.config(dir.path()));
+    let store = TpmStore::new(tpm.config(dir.path()));
     let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
     run(tpm.tool("tpm2_evictcontrol").args(["-c", "0x81000001"]));
-    assert_signs(&mut store, &id("device"), &public);
+    assert_signs(&store, &id("device"), &public);
 }
 
 #[test]
@@ -250,9 +250,9 @@ fn with_an_owners_password_the_storage_key_is_used_as_it_is() {
 
 /// A key is made, signs, and goes.
 fn a_key_works(config: &Config) {
-    let mut store = TpmStore::new(config.clone());
+    let store = TpmStore::new(config.clone());
     let public = store.generate(&id("in-use"), Algorithm::EcdsaP256).expect("generate");
-    assert_signs(&mut store, &id("in-use"), &public);
+    assert_signs(&store, &id("in-use"), &public);
     store.delete(&id("in-use")).expect("delete");
 }
 
@@ -274,10 +274,10 @@ fn an_auth_value_comes_from_file_environment_or_credential() {
             let store = |auth: &AuthSource| TpmStore::new(Config { auth: Some(auth.clone()), ..tpm.config(dir) });
             let public = store(&sources[0]).generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
             for source in &sources {
-                assert_signs(&mut store(source), &id("device"), &public);
+                assert_signs(&store(source), &id("device"), &public);
             }
             // Without it the key is there, and of no use.
-            let mut without = TpmStore::new(tpm.config(dir));
+            let without = TpmStore::new(tpm.config(dir));
             assert_eq!(without.public_key(&id("device")).expect("public key"), public);
             assert_kind(without.sign(&id("device"), b"message"), ErrorKind::Denied);
             assert_kind(
@@ -326,9 +326,9 @@ fn a_probe_on_the_bus_does_not_see_the_auth_value() {
     let (tpm, dir) = setup();
     let bus = TpmProxy::start(&tpm);
     let (auth, value) = auth_file(dir.path());
-    let mut store = TpmStore::new(Config { auth: Some(auth), tcti: bus.tcti(), ..tpm.config(dir.path()) });
+    let store = TpmStore::new(Config { auth: Some(auth), tcti: bus.tcti(), ..tpm.config(dir.path()) });
     let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
-    assert_signs(&mut store, &id("device"), &public);
+    assert_signs(&store, &id("device"), &public);
     assert!(bus.saw(&public.as_bytes()[1..33]), "the probe sees nothing at all");
     assert!(!bus.saw(value) && !bus.saw(&value[..8]));
 }
@@ -340,8 +340,8 @@ fn sessions_that_protect_something_are_salted_to_a_key_just_derived() {
     let (tpm, dir) = setup();
     let bus = TpmProxy::start(&tpm);
     let config = Config { tcti: bus.tcti(), ..tpm.config(dir.path()) };
-    let mut plain = TpmStore::new(config.clone());
-    let mut with_auth = TpmStore::new(Config { auth: Some(auth_file(dir.path()).0), ..config.clone() });
+    let plain = TpmStore::new(config.clone());
+    let with_auth = TpmStore::new(Config { auth: Some(auth_file(dir.path()).0), ..config.clone() });
     let counter = Counter::new(config, counter::DEFAULT_INDEX, b"auth value").expect("an index");
     plain.generate(&id("plain"), Algorithm::EcdsaP256).expect("generate");
     assert_eq!(salted_to(&bus), DERIVED);
@@ -379,7 +379,7 @@ fn salted_to(bus: &TpmProxy) -> u8 {
 #[test]
 fn the_storage_keys_name_is_that_of_tpm2_tools() {
     let (tpm, dir) = setup();
-    let mut store = TpmStore::new(tpm.config(dir.path()));
+    let store = TpmStore::new(tpm.config(dir.path()));
     let name = store.storage_key_name().expect("name");
     store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
     assert_eq!(store.storage_key_name().expect("name"), name, "making it persistent is no change");
@@ -396,17 +396,17 @@ fn a_thousand_operations_leave_nothing_in_the_tpm() {
     let wrong = dir.path().join("wrong");
     fs::write(&wrong, "wrong").expect("write");
     let config = Config { auth: Some(auth), ..tpm.config(dir.path()) };
-    let mut store = TpmStore::new(config.clone());
-    let mut wrong = TpmStore::new(Config { auth: Some(AuthSource::File(wrong)), ..config.clone() });
-    let mut through = TpmStore::new(Config { tcti: bus.tcti(), ..config.clone() });
+    let store = TpmStore::new(config.clone());
+    let wrong = TpmStore::new(Config { auth: Some(AuthSource::File(wrong)), ..config.clone() });
+    let through = TpmStore::new(Config { tcti: bus.tcti(), ..config.clone() });
     let public = store.generate(&id("device"), Algorithm::EcdsaP256).expect("generate");
-    let mut plain = TpmStore::new(tpm.config(dir.path()));
+    let plain = TpmStore::new(tpm.config(dir.path()));
     let plain_public = plain.generate(&id("plain"), Algorithm::EcdsaP256).expect("generate");
     let before = tpm.loaded();
     for round in 0..1000 {
         match round % 10 {
-            0..5 => assert_signs(&mut plain, &id("plain"), &plain_public),
-            5..7 => assert_signs(&mut store, &id("device"), &public),
+            0..5 => assert_signs(&plain, &id("plain"), &plain_public),
+            5..7 => assert_signs(&store, &id("device"), &public),
             7 => assert_kind(wrong.sign(&id("device"), b"message"), ErrorKind::Denied),
             8 => {
                 // An answer that fails its HMAC, which leaves libtss2's context of no use for flushing.

@@ -74,9 +74,9 @@ impl Device {
             }
             memory.keystore_pin = found;
         }
-        let mut keys = keystore::open(keystore, dir, memory.keystore_pin.as_deref())?;
+        let keys = keystore::open(keystore, dir, memory.keystore_pin.as_deref())?;
         if replaced {
-            forget_outputs(&mut *keys)?;
+            forget_outputs(&*keys)?;
         }
         let mut device = Self { state, keys, guard: RollbackGuard::default(), is_static: false, _lock: Some(lock) };
         device.adopt_keys(&mut memory)?;
@@ -230,14 +230,14 @@ enum Interrupted {
 
 /// Deletes the keys of outputs: they were of a TPM that is gone, and are made anew.
 #[cfg(any(feature = "pkcs11", feature = "tpm"))]
-fn forget_outputs(keys: &mut dyn KeyStore) -> Result<(), AgentError> {
+fn forget_outputs(keys: &dyn KeyStore) -> Result<(), AgentError> {
     Ok(super::outputs::stored::left_over(keys, &[])?.iter().try_for_each(|id| keys.delete(id))?)
 }
 
 /// Only hardware is ever another one.
 #[cfg(not(any(feature = "pkcs11", feature = "tpm")))]
 #[expect(clippy::unnecessary_wraps, reason = "as the one with hardware")]
-fn forget_outputs(_: &mut dyn KeyStore) -> Result<(), AgentError> {
+fn forget_outputs(_: &dyn KeyStore) -> Result<(), AgentError> {
     Ok(())
 }
 

@@ -106,7 +106,7 @@ impl Joiner<'_> {
             secret: secret.as_ref().map(Secret::expose),
             identity: identity.as_ref().map(|identity| Identity { certificate: &identity.certificate, sign: &sign }),
         };
-        let prepared = challenged.prepare(&mut *device.keys, parts)?;
+        let prepared = challenged.prepare(&*device.keys, parts)?;
         let body = serde_json::to_vec(prepared.request()).map_err(|e| AgentError::Other(e.to_string()))?;
         let answer = self.transport.post(JOIN_PATH, &body)?;
         let answer: JoinAnswer = parse(&answer)?;
@@ -151,7 +151,7 @@ impl Joiner<'_> {
 
     fn prepare_outputs(&self, device: &mut Device) -> Result<Prepared, AgentError> {
         let (keystore, storage) = (&self.config.keystore, &*self.config.storage);
-        Ok(outputs::prepare(&self.config.outputs, &mut outputs::Store { keys: &mut *device.keys, keystore, storage })?)
+        Ok(outputs::prepare(&self.config.outputs, &mut outputs::Store { keys: &*device.keys, keystore, storage })?)
     }
 
     fn ask_challenge(&mut self, memory: &crate::join::device::Memory, token: &str) -> Result<ChallengeAnswer, AgentError> {

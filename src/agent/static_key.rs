@@ -63,29 +63,29 @@ impl StaticStore {
 }
 
 impl KeyStore for StaticStore {
-    fn capabilities(&mut self) -> Result<Capabilities, KeyError> {
+    fn capabilities(&self) -> Result<Capabilities, KeyError> {
         let algorithms = [self.public.algorithm()].into_iter().collect();
         Ok(Capabilities { algorithms, hardware: false, place: NAME.parse().unwrap_or_default() })
     }
 
-    fn generate(&mut self, _: &KeyId, _: Algorithm) -> Result<PublicKey, KeyError> {
+    fn generate(&self, _: &KeyId, _: Algorithm) -> Result<PublicKey, KeyError> {
         Err(KeyError::new(ErrorKind::Unsupported, "a static key is not replaced"))
     }
 
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, KeyError> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, KeyError> {
         self.open(id).map(|_| self.public.clone())
     }
 
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, KeyError> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, KeyError> {
         self.open(id)?.sign(message)
     }
 
-    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), KeyError> {
+    fn list(&self, each: &mut dyn FnMut(&KeyId)) -> Result<(), KeyError> {
         each(&self.id);
         Ok(())
     }
 
-    fn delete(&mut self, _: &KeyId) -> Result<(), KeyError> {
+    fn delete(&self, _: &KeyId) -> Result<(), KeyError> {
         Err(KeyError::new(ErrorKind::Unsupported, "a static key is not deleted"))
     }
 }

@@ -175,7 +175,7 @@ impl From<Recoveries> for RecoveryStatus {
 impl KeystoreStatus {
     fn new(config: &Config, memory: &Memory) -> Self {
         let access = keystore::open(&config.keystore, &config.storage, memory.keystore_pin.as_deref())
-            .and_then(|mut store| store.capabilities())
+            .and_then(|store| store.capabilities())
             .map_or_else(
                 |e| KeystoreAccess::Failed { error: e.to_string() },
                 |found| KeystoreAccess::Open { place: found.place.as_str().to_owned(), hardware: found.hardware },

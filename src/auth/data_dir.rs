@@ -183,8 +183,8 @@ impl DataDir {
     /// again, and [`Self::init`] takes what comes back for it.
     pub fn request_ca(&self, cluster: &str, place: &Place) -> Result<String, DataDirError> {
         self.check_new()?;
-        let (_lock, _, mut keys) = self.begin(place)?;
-        make_keys(&mut *keys, 1).map_err(CaError::Key)?;
+        let (_lock, _, keys) = self.begin(place)?;
+        make_keys(&*keys, 1).map_err(CaError::Key)?;
         Ok(Authority::request(cluster, keys)?)
     }
 
@@ -206,11 +206,11 @@ impl DataDir {
         if chain.is_some() && !requested {
             return Err(CaError::Chain("no request for it was made here: `init --ca-request FILE` makes it".into()).into());
         }
-        let (_lock, place, mut keys) = self.begin(place)?;
+        let (_lock, place, keys) = self.begin(place)?;
         let authority = if let Some(chain) = chain {
             Authority::under_root(cluster, keys, server_names, chain, random, now)?
         } else {
-            make_keys(&mut *keys, 1).map_err(CaError::Key)?;
+            make_keys(&*keys, 1).map_err(CaError::Key)?;
             Authority::certify_itself(cluster, keys, random, now)?
         };
         authority.probe().map_err(CaError::Key)?;
@@ -237,7 +237,7 @@ impl DataDir {
     }
 
     /// Where `init` begins: the directory, held for it alone, and the key store.
-    fn begin(&self, place: &Place) -> Result<(File, Place, Box<dyn KeyStore + Send>), DataDirError> {
+    fn begin(&self, place: &Place) -> Result<(File, Place, Box<dyn KeyStore>), DataDirError> {
         let keys_dir = self.path(KEYS);
         durable::create_dir(&keys_dir).map_err(|e| DataDirError::Io(keys_dir.clone(), e))?;
         let lock = self.lock()?;
@@ -246,15 +246,15 @@ impl DataDir {
             return Err(DataDirError::Incomplete(self.0.clone()));
         }
         let place = place.identified(&keys_dir).map_err(CaError::Key)?;
-        let mut keys = place.open(&keys_dir).map_err(CaError::Key)?;
+        let keys = place.open(&keys_dir).map_err(CaError::Key)?;
         if place.is_shared() {
-            self.claim(&place, &mut *keys)?;
+            self.claim(&place, &*keys)?;
         }
         Ok((lock, place, keys))
     }
 
     /// Keys in a token are taken up by the `init` that made them, and by no other: theirs would be another cluster's.
-    fn claim(&self, place: &Place, keys: &mut dyn KeyStore) -> Result<(), DataDirError> {
+    fn claim(&self, place: &Place, keys: &dyn KeyStore) -> Result<(), DataDirError> {
         let path = self.path(INIT);
         let claim = serde_json::to_vec(place).map_err(|e| DataDirError::Malformed(path.clone(), e.to_string()))?;
         match std::fs::read(&path) {

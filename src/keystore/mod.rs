@@ -13,7 +13,7 @@ pub use options::{Keystore, KeystoreKind, KeystoreOptions, OPTIONS};
 
 /// Opens the key store. `pin` is what [`identify`] told at the first use; where it is given, another one is an error.
 #[cfg_attr(not(feature = "tpm"), expect(unused_variables, reason = "only a TPM is pinned"))]
-pub fn open(keystore: &Keystore, dir: &Path, pin: Option<&[u8]>) -> Result<Box<dyn KeyStore + Send>, KeyError> {
+pub fn open(keystore: &Keystore, dir: &Path, pin: Option<&[u8]>) -> Result<Box<dyn KeyStore>, KeyError> {
     Ok(match keystore {
         Keystore::File => Box::new(FileStore::new(dir)),
         #[cfg(feature = "pkcs11")]

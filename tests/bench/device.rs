@@ -33,7 +33,7 @@ impl Device {
     pub fn new(token: &str, secret: &str) -> Result<Self, Failure> {
         let dir = std::env::temp_dir().join(format!("boundkey-load-{}-{token}", std::process::id()));
         std::fs::create_dir_all(&dir)?;
-        let mut keys = FileStore::new(&dir);
+        let keys = FileStore::new(&dir);
         let public = keys.generate(&"bound-1".parse()?, Algorithm::Ed25519)?;
         let mut memory = Memory::default().for_token(token);
         let thumbprint = Thumbprint::of(&public);
@@ -65,7 +65,7 @@ impl Device {
             secret: Some(&self.secret),
             identity: identity.as_ref().map(|(certificate, _)| Identity { certificate, sign: &sign }),
         };
-        let prepared = challenged.prepare(&mut self.keys, parts)?;
+        let prepared = challenged.prepare(&self.keys, parts)?;
         let answer = transport.post(JOIN_PATH, &serde_json::to_vec(prepared.request())?)?;
         let issued = prepared.answered(serde_json::from_slice(&answer)?)?;
         if let Some(text) = issued.answer.bundle.as_ref().and_then(|bundles| bundles.last()) {

@@ -22,7 +22,7 @@ fn main() -> Result<(), Failure> {
     let keystore =
         KeystoreOptions::named(&required("keystore")?, &option).and_then(Keystore::try_from).map_err(|e| e.to_string())?;
     let (dir, rounds) = (required("dir")?, required("rounds")?.parse::<u32>()?);
-    let mut store = keystore::open(&keystore, Path::new(&dir), None)?;
+    let store = keystore::open(&keystore, Path::new(&dir), None)?;
     let ids = (0..rounds).map(|n| format!("bench-{n}").parse()).collect::<Result<Vec<KeyId>, _>>().map_err(|e| e.0)?;
     // Modules and files are read from disk; a storage key is made where there is none.
     let first: KeyId = "bench".parse().map_err(|e: boundkey_hal::InvalidKey| e.0)?;

@@ -41,7 +41,7 @@ fn a_preregistered_key_needs_no_secret_and_takes_no_other() {
     stranger.join(&mut World::new(1)).expect("another token");
     device.prepare(&world.challenge()).expect("makes a key");
     let own = &device.memory.keys[0];
-    let public = boundkey_hal::KeyStore::public_key(&mut device.keys, &own.id.parse().expect("a name")).expect("a key");
+    let public = boundkey_hal::KeyStore::public_key(&device.keys, &own.id.parse().expect("a name")).expect("a key");
     world.spec.onboarding.initial_public_key = Some(SshKey(public));
     let mut challenge = world.challenge();
     challenge.key = Some(stranger.memory.keys[0].thumbprint);

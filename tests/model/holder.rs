@@ -104,10 +104,10 @@ pub fn prepare(medium: &Medium, who: Who, challenge: &ChallengeAnswer, dies_at: 
     run(medium, who, dies_at, |disk| {
         let mut state = StateFile::open(disk.clone()).map_err(text)?;
         let mut memory = state.memory().for_token(TOKEN);
-        let mut keys = Keys { disk: disk.clone(), maker: who.holder };
+        let keys = Keys { disk: disk.clone(), maker: who.holder };
         let needed = Start::new(&memory, TOKEN).challenged(challenge.clone()).map_err(|e| gave_up(&e))?;
         if let Some(algorithm) = needed.new_key(&[Algorithm::EcdsaP256]).map_err(|e| gave_up(&e))? {
-            make_key(&mut keys, &mut memory, algorithm)?;
+            make_key(&keys, &mut memory, algorithm)?;
         }
         let own = || attempt(who, &memory, challenge);
         let attempt = if who.manner == Manner::NewAttempt { own() } else { memory.attempt.unwrap_or_else(own) };
@@ -121,7 +121,7 @@ pub fn prepare(medium: &Medium, who: Who, challenge: &ChallengeAnswer, dies_at: 
         }
         let same_life = memory.incarnation == Some(challenge.incarnation);
         let certificate = identity(disk, &memory)?.filter(|_| same_life && who.manner != Manner::NoCertificate);
-        let prepared = prepared(&memory, challenge, &mut keys, certificate.as_deref(), who)?;
+        let prepared = prepared(&memory, challenge, &keys, certificate.as_deref(), who)?;
         let claims = memory.join_state.as_deref().and_then(claims);
         let request = Request {
             jws: prepared.request().clone(),
@@ -144,21 +144,21 @@ pub fn receive(medium: &Medium, who: Who, request: &Request, answer: &JoinAnswer
         let mut state = StateFile::open(disk.clone()).map_err(text)?;
         // As it stood in the process's memory when the request left.
         let memory = Memory { attempt: Some(request.attempt), ..state.memory().for_token(TOKEN) };
-        let mut keys = Keys { disk: disk.clone(), maker: who.holder };
-        let issued = prepared(&memory, &request.challenge, &mut keys, None, who)?.answered(answer.clone()).map_err(text)?;
+        let keys = Keys { disk: disk.clone(), maker: who.holder };
+        let issued = prepared(&memory, &request.challenge, &keys, None, who)?.answered(answer.clone()).map_err(text)?;
         state.storage().replace(IDENTITY_FILE, &issued.certificate).map_err(text)?;
         state.store(&issued.memory).map_err(text)?;
         state.overwrite_older().map_err(text)
     })
 }
 
-fn make_key(keys: &mut Keys, memory: &mut Memory, algorithm: Algorithm) -> Result<(), String> {
+fn make_key(keys: &Keys, memory: &mut Memory, algorithm: Algorithm) -> Result<(), String> {
     let key = generate(keys, memory, algorithm)?;
     memory.add_key(key).map_err(text)
 }
 
 /// As `agent/device.rs` makes one: a key that was made and not written down is taken up.
-fn generate(keys: &mut Keys, memory: &Memory, algorithm: Algorithm) -> Result<KnownKey, String> {
+fn generate(keys: &Keys, memory: &Memory, algorithm: Algorithm) -> Result<KnownKey, String> {
     let id = memory.next_key_id();
     let name = id.parse().map_err(text)?;
     let public = match keys.generate(&name, algorithm) {
@@ -174,9 +174,9 @@ pub fn recovery_code(medium: &Medium, who: Who) -> Done<u8> {
     run(medium, who, None, |disk| {
         let mut state = StateFile::open(disk.clone()).map_err(text)?;
         let mut memory = state.memory().for_token(TOKEN);
-        let mut keys = Keys { disk: disk.clone(), maker: who.holder };
+        let keys = Keys { disk: disk.clone(), maker: who.holder };
         if who.client != Client::OldKeyForCode || memory.unbound_key().is_none() {
-            let key = generate(&mut keys, &memory, Algorithm::EcdsaP256)?;
+            let key = generate(&keys, &memory, Algorithm::EcdsaP256)?;
             let request = named(key.id.as_bytes());
             memory.add_recovery_key(key, request).map_err(|_| "too many keys")?;
         }
@@ -220,7 +220,7 @@ fn identity(disk: &Disk, memory: &Memory) -> Result<Option<Vec<u8>>, String> {
 fn prepared<'a>(
     memory: &'a Memory,
     challenge: &ChallengeAnswer,
-    keys: &mut Keys,
+    keys: &Keys,
     certificate: Option<&[u8]>,
     who: Who,
 ) -> Result<Prepared<'a>, String> {

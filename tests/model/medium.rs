@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use boundkey::state::Storage;
 use boundkey_hal::file::PrivateKey;
@@ -91,7 +91,7 @@ impl Medium {
 
 /// A medium in use by a process, which may die at any call.
 #[derive(Clone)]
-pub struct Disk(Rc<RefCell<Live>>);
+pub struct Disk(Arc<Mutex<Live>>);
 
 struct Live {
     medium: Medium,
@@ -103,17 +103,21 @@ struct Live {
 
 impl Disk {
     pub fn new(medium: Medium, dies_at: Option<usize>, honest: bool) -> Self {
-        Self(Rc::new(RefCell::new(Live { medium, calls: 0, dies_at, honest })))
+        Self(Arc::new(Mutex::new(Live { medium, calls: 0, dies_at, honest })))
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.0.lock().expect("no thread panicked with it")
     }
 
     /// What is left, and how many calls there were.
     pub fn end(self) -> (Medium, usize) {
-        let live = self.0.borrow();
+        let live = self.live();
         (live.medium.clone(), live.calls)
     }
 
-    fn call(&self) -> io::Result<std::cell::RefMut<'_, Live>> {
-        let mut live = self.0.borrow_mut();
+    fn call(&self) -> io::Result<MutexGuard<'_, Live>> {
+        let mut live = self.live();
         if live.dies_at == Some(live.calls) {
             return Err(io::Error::other("dead"));
         }
@@ -133,7 +137,7 @@ impl Disk {
 
 impl Storage for Disk {
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.0.borrow().medium.view().remove(name))
+        Ok(self.live().medium.view().remove(name))
     }
 
     fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -176,35 +180,35 @@ impl Keys {
 }
 
 impl KeyStore for Keys {
-    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+    fn capabilities(&self) -> Result<Capabilities, Error> {
         let algorithms = [Algorithm::EcdsaP256].into_iter().collect();
         Ok(Capabilities { algorithms, hardware: false, place: heapless::String::new() })
     }
 
-    fn generate(&mut self, id: &KeyId, _: Algorithm) -> Result<PublicKey, Error> {
+    fn generate(&self, id: &KeyId, _: Algorithm) -> Result<PublicKey, Error> {
         if self.open(id).is_ok() {
             return Err(Error::new(ErrorKind::Exists, "taken"));
         }
         let number: u8 = id.as_str().trim_start_matches("bound-").parse().expect("as `Memory::next_key_id` names them");
         assert!(number < 16, "as many as the pool has for a holder");
         let index = self.maker * 16 + number;
-        self.disk.replace(&format!("key-{id}"), &[index]).map_err(|e| Error::new(ErrorKind::Other, e))?;
+        self.disk.clone().replace(&format!("key-{id}"), &[index]).map_err(|e| Error::new(ErrorKind::Other, e))?;
         Ok(public_key(index))
     }
 
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error> {
         self.open(id).map(public_key)
     }
 
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
         self.open(id).map(|index| sign(index, message))
     }
 
-    fn list(&mut self, _: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+    fn list(&self, _: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
         unreachable!("the steps of a join do not list keys")
     }
 
-    fn delete(&mut self, _: &KeyId) -> Result<(), Error> {
+    fn delete(&self, _: &KeyId) -> Result<(), Error> {
         unreachable!("the steps of a join do not delete keys")
     }
 }

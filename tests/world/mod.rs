@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use boundkey::join::device::answer::{self, AnswerError};
@@ -28,46 +29,57 @@ const CLUSTER: &str = "test.example";
 const TOKEN: &str = "gateway";
 
 /// Keys in memory, cheap to copy: a thief's copy is a clone.
-#[derive(Clone, Default)]
-pub struct Keys(BTreeMap<KeyId, String>);
+#[derive(Default)]
+pub struct Keys(Mutex<BTreeMap<KeyId, String>>);
+
+impl Clone for Keys {
+    fn clone(&self) -> Self {
+        Self(Mutex::new(self.all().clone()))
+    }
+}
 
 impl Keys {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<KeyId, String>> {
+        self.0.lock().expect("no thread panicked with it")
+    }
+
     fn open(&self, id: &KeyId) -> Result<PrivateKey, Error> {
-        let pem = self.0.get(id).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such key"))?;
+        let all = self.all();
+        let pem = all.get(id).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such key"))?;
         PrivateKey::from_pem(pem).map_err(|why| Error::new(ErrorKind::Corrupt, why))
     }
 }
 
 impl KeyStore for Keys {
-    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+    fn capabilities(&self) -> Result<Capabilities, Error> {
         let algorithms = [Algorithm::Ed25519].into_iter().collect();
         Ok(Capabilities { algorithms, hardware: false, place: heapless::String::new() })
     }
 
-    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
-        if self.0.contains_key(id) {
+    fn generate(&self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
+        if self.all().contains_key(id) {
             return Err(Error::new(ErrorKind::Exists, "taken"));
         }
         let key = PrivateKey::generate(algorithm)?;
-        self.0.insert(id.clone(), key.to_pem()?.to_string());
+        self.all().insert(id.clone(), key.to_pem()?.to_string());
         key.public_key()
     }
 
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error> {
         self.open(id)?.public_key()
     }
 
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
         self.open(id)?.sign(message)
     }
 
-    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
-        self.0.keys().for_each(each);
+    fn list(&self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+        self.all().keys().for_each(each);
         Ok(())
     }
 
-    fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
-        self.0.remove(id).map(drop).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such key"))
+    fn delete(&self, id: &KeyId) -> Result<(), Error> {
+        self.all().remove(id).map(drop).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such key"))
     }
 }
 
@@ -330,7 +342,7 @@ impl Device {
             secret: self.secret.as_deref(),
             identity: identity.as_ref().map(|(certificate, _)| Identity { certificate, sign: &sign }),
         };
-        let prepared = challenged.prepare(&mut self.keys, parts).map_err(|e| e.to_string())?;
+        let prepared = challenged.prepare(&self.keys, parts).map_err(|e| e.to_string())?;
         let identity_key = key.to_pem().expect("PEM").to_string();
         Ok(InFlight { jws: prepared.request().clone(), challenge: challenge.clone(), identity_key })
     }
@@ -356,7 +368,7 @@ impl Device {
             secret: None,
             identity: None,
         };
-        challenged.prepare(&mut self.keys, parts).expect("as before").answered(answer)
+        challenged.prepare(&self.keys, parts).expect("as before").answered(answer)
     }
 
     /// A whole join, nothing lost.

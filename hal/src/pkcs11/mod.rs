@@ -97,14 +97,14 @@ impl Pkcs11Store {
     }
 
     /// The keys of this store as URIs (RFC 7512) that other tools understand: `p11tool`, `pkcs11-tool`, an OpenSSL provider.
-    pub fn key_uris(&mut self) -> Result<Vec<(KeyId, String)>, Error> {
+    pub fn key_uris(&self) -> Result<Vec<(KeyId, String)>, Error> {
         self.with_session(Access::Read, &|session, token| {
             Ok(self.key_ids(session)?.into_iter().map(|id| (id.clone(), self.uri_of(token, &id))).collect())
         })
     }
 
     /// The key `id` as such a URI.
-    pub fn key_uri(&mut self, id: &KeyId) -> Result<String, Error> {
+    pub fn key_uri(&self, id: &KeyId) -> Result<String, Error> {
         self.with_session(Access::Read, &|session, token| {
             object::find(session, &self.name(id))?;
             Ok(self.uri_of(token, id))
@@ -150,7 +150,7 @@ impl Pkcs11Store {
 
 impl KeyStore for Pkcs11Store {
     /// Needs no PIN. `hardware` is the module's own word (`CKF_HW_SLOT`): SoftHSM, which keeps keys in files, says no.
-    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+    fn capabilities(&self) -> Result<Capabilities, Error> {
         module::run(&self.config.module, &|library| {
             let token = token::find(library, &self.config.token)?;
             let mut place = heapless::String::new();
@@ -164,7 +164,7 @@ impl KeyStore for Pkcs11Store {
         })
     }
 
-    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
+    fn generate(&self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
         module::run(&self.config.module, &|library| {
             let token = token::find(library, &self.config.token)?;
             if !Self::algorithms(library, &token)?.contains(&algorithm) {
@@ -177,25 +177,25 @@ impl KeyStore for Pkcs11Store {
         })
     }
 
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error> {
         // Logged in though public halves are public: private ones are only seen then, and without one there is no key.
         self.with_session(Access::Read, &|session, _| object::find(session, &self.name(id)).map(|pair| pair.public_key))
     }
 
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
         self.with_session(Access::Read, &|session, _| {
             let pair = object::find(session, &self.name(id))?;
             object::sign(session, &pair, message)
         })
     }
 
-    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+    fn list(&self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
         // Called once the session is closed: `each` may use another store on the same module.
         self.with_session(Access::Read, &|session, _| self.key_ids(session))?.iter().for_each(each);
         Ok(())
     }
 
-    fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
+    fn delete(&self, id: &KeyId) -> Result<(), Error> {
         self.with_session(Access::Write, &|session, _| object::destroy(session, &object::find(session, &self.name(id))?))
     }
 }

@@ -3,7 +3,9 @@
 //! A context of libtss2 that has seen one I/O or HMAC error is of no use any more, and one that is kept open keeps slots
 //! of the TPM; so none outlives its conversation.
 
-use std::string::ToString as _;
+use std::collections::BTreeMap;
+use std::string::{String, ToString as _};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 use std::vec::Vec;
@@ -26,8 +28,22 @@ pub(super) fn converse<T: Send + 'static>(
     what: &'static str,
     talk: impl FnMut(&mut dyn Tpm) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Error> {
+    let shared = turns_of(config);
+    // A panic elsewhere leaves nothing that the next conversation would not put right.
+    let _turn = shared.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
     let config = config.clone();
     watchdog::run(&config.tcti.to_string(), what, config.time_limit, move || patiently(&config, talk))
+}
+
+/// One conversation at a time where no resource manager keeps those of several threads apart: they would take each other's slots, and
+/// what one flushes after a fault would be another's. Who waits waits for no longer than the time limits of those before.
+fn turns_of(config: &Config) -> Option<Arc<Mutex<()>>> {
+    static TURNS: Mutex<BTreeMap<String, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    if config.tcti.has_resource_manager() {
+        return None;
+    }
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(turns.entry(config.tcti.to_string()).or_default().clone())
 }
 
 fn patiently<T>(config: &Config, mut talk: impl FnMut(&mut dyn Tpm) -> Result<T, Fault>) -> Result<T, Error> {

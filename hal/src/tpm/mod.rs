@@ -97,7 +97,7 @@ impl TpmStore {
 }
 
 impl KeyStore for TpmStore {
-    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+    fn capabilities(&self) -> Result<Capabilities, Error> {
         let about = converse(&self.config, "tell its firmware version", |tpm| tpm.about())?;
         let [(a, b), (c, d)] = about.firmware.map(|v| (v >> 16, v & 0xffff));
         let told = std::format!(
@@ -112,7 +112,7 @@ impl KeyStore for TpmStore {
         Ok(Capabilities { algorithms: heapless::Vec::from_iter([Algorithm::EcdsaP256]), hardware: true, place })
     }
 
-    fn generate(&mut self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
+    fn generate(&self, id: &KeyId, algorithm: Algorithm) -> Result<PublicKey, Error> {
         let path = self.path(id);
         // Before the TPM is troubled; `durable::create` looks again.
         match std::fs::symlink_metadata(&path) {
@@ -132,11 +132,11 @@ impl KeyStore for TpmStore {
         Ok(public)
     }
 
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error> {
         Ok(self.read(id)?.2)
     }
 
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
         let (_, key, public) = self.read(id)?;
         let auth = if key.empty_auth { Zeroizing::default() } else { self.auth()? };
         let mut digest = [0; 32];
@@ -145,12 +145,12 @@ impl KeyStore for TpmStore {
         verify::checked(&public, message, Signature::new(signature))
     }
 
-    fn list(&mut self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+    fn list(&self, each: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
         durable::list(&self.config.dir, PREFIX, SUFFIX, each)
     }
 
     /// Removes the file. The TPM has nothing of the key, and nobody can load it any more but from a copy of the file.
-    fn delete(&mut self, id: &KeyId) -> Result<(), Error> {
+    fn delete(&self, id: &KeyId) -> Result<(), Error> {
         let path = self.path(id);
         durable::remove(&path).map_err(|e| durable::explain(&path, &e))
     }

@@ -10,24 +10,25 @@ pub(crate) type Open<'a> = &'a dyn Fn() -> Box<dyn KeyStore>;
 
 /// The whole suite.
 pub(crate) fn run(open: Open<'_>) {
-    assert_eq!(names(&mut *open()), [""; 0], "the suite starts with an empty store");
-    capabilities_name_an_algorithm_and_a_place(&mut *open());
-    an_absent_key_is_not_found(&mut *open());
-    an_algorithm_not_offered_is_unsupported(&mut *open());
-    for algorithm in algorithms(&mut *open()) {
-        a_key_signs_messages_of_all_sizes(&mut *open(), algorithm);
+    assert_eq!(names(&*open()), [""; 0], "the suite starts with an empty store");
+    capabilities_name_an_algorithm_and_a_place(&*open());
+    an_absent_key_is_not_found(&*open());
+    an_algorithm_not_offered_is_unsupported(&*open());
+    for algorithm in algorithms(&*open()) {
+        a_key_signs_messages_of_all_sizes(&*open(), algorithm);
         a_key_survives_reopening(open, algorithm);
         a_key_is_never_overwritten(open, algorithm);
-        two_keys_are_independent(&mut *open(), algorithm);
+        two_keys_are_independent(&*open(), algorithm);
     }
-    list_and_delete_agree(&mut *open());
-    names_of_all_shapes_work(&mut *open());
+    list_and_delete_agree(&*open());
+    names_of_all_shapes_work(&*open());
     an_open_store_sees_what_another_does(open);
-    nothing_is_left_open(&mut *open());
-    assert_eq!(names(&mut *open()), [""; 0], "the suite leaves an empty store");
+    threads_share_one_store(&*open());
+    nothing_is_left_open(&*open());
+    assert_eq!(names(&*open()), [""; 0], "the suite leaves an empty store");
 }
 
-fn capabilities_name_an_algorithm_and_a_place(store: &mut dyn KeyStore) {
+fn capabilities_name_an_algorithm_and_a_place(store: &dyn KeyStore) {
     let can = store.capabilities().expect("capabilities");
     assert!(!can.algorithms.is_empty(), "a store that can sign nothing");
     assert!(!can.place.is_empty(), "a technician must learn where the keys are");
@@ -37,14 +38,14 @@ fn capabilities_name_an_algorithm_and_a_place(store: &mut dyn KeyStore) {
     assert_eq!(store.capabilities().expect("capabilities again"), can, "capabilities do not change by asking");
 }
 
-fn an_absent_key_is_not_found(store: &mut dyn KeyStore) {
+fn an_absent_key_is_not_found(store: &dyn KeyStore) {
     let absent = id("absent");
     assert_kind(store.public_key(&absent), ErrorKind::NotFound);
     assert_kind(store.sign(&absent, b"message"), ErrorKind::NotFound);
     assert_kind(store.delete(&absent), ErrorKind::NotFound);
 }
 
-fn an_algorithm_not_offered_is_unsupported(store: &mut dyn KeyStore) {
+fn an_algorithm_not_offered_is_unsupported(store: &dyn KeyStore) {
     let offered = algorithms(store);
     for algorithm in [Algorithm::EcdsaP256, Algorithm::Ed25519] {
         if !offered.contains(&algorithm) {
@@ -54,7 +55,7 @@ fn an_algorithm_not_offered_is_unsupported(store: &mut dyn KeyStore) {
     }
 }
 
-fn a_key_signs_messages_of_all_sizes(store: &mut dyn KeyStore, algorithm: Algorithm) {
+fn a_key_signs_messages_of_all_sizes(store: &dyn KeyStore, algorithm: Algorithm) {
     let key = id("sizes");
     let public = store.generate(&key, algorithm).expect("generate");
     assert_eq!(public.algorithm(), algorithm);
@@ -73,31 +74,31 @@ fn a_key_signs_messages_of_all_sizes(store: &mut dyn KeyStore, algorithm: Algori
 fn a_key_survives_reopening(open: Open<'_>, algorithm: Algorithm) {
     let key = id("lasting");
     let public = open().generate(&key, algorithm).expect("generate");
-    let mut store = open();
+    let store = open();
     assert_eq!(store.public_key(&key).expect("public key"), public);
-    assert_signs(&mut *store, &key, &public);
-    assert_eq!(names(&mut *store), ["lasting"]);
+    assert_signs(&*store, &key, &public);
+    assert_eq!(names(&*store), ["lasting"]);
     store.delete(&key).expect("delete");
     assert_kind(open().public_key(&key), ErrorKind::NotFound);
 }
 
 fn a_key_is_never_overwritten(open: Open<'_>, algorithm: Algorithm) {
     let key = id("taken");
-    let mut store = open();
+    let store = open();
     let public = store.generate(&key, algorithm).expect("generate");
-    for other in algorithms(&mut *store) {
+    for other in algorithms(&*store) {
         assert_kind(store.generate(&key, other), ErrorKind::Exists);
         assert_kind(open().generate(&key, other), ErrorKind::Exists);
     }
     assert_eq!(store.public_key(&key).expect("public key"), public, "the first key is still there");
-    assert_signs(&mut *store, &key, &public);
+    assert_signs(&*store, &key, &public);
     store.delete(&key).expect("delete");
     // A name is free again once its key is gone, and gets another key.
     assert_ne!(store.generate(&key, algorithm).expect("generate"), public);
     store.delete(&key).expect("delete");
 }
 
-fn two_keys_are_independent(store: &mut dyn KeyStore, algorithm: Algorithm) {
+fn two_keys_are_independent(store: &dyn KeyStore, algorithm: Algorithm) {
     let (one, two) = (id("pair-1"), id("pair-2"));
     let public_one = store.generate(&one, algorithm).expect("generate");
     let public_two = store.generate(&two, algorithm).expect("generate");
@@ -112,7 +113,7 @@ fn two_keys_are_independent(store: &mut dyn KeyStore, algorithm: Algorithm) {
     store.delete(&two).expect("delete");
 }
 
-fn list_and_delete_agree(store: &mut dyn KeyStore) {
+fn list_and_delete_agree(store: &dyn KeyStore) {
     let algorithm = algorithms(store)[0];
     for name in ["b", "a", "c"] {
         store.generate(&id(name), algorithm).expect("generate");
@@ -127,7 +128,7 @@ fn list_and_delete_agree(store: &mut dyn KeyStore) {
     }
 }
 
-fn names_of_all_shapes_work(store: &mut dyn KeyStore) {
+fn names_of_all_shapes_work(store: &dyn KeyStore) {
     let algorithm = algorithms(store)[0];
     // One name is the start or the end of another, and one is as long as a name can be.
     let mut shapes = ["-", "0", "device", "device-2", "my-device", "abcdefghijklmnopqrstuvwxyz-01234"];
@@ -145,23 +146,51 @@ fn names_of_all_shapes_work(store: &mut dyn KeyStore) {
 
 fn an_open_store_sees_what_another_does(open: Open<'_>) {
     let key = id("shared");
-    let (mut one, mut two) = (open(), open());
-    let algorithm = algorithms(&mut *one)[0];
+    let (one, two) = (open(), open());
+    let algorithm = algorithms(&*one)[0];
     let public = one.generate(&key, algorithm).expect("generate");
     for _ in 0..3 {
-        assert_signs(&mut *two, &key, &public);
-        assert_signs(&mut *one, &key, &public);
+        assert_signs(&*two, &key, &public);
+        assert_signs(&*one, &key, &public);
     }
     two.delete(&key).expect("delete");
     assert_kind(one.sign(&key, b"message"), ErrorKind::NotFound);
     let public = two.generate(&key, algorithm).expect("generate");
     assert_eq!(one.public_key(&key).expect("public key"), public, "an old public half was kept");
-    assert_signs(&mut *one, &key, &public);
+    assert_signs(&*one, &key, &public);
     one.delete(&key).expect("delete");
 }
 
+/// Threads sign with two keys, one makes and deletes others and one lists, all with the same store.
+fn threads_share_one_store(store: &dyn KeyStore) {
+    let algorithm = algorithms(store)[0];
+    let keys = [id("thread-1"), id("thread-2")];
+    let publics = keys.each_ref().map(|key| store.generate(key, algorithm).expect("generate"));
+    std::thread::scope(|scope| {
+        for (key, public) in keys.iter().zip(&publics).cycle().take(4) {
+            scope.spawn(move || (0..10).for_each(|_| assert_signs(store, key, public)));
+        }
+        scope.spawn(|| {
+            for _ in 0..3 {
+                let public = store.generate(&id("thread-3"), algorithm).expect("generate");
+                assert_signs(store, &id("thread-3"), &public);
+                store.delete(&id("thread-3")).expect("delete");
+            }
+        });
+        scope.spawn(|| {
+            for _ in 0..3 {
+                let names = names(store);
+                assert!(["thread-1", "thread-2"].iter().all(|name| names.iter().any(|n| n == name)), "{names:?}");
+            }
+        });
+    });
+    for key in &keys {
+        store.delete(key).expect("delete");
+    }
+}
+
 /// More calls than any device has slots for objects or sessions, failing ones included.
-fn nothing_is_left_open(store: &mut dyn KeyStore) {
+fn nothing_is_left_open(store: &dyn KeyStore) {
     let (key, absent) = (id("many"), id("absent"));
     let algorithm = algorithms(store)[0];
     let public = store.generate(&key, algorithm).expect("generate");
@@ -187,20 +216,20 @@ pub(crate) fn assert_kind<T: std::fmt::Debug>(result: Result<T, Error>, kind: Er
 }
 
 /// That `key` signs, and that `public` is its public half.
-pub(crate) fn assert_signs(store: &mut dyn KeyStore, key: &KeyId, public: &PublicKey) {
+pub(crate) fn assert_signs(store: &dyn KeyStore, key: &KeyId, public: &PublicKey) {
     let signature = store.sign(key, b"a message").expect("sign");
     verify::verify(public, b"a message", signature.as_bytes()).expect("verify");
 }
 
 /// The names of all keys, sorted.
-pub(crate) fn names(store: &mut dyn KeyStore) -> Vec<String> {
+pub(crate) fn names(store: &dyn KeyStore) -> Vec<String> {
     let mut names = Vec::new();
     store.list(&mut |id| names.push(id.to_string())).expect("list");
     names.sort_unstable();
     names
 }
 
-fn algorithms(store: &mut dyn KeyStore) -> Vec<Algorithm> {
+fn algorithms(store: &dyn KeyStore) -> Vec<Algorithm> {
     store.capabilities().expect("capabilities").algorithms.to_vec()
 }
 

@@ -19,8 +19,8 @@ const MESSAGE: &[u8] = b"boundkey doctor: does this key sign?";
 
 /// Algorithms that the store makes; none where it cannot be reached. A PIN that is refused is not tried again.
 pub fn check(report: &mut Report, config: &Config, memory: Option<&Memory>) -> Vec<Algorithm> {
-    let reached = open(config, memory).and_then(|mut store| Ok((store.capabilities()?, store)));
-    let (can, mut store) = match reached {
+    let reached = open(config, memory).and_then(|store| Ok((store.capabilities()?, store)));
+    let (can, store) = match reached {
         Ok(reached) => reached,
         Err(e) => {
             fail(report, CHECK, "", e);
@@ -35,7 +35,7 @@ pub fn check(report: &mut Report, config: &Config, memory: Option<&Memory>) -> V
         rollback(report, config, memory);
     }
     if let Some(key) = memory.and_then(Memory::current_key) {
-        match bound_key(&mut *store, key) {
+        match bound_key(&*store, key) {
             Ok(()) => report.ok("key", format!("{} ({}) signs", key.id, Algorithm::from(key.algorithm))),
             Err(e) => {
                 let refused = matches!(e.kind(), ErrorKind::Denied | ErrorKind::Locked);
@@ -47,7 +47,7 @@ pub fn check(report: &mut Report, config: &Config, memory: Option<&Memory>) -> V
         }
     }
     #[cfg(any(feature = "pkcs11", feature = "tpm"))]
-    left_over(report, config, &mut *store);
+    left_over(report, config, &*store);
     let in_storage = config.keystore.kind() != "pkcs11";
     if in_storage && access(&config.storage, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
         let advice = "mend the storage first, or run this as the user that boundkey runs as";
@@ -57,7 +57,7 @@ pub fn check(report: &mut Report, config: &Config, memory: Option<&Memory>) -> V
             advice,
         );
     } else if let Some(algorithm) = algorithms.first() {
-        match throw_away(&mut *store, *algorithm) {
+        match throw_away(&*store, *algorithm) {
             Ok(()) => report.ok(CHECK, format!("makes a key ({algorithm}), signs with it, and deletes it")),
             Err(e) => fail(report, CHECK, "a throw-away key: ", e),
         }
@@ -81,7 +81,7 @@ fn open(config: &Config, memory: Option<&Memory>) -> Result<Box<dyn KeyStore>, K
 
 /// Keys of outputs that went from the configuration.
 #[cfg(any(feature = "pkcs11", feature = "tpm"))]
-fn left_over(report: &mut Report, config: &Config, store: &mut dyn KeyStore) {
+fn left_over(report: &mut Report, config: &Config, store: &dyn KeyStore) {
     match crate::agent::outputs::stored::left_over(store, &config.outputs) {
         Err(e) => fail(report, CHECK, "", e),
         Ok(found) => {
@@ -131,7 +131,7 @@ fn rollback(report: &mut Report, config: &Config, memory: Option<&Memory>) {
     }
 }
 
-fn bound_key(store: &mut dyn KeyStore, key: &KnownKey) -> Result<(), KeyError> {
+fn bound_key(store: &dyn KeyStore, key: &KnownKey) -> Result<(), KeyError> {
     let id: KeyId = key.id.parse().map_err(|e| KeyError::new(ErrorKind::Corrupt, e))?;
     let found = Thumbprint::of(&store.public_key(&id)?);
     if found != key.thumbprint {
@@ -142,7 +142,7 @@ fn bound_key(store: &mut dyn KeyStore, key: &KnownKey) -> Result<(), KeyError> {
 }
 
 /// Makes a key and signs with it; it is deleted whatever comes of that.
-fn throw_away(store: &mut dyn KeyStore, algorithm: Algorithm) -> Result<(), KeyError> {
+fn throw_away(store: &dyn KeyStore, algorithm: Algorithm) -> Result<(), KeyError> {
     let id: KeyId = THROW_AWAY.parse().map_err(|e| KeyError::new(ErrorKind::Other, e))?;
     match store.generate(&id, algorithm) {
         Err(e) if e.kind() == ErrorKind::Exists => {

@@ -74,12 +74,12 @@ fn describe(token: &TokenSummary, module: &Path) -> Item {
 fn list_keys(matches: &ArgMatches) -> Result<Vec<Item>, AgentError> {
     let config = options::token(matches)?;
     let module = config.module.clone();
-    let mut store = Pkcs11Store::new(config)?;
+    let store = Pkcs11Store::new(config)?;
     let uris = store.key_uris()?;
-    uris.into_iter().map(|(id, uri)| key(&mut store, &id, &uri, &module)).collect()
+    uris.into_iter().map(|(id, uri)| key(&store, &id, &uri, &module)).collect()
 }
 
-fn key(store: &mut Pkcs11Store, id: &KeyId, uri: &str, module: &Path) -> Result<Item, AgentError> {
+fn key(store: &Pkcs11Store, id: &KeyId, uri: &str, module: &Path) -> Result<Item, AgentError> {
     let name = id.as_str().to_owned();
     match store.public_key(id) {
         Ok(public) => Ok(Item::Key { uri: with_module(uri, module), name, public_key: SshKey(public).to_string() }),
@@ -108,7 +108,7 @@ fn initialise(matches: &ArgMatches) -> Result<Item, AgentError> {
 }
 
 fn create(matches: &ArgMatches) -> Result<Item, AgentError> {
-    let (id, mut store, module) = target(matches)?;
+    let (id, store, module) = target(matches)?;
     let algorithm = match matches.get_one::<String>("algorithm").map(String::as_str) {
         Some("ed25519") => Algorithm::Ed25519,
         _ => Algorithm::EcdsaP256,
@@ -119,11 +119,11 @@ fn create(matches: &ArgMatches) -> Result<Item, AgentError> {
     }
     let uri = store.key_uris()?.into_iter().find(|(other, _)| *other == id).map(|(_, uri)| uri);
     let uri = uri.ok_or_else(|| AgentError::Other(format!("the key {id} was made, but is not on the token")))?;
-    key(&mut store, &id, &uri, &module)
+    key(&store, &id, &uri, &module)
 }
 
 fn delete(matches: &ArgMatches) -> Result<Item, AgentError> {
-    let (id, mut store, _) = target(matches)?;
+    let (id, store, _) = target(matches)?;
     match store.delete(&id) {
         Err(e) if e.kind() == ErrorKind::NotFound => log::warn!("{e}: nothing to delete"),
         done => done?,

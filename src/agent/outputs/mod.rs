@@ -50,7 +50,7 @@ const MAX_REVOCATION_FILE: u64 = (MAX_CRL as u64 / 3 * 4 / 64 * 65 + 256) * MAX_
 /// The device's key store, as outputs use it.
 pub struct Store<'a> {
     /// The keys.
-    pub keys: &'a mut dyn KeyStore,
+    pub keys: &'a dyn KeyStore,
     /// What it is.
     pub keystore: &'a Keystore,
     /// The storage directory.

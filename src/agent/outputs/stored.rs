@@ -9,7 +9,6 @@
 //! A key that is gone is made anew; one that is there and cannot be used is left alone. No key is deleted because its output went
 //! from the configuration: the program that uses it may still run. `boundkey doctor` names such keys.
 
-use std::cell::RefCell;
 use std::path::Path;
 
 use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore};
@@ -40,13 +39,12 @@ pub(super) fn key(store: &mut Store<'_>, output: &Output) -> Result<(Vec<u8>, Ve
         }
         found => found?,
     };
-    let keys = RefCell::new(&mut *store.keys);
-    let (csr, public_key) = request(public, |message| keys.borrow_mut().sign(&id, message))?;
+    let (csr, public_key) = request(public, |message| store.keys.sign(&id, message))?;
     Ok((csr, public_key, key_file(store.keystore, store.storage, &id)?))
 }
 
 /// The keys of outputs in `store` that are of none of these.
-pub fn left_over(store: &mut dyn KeyStore, outputs: &[Output]) -> Result<Vec<KeyId>, KeyError> {
+pub fn left_over(store: &dyn KeyStore, outputs: &[Output]) -> Result<Vec<KeyId>, KeyError> {
     let known = outputs.iter().filter(|o| o.key == KeyPlace::Keystore).map(|o| id(&o.name)).collect::<Result<Vec<_>, _>>()?;
     let mut found = Vec::new();
     store.list(&mut |id| {

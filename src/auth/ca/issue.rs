@@ -98,7 +98,7 @@ impl Authority {
     /// The authority of a new cluster, with a CA certificate that it makes for itself.
     pub fn certify_itself(
         cluster: &str,
-        keys: Box<dyn boundkey_hal::KeyStore + Send>,
+        keys: Box<dyn boundkey_hal::KeyStore>,
         random: &dyn Random,
         now: Timestamp,
     ) -> Result<Self, CaError> {

@@ -11,7 +11,7 @@ mod ssh;
 mod steps;
 
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore, PublicKey, Signature};
 
@@ -61,9 +61,9 @@ struct Signing {
     ssh_host: (KeyId, PublicKey),
 }
 
-/// The key store, which one authority leaves to the next.
+/// The key store, which one authority leaves to the next. Threads use it side by side: what must take turns, the store orders.
 #[derive(Clone)]
-struct SharedKeys(Arc<Mutex<Box<dyn KeyStore + Send>>>);
+struct SharedKeys(Arc<dyn KeyStore>);
 
 /// Why the authority did not sign.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ impl From<KeyError> for CaError {
 }
 
 /// Names of clusters' keys that the store has.
-pub fn present(keys: &mut dyn KeyStore) -> Result<Vec<KeyId>, KeyError> {
+pub fn present(keys: &dyn KeyStore) -> Result<Vec<KeyId>, KeyError> {
     let of_cluster = |id: &str| ALL.iter().any(|name| id.strip_prefix(name).is_some_and(is_number));
     let mut found = Vec::new();
     keys.list(&mut |id| {
@@ -111,7 +111,7 @@ pub fn present(keys: &mut dyn KeyStore) -> Result<Vec<KeyId>, KeyError> {
 }
 
 /// Makes the keys of CA `number` that are missing: what was interrupted goes on where it stopped.
-pub fn make_keys(keys: &mut dyn KeyStore, number: u32) -> Result<(), KeyError> {
+pub fn make_keys(keys: &dyn KeyStore, number: u32) -> Result<(), KeyError> {
     let offered = keys.capabilities()?.algorithms;
     let preferred = *offered.first().ok_or_else(|| KeyError::new(ErrorKind::Unsupported, "a key store without algorithms"))?;
     // X.509 and join states are verified by many others: P-256 everywhere. SSH as the store prefers.
@@ -148,21 +148,16 @@ fn key_id(name: &str) -> Result<KeyId, KeyError> {
 }
 
 impl SharedKeys {
-    fn new(keys: Box<dyn KeyStore + Send>) -> Self {
-        Self(Arc::new(Mutex::new(keys)))
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut dyn KeyStore) -> T) -> T {
-        // A thread that panicked while it held the store left nothing half done: every call opens and closes for itself.
-        work(&mut **self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn new(keys: Box<dyn KeyStore>) -> Self {
+        Self(keys.into())
     }
 
     fn public_key(&self, id: &KeyId) -> Result<PublicKey, KeyError> {
-        self.with(|keys| keys.public_key(id))
+        self.0.public_key(id)
     }
 
     fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, KeyError> {
-        self.with(|keys| keys.sign(id, message))
+        self.0.sign(id, message)
     }
 }
 
@@ -185,12 +180,12 @@ impl CurrentAuthority {
 
 impl Authority {
     /// The authority of `cluster` with its keys and the CAs of `set`. The key store must have the keys of each CA that is not retired.
-    pub fn new(cluster: &str, keys: Box<dyn KeyStore + Send>, set: CaSet) -> Result<Self, CaError> {
+    pub fn new(cluster: &str, keys: Box<dyn KeyStore>, set: CaSet) -> Result<Self, CaError> {
         Self::of(cluster, SharedKeys::new(keys), set)
     }
 
     /// The authority of a new cluster whose one CA has the certificate that `chain` begins with; above it those that issued it.
-    pub fn first(cluster: &str, keys: Box<dyn KeyStore + Send>, chain: Vec<Vec<u8>>, now: Timestamp) -> Result<Self, CaError> {
+    pub fn first(cluster: &str, keys: Box<dyn KeyStore>, chain: Vec<Vec<u8>>, now: Timestamp) -> Result<Self, CaError> {
         let keys = SharedKeys::new(keys);
         let set = CaSet::first(cluster, &keys, chain, now)?;
         Self::of(cluster, keys, set)
@@ -199,7 +194,7 @@ impl Authority {
     /// The authority of a new cluster, under another's root: `chain` is what came back for [`Self::request`], PEM.
     pub fn under_root(
         cluster: &str,
-        keys: Box<dyn KeyStore + Send>,
+        keys: Box<dyn KeyStore>,
         server_names: &[String],
         chain: &[u8],
         random: &dyn Random,
@@ -222,7 +217,7 @@ impl Authority {
     }
 
     /// The request (PKCS#10, PEM) for the certificate of a new cluster's CA, whose keys have to be there.
-    pub fn request(cluster: &str, keys: Box<dyn KeyStore + Send>) -> Result<String, CaError> {
+    pub fn request(cluster: &str, keys: Box<dyn KeyStore>) -> Result<String, CaError> {
         Ok(pem::certificate_request(&chain::request(cluster, &SharedKeys::new(keys))?))
     }
 

@@ -63,7 +63,7 @@ impl Place {
     }
 
     /// Opens the key store; files of keys are in `dir`.
-    pub(in crate::auth) fn open(&self, dir: &Path) -> Result<Box<dyn KeyStore + Send>, KeyError> {
+    pub(in crate::auth) fn open(&self, dir: &Path) -> Result<Box<dyn KeyStore>, KeyError> {
         if self.is_files() {
             return Ok(Box::new(LoadedFileStore::new(dir)));
         }

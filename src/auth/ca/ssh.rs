@@ -123,9 +123,9 @@ mod tests {
 
     /// An authority whose keys for SSH are of this algorithm.
     fn authority(dir: &std::path::Path, algorithm: Algorithm) -> Authority {
-        let mut keys = FileStore::new(dir);
+        let keys = FileStore::new(dir);
         keys.generate(&super::super::key_id(super::super::SSH_HOST).unwrap(), algorithm).unwrap();
-        super::super::make_keys(&mut keys, 1).unwrap();
+        super::super::make_keys(&keys, 1).unwrap();
         Authority::certify_itself("test.example", Box::new(keys), &System, NOW).unwrap()
     }
 

@@ -165,15 +165,13 @@ impl Authority {
 fn next_ca(set: &CaSet, cluster: &str, keys: &SharedKeys, random: &dyn Random, now: Timestamp) -> Result<Ca, CaError> {
     let active = set.active()?;
     let number = set.cas.iter().map(|ca| ca.number).max().unwrap_or(0) + 1;
-    keys.with(|store| super::make_keys(store, number))?;
+    super::make_keys(&*keys.0, number)?;
     let names = KeyNames::of(number)?;
     // A key that was made before and does not sign, such as a TPM's after it was cleared, shows before anything relies on it.
     for id in [&names.x509, &names.join_state, &names.ssh_host] {
-        keys.with(|store| {
-            let key = store.public_key(id)?;
-            let signature = store.sign(id, super::PROBE)?;
-            boundkey_hal::verify::checked(&key, super::PROBE, signature)
-        })?;
+        let key = keys.public_key(id)?;
+        let signature = keys.sign(id, super::PROBE)?;
+        boundkey_hal::verify::checked(&key, super::PROBE, signature)?;
     }
     let certificate = self_signed(cluster, number, keys, random, now)?;
     let mut next = Ca::open(number, Phase::Announced, vec![certificate], keys, now)?;

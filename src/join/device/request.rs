@@ -55,7 +55,7 @@ impl<'a> Challenged<'a> {
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] where the store has another key under the name remembered; the store's own errors.
-    pub fn prepare(self, store: &mut dyn KeyStore, parts: Parts<'_>) -> Result<Prepared<'a>, KeyError> {
+    pub fn prepare(self, store: &dyn KeyStore, parts: Parts<'_>) -> Result<Prepared<'a>, KeyError> {
         let no_key = || KeyError::new(ErrorKind::NotFound, "no key to join with: `Challenged::new_key` was not heeded");
         let signer = self.signer.or(self.memory.unbound_key()).ok_or_else(no_key)?;
         let (id, public) = open(store, signer)?;
@@ -95,7 +95,7 @@ impl Prepared<'_> {
 }
 
 /// The key as the store has it, if it still is the one remembered.
-fn open(store: &mut dyn KeyStore, key: &KnownKey) -> Result<(KeyId, PublicKey), KeyError> {
+fn open(store: &dyn KeyStore, key: &KnownKey) -> Result<(KeyId, PublicKey), KeyError> {
     let corrupt = |why: std::fmt::Arguments<'_>| KeyError::new(ErrorKind::Corrupt, why);
     let id: KeyId = key.id.parse().map_err(|e| corrupt(format_args!("remembered key name {:?}: {e}", key.id)))?;
     let public = store.public_key(&id)?;
@@ -116,7 +116,7 @@ fn binding(secret: &str, token: &str, key: &PublicKey, url: &str) -> Jws {
 }
 
 /// RFC 8555 section 7.3.5: the new key agrees to replace the old one.
-fn rotation(store: &mut dyn KeyStore, new: &KnownKey, old: &KnownKey, token: &str, url: &str) -> Result<Jws, KeyError> {
+fn rotation(store: &dyn KeyStore, new: &KnownKey, old: &KnownKey, token: &str, url: &str) -> Result<Jws, KeyError> {
     let (id, public) = open(store, new)?;
     let header = Header { url: Some(url.into()), ..Header::by_key(&public) };
     let proof = RotationProof { token: token.into(), old_key: old.thumbprint };

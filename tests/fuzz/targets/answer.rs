@@ -54,7 +54,7 @@ fn memory(new: bool) -> Memory {
 }
 
 fn joined(mut memory: Memory, challenge: ChallengeAnswer, answer: &Value) -> Result<Told, String> {
-    let mut keys = Store(vec![("bound-1", &BOUND), ("bound-2", &OTHER)]);
+    let keys = Store(vec![("bound-1", &BOUND), ("bound-2", &OTHER)]);
     let needed = Start::new(&memory, TOKEN).challenged(challenge.clone()).map_err(|e| format!("{e:?}"))?;
     let made = needed.new_key(&[Algorithm::EcdsaP256]).map_err(|e| format!("{e:?}"))?.is_some();
     if made {
@@ -72,7 +72,7 @@ fn joined(mut memory: Memory, challenge: ChallengeAnswer, answer: &Value) -> Res
         identity: None,
     };
     let challenged = Start::new(&memory, TOKEN).challenged(challenge).map_err(|e| format!("{e:?}"))?;
-    let prepared = challenged.prepare(&mut keys, parts).map_err(|e| e.to_string())?;
+    let prepared = challenged.prepare(&keys, parts).map_err(|e| e.to_string())?;
     let rotates = boundkey::join::server::request::peek(prepared.request()).expect("our own").rotation.is_some();
     let answer: JoinAnswer = serde_json::from_value(answer.clone()).map_err(|e| e.to_string())?;
     let issued = prepared.answered(answer).map_err(|e| e.to_string())?;

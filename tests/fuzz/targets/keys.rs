@@ -79,23 +79,23 @@ impl Store {
 }
 
 impl KeyStore for Store {
-    fn capabilities(&mut self) -> Result<Capabilities, Error> {
+    fn capabilities(&self) -> Result<Capabilities, Error> {
         let algorithms = heapless::Vec::from_iter([Algorithm::EcdsaP256]);
         Ok(Capabilities { algorithms, hardware: false, place: heapless::String::new() })
     }
-    fn generate(&mut self, id: &KeyId, _: Algorithm) -> Result<PublicKey, Error> {
+    fn generate(&self, id: &KeyId, _: Algorithm) -> Result<PublicKey, Error> {
         self.public_key(id)
     }
-    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, Error> {
+    fn public_key(&self, id: &KeyId) -> Result<PublicKey, Error> {
         Ok(self.open(id)?.public.clone())
     }
-    fn sign(&mut self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
+    fn sign(&self, id: &KeyId, message: &[u8]) -> Result<Signature, Error> {
         self.open(id)?.sign(message)
     }
-    fn list(&mut self, _: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
+    fn list(&self, _: &mut dyn FnMut(&KeyId)) -> Result<(), Error> {
         Ok(())
     }
-    fn delete(&mut self, _: &KeyId) -> Result<(), Error> {
+    fn delete(&self, _: &KeyId) -> Result<(), Error> {
         Ok(())
     }
 }

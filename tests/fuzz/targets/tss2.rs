@@ -22,7 +22,7 @@ pub fn run(data: &[u8]) -> Told {
     };
     let dir = DIR.with(|dir| dir.path().to_path_buf());
     let id: KeyId = "k".parse().expect("a name");
-    let mut store = TpmStore::new(Config::new(&dir, Tcti::kernel()));
+    let store = TpmStore::new(Config::new(&dir, Tcti::kernel()));
     let path: PathBuf = store.path(&id);
     // Made anew: some file systems sync a file that is cut to nothing and written again.
     let _ = std::fs::remove_file(&path);

@@ -202,7 +202,7 @@ impl Explorer {
             Err(kind) => Verdict { server: (*now).clone(), outcome: Err(kind) },
             Ok(challenge) => {
                 let by = now.verifies_by(&sent, challenge);
-                let verified = self.verified.entry((request, by)).or_insert_with(|| now.verified(&sent, challenge)).clone();
+                let verified = self.verified.entry((request, by)).or_insert_with(|| now.verified(&sent, challenge));
                 now.take(verified, fault)
             }
         };

@@ -189,14 +189,14 @@ impl Server {
     }
 
     /// Decides, and commits.
-    pub fn take(&self, verified: Result<Verified, Refusal>, fault: Option<Fault>) -> Verdict {
+    pub fn take(&self, verified: &Result<Verified, Refusal>, fault: Option<Fault>) -> Verdict {
         let parts = self.parts();
         let view = self.view(&parts);
-        let decided = match &verified {
+        let decided = match verified {
             Ok(verified) => self.decided(verified, fault),
             Err(refusal) => Err(refusal.clone()),
         };
-        let (effects, outcome) = match (decided, &verified) {
+        let (effects, outcome) = match (decided, verified) {
             (Ok(grant), Ok(verified)) => {
                 let (kind, by_code, followed) = (grant.kind, grant.by_code, grant.rolled_forward.is_some());
                 let exempt = grant.exemption.is_some_and(|used| used.paid);

@@ -141,7 +141,7 @@ impl Joins {
         let opened = Opened::open(jws, &self.sealing.now(), &cluster, token, now);
         let (request, verified) = match opened.and_then(|opened| opened.verify()) {
             Ok(verified) => verified,
-            Err(problem) => return self.refuse(problem.into(), &token, None, context),
+            Err(problem) => return Err(self.refuse(&problem.into(), &token, None, context)),
         };
         let lifetime = self.lifetime(&request, context)?;
         let fresh = Fresh { instance: Id::random(&*self.random).map_err(|e| failed(&e))?, now, not_after: lifetime.not_after };
@@ -158,7 +158,7 @@ impl Joins {
                 let bundles = self.authority.now().bundles_after(request.bundle);
                 Ok(issued.answer(Notices { bundles, warnings }, now))
             }
-            Err(refusal) => self.refuse(refusal, &token, Some(&verified), context),
+            Err(refusal) => Err(self.refuse(&refusal, &token, Some(&verified), context)),
         }
     }
 
@@ -203,31 +203,37 @@ impl Joins {
         Ok(())
     }
 
-    /// Writes down what a refusal changes, and returns what the device is told.
-    fn refuse(
+    /// Makes durable what a refusal changes. Returns what the device is told, or that it is to be judged again.
+    fn refuse(&self, refusal: &Refusal, token: &TokenView<'_>, verified: Option<&Verified>, context: JoinContext<'_>) -> Failure {
+        match self.record(refusal, token, verified, context) {
+            Ok(()) => Failure::Problem(refusal.problem.clone()),
+            Err(failure) => failure,
+        }
+    }
+
+    fn record(
         &self,
-        refusal: Refusal,
+        refusal: &Refusal,
         token: &TokenView<'_>,
         verified: Option<&Verified>,
         context: JoinContext<'_>,
-    ) -> Result<JoinAnswer, Failure> {
+    ) -> Result<(), Failure> {
         let effects = refusal.effects(token, verified);
-        let told = Err(Failure::Problem(refusal.problem.clone()));
         if effects.is_empty() {
-            return told;
+            return Ok(());
         }
-        let locks = effects.locks != LockChange::None;
-        let mut commit = context.refused(effects, Id::random(&*self.random).map_err(|e| failed(&e))?);
+        let is_locked = effects.locks != LockChange::None;
+        let lock_id = Id::random(&*self.random).map_err(|e| failed(&e))?;
+        let mut commit = context.refused(effects, lock_id);
         // A lock is always told of; other refusals as far as the log has room for them.
-        if !locks && !self.throttled(&refusal, token.name, &mut commit, context.now) {
-            return told;
+        if is_locked || self.has_room(refusal, token.name, &mut commit, context.now) {
+            self.store.commit(commit)?;
         }
-        self.store.commit(commit)?;
-        told
+        Ok(())
     }
 
     /// Whether the log has room for the events of a refusal, which then tell of those before that it had none for.
-    fn throttled(&self, refusal: &Refusal, token: &str, commit: &mut Commit, now: Timestamp) -> bool {
+    fn has_room(&self, refusal: &Refusal, token: &str, commit: &mut Commit, now: Timestamp) -> bool {
         let known = refusal.key_proven().then_some(token);
         let events = std::mem::take(&mut commit.events);
         for event in events {

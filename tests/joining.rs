@@ -386,11 +386,7 @@ fn lose_an_answer_with_a_short_output(server: &Server, proxy: &Proxy) -> Device 
     let short = output(&device, "out", "    credential_ttl: 5m\n    renewal_interval: 1m\n");
     device.configure_with(&proxy.addr, &server.ca_pin, &secret, &format!("outputs:\n{short}"));
     device.join();
-    proxy.mend();
-    device.join();
-    let whole = proxy.passed(Way::Down);
-    proxy.mend();
-    proxy.cut_after(Way::Down, whole - 100);
+    proxy.cut_answers_of(|| device.join(), 100);
     assert_eq!(device.try_join().0, 3);
     device
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use boundkey::time::{Clock as _, System};
-use support::proxy::{Proxy, Way};
+use support::proxy::Proxy;
 use support::wall_clock::WallClock;
 use support::{Device, Server, success, tool, wait_for};
 
@@ -240,11 +240,7 @@ fn a_list_that_did_not_come_with_a_renewal_is_fetched_soon_after() {
     let config = std::fs::read_to_string(verifier.config()).expect("configuration");
     std::fs::write(verifier.config(), config.replace(&server.addr, &proxy.addr)).expect("configuration");
     verifier.join();
-    proxy.mend();
-    verifier.join();
-    let whole = proxy.passed(Way::Down);
-    proxy.mend();
-    proxy.cut_after(Way::Down, whole - 200);
+    proxy.cut_answers_of(|| verifier.join(), 200);
     let _daemon = verifier.daemon();
     wait_for("the error", || verifier.status()["last_error"]["type"] == "cut-short");
     assert_eq!(server.events("broker"), ["join.first", "join.renewal", "join.renewal"]);

@@ -148,7 +148,7 @@ fn operators_change_none_of_it() {
     holds("operator, copy", Bounds { limit: 2, ..plain(bounds(Left { locks: 1, ..EXEMPTED })) });
 }
 
-/// In every order of an operator's commands, whoever comes next: never is the copy in and the device out without a lock.
+/// In every order of an operator's commands, whatever holder comes next: never is the copy in and the device out without a lock.
 #[test]
 fn no_order_of_commands_lets_the_copy_in_and_the_device_out() {
     holds("exempted", bounds(EXEMPTED));

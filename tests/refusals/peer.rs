@@ -14,7 +14,7 @@ use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, 
 use serde_json::{Value, json};
 
 use super::support::imposter::Imposter;
-use super::support::proxy::{Proxy, Way};
+use super::support::proxy::Proxy;
 use super::support::{Running, Server, tool};
 use super::{device_at, expect};
 
@@ -292,11 +292,7 @@ fn an_answer_cut_short() {
     let proxy = Proxy::to(&server.addr);
     let device = device_at(&server, &proxy.addr, &server.ca_pin);
     device.join();
-    proxy.mend();
-    device.join();
-    let whole = proxy.passed(Way::Down);
-    proxy.mend();
-    proxy.cut_after(Way::Down, whole - 100);
+    proxy.cut_answers_of(|| device.join(), 100);
     expect(&device, 3, "cut-short", "the connection ended before the whole answer had come", "the next try gets the same answer");
     proxy.mend();
     device.join();

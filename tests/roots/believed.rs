@@ -102,8 +102,8 @@ fn locks(server: &Server) -> Vec<String> {
     locks.as_array().expect("locks").iter().map(name).collect()
 }
 
-/// How many devices are ready for a step is what devices told when they made theirs. An answer that is given again makes no step, whoever
-/// asks for it.
+/// How many devices are ready for a step is what devices told when they made theirs. An answer that is given again makes no step,
+/// whatever device asks for it.
 #[test]
 fn an_answer_that_is_given_again_says_nothing_of_the_trust_bundle() {
     let server = Server::start();

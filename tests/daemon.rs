@@ -1,6 +1,8 @@
 //! The daemon from its start to its end: when it renews, how it waits, what it tells, and that it never gives up.
 #![cfg(all(feature = "agent", feature = "auth"))]
 
+#[path = "daemon/log_readers.rs"]
+mod log_readers;
 #[path = "daemon/recovery_codes.rs"]
 mod recovery_codes;
 mod support;

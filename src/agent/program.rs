@@ -131,7 +131,7 @@ pub fn main() -> ExitCode {
             Err(_) => ExitCode::from(1),
         },
         Err(e) => {
-            eprintln!("{}", logging::failure(&e, &e.advice()));
+            logging::print(&logging::failure(&e, &e.advice()));
             ExitCode::from(e.exit_code())
         }
     }
@@ -193,7 +193,7 @@ fn start(matches: &ArgMatches) -> Result<String, AgentError> {
 fn load(matches: &ArgMatches, level: Option<Level>) -> Result<Config, AgentError> {
     let config = read_quietly(matches)?;
     let level = Level::choose(level, &env, config.log.level).map_err(|e| usage(e.what, e.advice))?;
-    logging::install(config.log.format, level, &env, Box::new(System));
+    logging::install(config.log.format, level, &env, Arc::new(System));
     for warning in &config.warnings {
         log::warn!("{warning}; {}", warning.advice());
     }
@@ -270,7 +270,7 @@ fn keystore_of(matches: &ArgMatches) -> Result<Keystore, AgentError> {
 /// Logs as text, where no configuration says otherwise.
 fn log_plainly() -> Result<(), AgentError> {
     let level = Level::choose(None, &env, None).map_err(|e| usage(e.what, e.advice))?;
-    logging::install(Format::Text, level, &env, Box::new(System));
+    logging::install(Format::Text, level, &env, Arc::new(System));
     Ok(())
 }
 

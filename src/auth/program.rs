@@ -147,7 +147,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { what, advice, code }) => {
-            eprintln!("{}", logging::failure(&what, &advice));
+            logging::print(&logging::failure(&what, &advice));
             ExitCode::from(code)
         }
     }
@@ -258,7 +258,7 @@ fn start(matches: &ArgMatches) -> Result<(), Failure> {
     let text = |name| matches.get_one::<String>(name).map_or("", String::as_str);
     let format = if text("log-format") == "json" { Format::Json } else { Format::Text };
     let level = text("log-level").parse::<Level>().map_err(|e| Failure { code: 2, ..failure(e.what, e.advice) })?;
-    logging::install(format, level, &|name| std::env::var(name).ok(), Box::new(System));
+    logging::install(format, level, &|name| std::env::var(name).ok(), Arc::new(System));
     let dir = data_dir(matches)?;
     let cluster = dir.cluster()?;
     cluster.keystore.quieten();

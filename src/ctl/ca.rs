@@ -6,6 +6,7 @@ use super::client::Client;
 use super::{Failure, print, say, table};
 use crate::api::ca::{Phase, Share, Step, Target};
 use crate::api::call::{CaReport, CaRotate, CaRotated, CaState, CaStatus};
+use crate::logging;
 
 /// Runs one of its commands.
 pub(super) fn ca(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
@@ -33,7 +34,7 @@ fn rotate(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     }
     let CaRotated { step, number, report } = &done;
     say(format_args!("{}", outcome(*step, *number)))?;
-    eprintln!("make a backup now: one from before this step does not know it");
+    logging::print("make a backup now: one from before this step does not know it");
     show(report)
 }
 

@@ -57,7 +57,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { what, advice, code }) => {
             if !what.is_empty() {
-                eprintln!("{}", logging::failure(&what, &advice));
+                logging::print(&logging::failure(&what, &advice));
             }
             ExitCode::from(code)
         }
@@ -115,7 +115,10 @@ fn create(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
         };
         say(format_args!("{} {outcome}", applied.id))?;
         for lock in &applied.locks {
-            eprintln!("warning: {} is stopped by {lock}, which was there before\n  boundkeyctl rm {lock} removes it", applied.id);
+            logging::print(&format!(
+                "warning: {} is stopped by {lock}, which was there before\n  boundkeyctl rm {lock} removes it",
+                applied.id
+            ));
         }
     }
     Ok(())
@@ -176,16 +179,16 @@ fn rm(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     let Deleted { id: gone, locks, named_by } = client.send(&Delete { id: resource_id(matches)?.clone() })?;
     say(format_args!("{gone} deleted"))?;
     for lock in &locks {
-        eprintln!("warning: {lock} stays, and stops another {gone}\n  boundkeyctl rm {lock} removes it");
+        logging::print(&format!("warning: {lock} stays, and stops another {gone}\n  boundkeyctl rm {lock} removes it"));
     }
     let then = match gone.kind {
         Kind::Bot => "its joins are refused until there is one",
         _ => "what this role alone allowed is refused until there is one",
     };
     for user in &named_by {
-        eprintln!(
+        logging::print(&format!(
             "warning: {user} names {gone}: {then}\n  boundkeyctl create -f makes it anew; boundkeyctl edit {user} names another"
-        );
+        ));
     }
     Ok(())
 }
@@ -200,14 +203,14 @@ fn rotate(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     };
     let rotated = client.send(&which)?;
     if rotated.is_empty() {
-        eprintln!("note: no bound token is selected, so nothing was changed");
+        logging::print("note: no bound token is selected, so nothing was changed");
     }
     rotated.iter().try_for_each(|id| say(format_args!("{id}: a new key at the next join")))
 }
 
 fn warn_of_locks(token: &str, locks: &[ResourceId]) {
     for lock in locks {
-        eprintln!("warning: token/{token} is still stopped by {lock}\n  boundkeyctl rm {lock} removes it");
+        logging::print(&format!("warning: token/{token} is still stopped by {lock}\n  boundkeyctl rm {lock} removes it"));
     }
 }
 

@@ -54,9 +54,19 @@ pub fn killed_aside_at(command: &Command, call: &str, nth: usize) -> Command {
 
 /// `command`, of which the `nth` `call` on these files and directories fails with `error` and does nothing.
 pub fn failing_at(command: &Command, call: &str, nth: usize, error: &str, paths: &[PathBuf]) -> Command {
+    failing(command, &[], call, nth, error, paths)
+}
+
+/// The same, where the process itself is to be the child, so that it can be signalled and waited for: strace stays aside.
+pub fn failing_aside_at(command: &Command, call: &str, nth: usize, error: &str, paths: &[PathBuf]) -> Command {
+    failing(command, &["-D"], call, nth, error, paths)
+}
+
+fn failing(command: &Command, more: &[&str], call: &str, nth: usize, error: &str, paths: &[PathBuf]) -> Command {
     let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error={error}:when={nth}"));
     let paths = path_options(paths);
-    let options = ["-e", &trace, "-e", &inject, "-o", "/dev/null"].into_iter().chain(paths.iter().map(String::as_str));
+    let options = ["-e", &trace, "-e", &inject, "-o", "/dev/null"];
+    let options = more.iter().copied().chain(options).chain(paths.iter().map(String::as_str));
     traced(command, &options.collect::<Vec<_>>())
 }
 

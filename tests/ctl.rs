@@ -3,8 +3,8 @@
 //! Bindings are brought in as the status of a token, as from a backup: no device takes part.
 #![cfg(feature = "auth")]
 
-#[path = "ctl/levers.rs"]
-mod levers;
+#[path = "ctl/interventions.rs"]
+mod interventions;
 #[path = "ctl/listing.rs"]
 mod listing;
 #[path = "ctl/serving.rs"]

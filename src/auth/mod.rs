@@ -18,6 +18,3 @@ pub mod store;
 mod throttle;
 pub mod tls;
 mod upkeep;
-
-// For imports by the old paths until all are changed.
-pub use crate::api::{event as audit, names, resource};

@@ -17,7 +17,7 @@ use crate::api::event::{Event, EventKind};
 use crate::join::trust::pin_text;
 use crate::time::Timestamp;
 
-/// The one who replaces CAs.
+/// Replaces the cluster's CAs, one step at a time.
 pub struct Rotation {
     dir: DataDir,
     joins: Arc<Joins>,
@@ -28,7 +28,7 @@ pub struct Rotation {
 
 /// What an operator asks for.
 #[derive(Clone, Copy, Debug)]
-pub struct Order {
+pub struct RotationRequest {
     /// Where to go.
     pub target: Option<Target>,
     /// To withdraw the announced CA.
@@ -104,20 +104,20 @@ impl Rotation {
     }
 
     /// Makes one step.
-    pub fn rotate(&self, order: Order, actor: &Actor) -> Result<CaRotated, RotationError> {
+    pub fn rotate(&self, request: RotationRequest, actor: &Actor) -> Result<CaRotated, RotationError> {
         let _step = self.hold();
         let now = self.joins.clock.now();
         let authority = self.joins.authority.now();
         let set = authority.set();
-        let step = if order.cancel { set.step_back() } else { set.step_to(order.target) }.map_err(RotationError::Refused)?;
-        if order.compromised && !matches!(step, Step::Retire | Step::Withdraw) {
+        let step = if request.cancel { set.step_back() } else { set.step_to(request.target) }.map_err(RotationError::Refused)?;
+        if request.compromised && !matches!(step, Step::Retire | Step::Withdraw) {
             let why = "--compromised goes with --to retired and with --cancel: `boundkeyctl ca status` shows where the CAs stand";
             return Err(RotationError::Refused(why.into()));
         }
         let number = set.subject(step).unwrap_or_default();
         let newest = authority.newest_bundle().map_or(0, crate::join::TrustBundle::sequence);
         let share = set.needed_for(step, newest).map(|needed| self.share(needed, now)).transpose()?;
-        if let Some(Share { tokens, have }) = share.filter(|share| share.have < share.tokens && !order.yes) {
+        if let Some(Share { tokens, have }) = share.filter(|share| share.have < share.tokens && !request.yes) {
             return Err(RotationError::Refused(format!(
                 "{} of {tokens} bound tokens have not told yet that their device has the trust bundle that this step builds on; {}. \
                  --yes goes on all the same",
@@ -131,16 +131,16 @@ impl Rotation {
         if renews_challenges {
             self.dir.make_challenge_key(random)?;
         }
-        let next = authority.after(step, order.compromised, random, now)?;
+        let next = authority.after(step, request.compromised, random, now)?;
         let sequence = next.newest_bundle().map_or(0, crate::join::TrustBundle::sequence);
-        let next = next.telling(event(now, step, number, sequence, share, order, actor));
+        let next = next.with_pending_event(event(now, step, number, sequence, share, request, actor));
         self.dir.write_authority(&next)?;
         self.joins.authority.replace(next);
         if renews_challenges {
             self.joins.sealing.replace(&*self.dir.challenge_key()?, now);
         }
         // The step is made. What follows from it is tried again each minute, and at the next start.
-        for done in [self.renew(now), self.tell()] {
+        for done in [self.renew(now), self.record_events()] {
             if let Err(e) = done {
                 log::error!("CA {number}: the step was made, but not all that follows: {e}");
             }
@@ -150,9 +150,9 @@ impl Rotation {
     }
 
     /// Replaces the TLS server's certificate where it is outdated, and tells the audit log of steps that it lacks.
-    pub fn settle(&self, now: Timestamp) -> Result<(), RotationError> {
+    pub fn complete(&self, now: Timestamp) -> Result<(), RotationError> {
         let _step = self.hold();
-        self.renew(now).and(self.tell())
+        self.renew(now).and(self.record_events())
     }
 
     fn hold(&self) -> MutexGuard<'_, ()> {
@@ -174,16 +174,16 @@ impl Rotation {
         Ok(())
     }
 
-    fn tell(&self) -> Result<(), RotationError> {
+    fn record_events(&self) -> Result<(), RotationError> {
         let authority = self.joins.authority.now();
-        let events = authority.set().untold.clone();
+        let events = authority.set().pending_events.clone();
         if events.is_empty() {
             return Ok(());
         }
         self.joins.store.commit(Commit { events, ..Commit::default() })?;
-        let told = authority.told();
-        self.dir.write_authority(&told)?;
-        self.joins.authority.replace(told);
+        let recorded = authority.without_pending_events();
+        self.dir.write_authority(&recorded)?;
+        self.joins.authority.replace(recorded);
         Ok(())
     }
 }
@@ -204,7 +204,7 @@ fn event(
     number: u32,
     sequence: u64,
     share: Option<Share>,
-    Order { yes, compromised, .. }: Order,
+    RotationRequest { yes, compromised, .. }: RotationRequest,
     actor: &Actor,
 ) -> Event {
     let kind = match step {

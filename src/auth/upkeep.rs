@@ -34,7 +34,7 @@ pub struct Upkeep {
     pub rotation: Arc<Rotation>,
     /// The operators' side.
     pub operator: Arc<Operator>,
-    steadiness: Arc<Mutex<Steadiness>>,
+    clock_stability: Arc<Mutex<ClockStability>>,
     started: Instant,
 }
 
@@ -68,7 +68,7 @@ impl From<StoreError> for UpkeepError {
 impl Upkeep {
     /// Upkeep of a server that starts now.
     pub fn new(joins: Arc<Joins>, rotation: Arc<Rotation>, operator: Arc<Operator>) -> Self {
-        Self { joins, rotation, operator, steadiness: Arc::default(), started: Instant::now() }
+        Self { joins, rotation, operator, clock_stability: Arc::default(), started: Instant::now() }
     }
 
     /// Does it once, on a thread that may block: a TPM can take its time.
@@ -80,7 +80,7 @@ impl Upkeep {
     fn work(&self) -> Result<(), UpkeepError> {
         let now = self.joins.clock.now();
         // A certificate that cannot be had is no reason to keep exemptions open.
-        let renewed = self.rotation.settle(now).map_err(UpkeepError::Rotation);
+        let renewed = self.rotation.complete(now).map_err(UpkeepError::Rotation);
         let swept = self.sweep(now);
         renewed.and(swept)
     }
@@ -103,8 +103,8 @@ impl Upkeep {
         self.operator.end_exemptions(now)?;
         self.tell_of_unknown_tokens(now)?;
         let last_event = self.joins.store.last_event_until(now.minus(PROBATION))?;
-        let mut steadiness = self.steadiness.lock().unwrap_or_else(PoisonError::into_inner);
-        if steadiness.look(self.started.elapsed(), now, last_event) {
+        let mut clock_stability = self.clock_stability.lock().unwrap_or_else(PoisonError::into_inner);
+        if clock_stability.observe(self.started.elapsed(), now, last_event) {
             self.joins.store.sweep(now, KEEP_EVENTS)?;
         }
         Ok(())
@@ -113,16 +113,16 @@ impl Upkeep {
 
 /// Whether the clock can be relied on to delete by.
 #[derive(Debug, Default)]
-struct Steadiness {
+struct ClockStability {
     /// What the clock showed, by time since the start.
     last: Option<(Duration, Timestamp)>,
     /// Since when the clock goes steadily; `None` once it is relied on.
     probation: Option<Duration>,
 }
 
-impl Steadiness {
-    /// A look at the clock: `now`, `uptime` after the start. `last_event` is the last one that is [`PROBATION`] old by it.
-    fn look(&mut self, uptime: Duration, now: Timestamp, last_event: Option<Timestamp>) -> bool {
+impl ClockStability {
+    /// Takes note of the clock, which shows `now` when the program has run for `uptime`; returns true if it can be relied on. `last_event` is the last one that is [`PROBATION`] old by it.
+    fn observe(&mut self, uptime: Duration, now: Timestamp, last_event: Option<Timestamp>) -> bool {
         let expected = self.last.map(|(then, shown)| shown.plus(uptime.saturating_sub(then)));
         self.last = Some((uptime, now));
         let far_from = |time: Timestamp| time.since(now).max(now.since(time));
@@ -153,30 +153,30 @@ mod tests {
 
     #[test]
     fn a_clock_that_goes_on_is_relied_on_at_once() {
-        let mut steadiness = Steadiness::default();
+        let mut clock_stability = ClockStability::default();
         for hours in 0..48 {
             // What NTP corrects is no jump.
             let shown = NOW.plus(HOUR * hours).plus(Duration::from_secs(u64::from(hours % 2) * 1800));
-            assert!(steadiness.look(HOUR * hours, shown, Some(NOW.minus(HOUR * 700))));
+            assert!(clock_stability.observe(HOUR * hours, shown, Some(NOW.minus(HOUR * 700))));
         }
     }
 
     #[test]
     fn a_clock_that_starts_far_from_the_log_has_to_prove_itself_for_a_day() {
         for log in [None, Some(NOW.minus(YEAR)), Some(NOW.plus(YEAR))] {
-            let mut steadiness = Steadiness::default();
+            let mut clock_stability = ClockStability::default();
             for hours in 0..30 {
-                assert_eq!(steadiness.look(HOUR * hours, NOW.plus(HOUR * hours), log), hours >= 24, "{hours} {log:?}");
+                assert_eq!(clock_stability.observe(HOUR * hours, NOW.plus(HOUR * hours), log), hours >= 24, "{hours} {log:?}");
             }
         }
     }
 
     #[test]
     fn a_jump_either_way_begins_another_day() {
-        let mut steadiness = Steadiness::default();
+        let mut clock_stability = ClockStability::default();
         let shown = |hours: u32| if (10..12).contains(&hours) { NOW.plus(YEAR * 5) } else { NOW }.plus(HOUR * hours);
         for hours in 0..40 {
-            assert_eq!(steadiness.look(HOUR * hours, shown(hours), Some(NOW)), !(10..36).contains(&hours), "{hours}");
+            assert_eq!(clock_stability.observe(HOUR * hours, shown(hours), Some(NOW)), !(10..36).contains(&hours), "{hours}");
         }
     }
 }

@@ -267,18 +267,18 @@ impl Authority {
 
     /// The same authority, without the audit events that the database has by now.
     #[must_use]
-    pub fn told(&self) -> Self {
+    pub fn without_pending_events(&self) -> Self {
         let Self { cluster, keys, set, active, join_state_keys, bundles } = self;
         let (keys, active, join_state_keys) = (keys.clone(), active.clone(), join_state_keys.clone());
         let mut set = set.clone();
-        set.untold.clear();
+        set.pending_events.clear();
         Self { cluster: cluster.clone(), keys, set, active, join_state_keys, bundles: bundles.clone() }
     }
 
     /// The same authority, with an audit event that the database has yet to get.
     #[must_use]
-    pub fn telling(mut self, event: Event) -> Self {
-        self.set.untold.push(event);
+    pub fn with_pending_event(mut self, event: Event) -> Self {
+        self.set.pending_events.push(event);
         self
     }
 

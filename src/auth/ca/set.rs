@@ -24,8 +24,8 @@ pub struct CaSet {
     /// every device: the last bundle by a CA that a device trusts names the CA that came after it.
     pub bundles: Vec<String>,
     /// Audit events of steps, until the database has them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub untold: Vec<Event>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", alias = "untold")]
+    pub pending_events: Vec<Event>,
 }
 
 /// One CA: a key for X.509, one for SSH host certificates and one for join states, which are replaced together.
@@ -80,7 +80,7 @@ impl CaSet {
     /// The set of a cluster with one CA, whose certificate and those above it are `chain`.
     pub(super) fn first(cluster: &str, keys: &SharedKeys, chain: Vec<Vec<u8>>, now: Timestamp) -> Result<Self, CaError> {
         let ca = Ca::open(1, Phase::Active, chain, keys, now)?;
-        let mut set = Self { format: FORMAT, cas: vec![ca], bundles: Vec::new(), untold: Vec::new() };
+        let mut set = Self { format: FORMAT, cas: vec![ca], bundles: Vec::new(), pending_events: Vec::new() };
         set.cas[0].known_since = set.sign_bundle(cluster, keys, now)?;
         Ok(set)
     }

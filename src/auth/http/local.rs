@@ -21,7 +21,7 @@ use crate::api::actor::Actor;
 use crate::auth::authorize::authorize_connection;
 use crate::auth::descriptors;
 use crate::auth::operator::Operator;
-use crate::auth::serve::Tally;
+use crate::auth::serve::LogLimiter;
 
 /// Most connections of operators at once; more wait. Each may follow the audit log.
 const OPERATORS: usize = 48;
@@ -75,13 +75,13 @@ struct LocalListener {
     listener: UnixListener,
     own_places: Arc<Semaphore>,
     other_places: Arc<Semaphore>,
-    failures: Tally,
+    failures: LogLimiter,
 }
 
 impl From<UnixListener> for LocalListener {
     fn from(listener: UnixListener) -> Self {
         let places = |count| Arc::new(Semaphore::new(count));
-        Self { listener, own_places: places(OPERATORS), other_places: places(OTHERS), failures: Tally::default() }
+        Self { listener, own_places: places(OPERATORS), other_places: places(OTHERS), failures: LogLimiter::default() }
     }
 }
 

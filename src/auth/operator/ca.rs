@@ -4,7 +4,7 @@ use super::Operator;
 use super::error::{OperatorError, refused};
 use crate::api::actor::Actor;
 use crate::api::call::{CaReport, CaRotate, CaRotated, CaStatus};
-use crate::auth::rotation::{Order, Rotation, RotationError};
+use crate::auth::rotation::{Rotation, RotationError, RotationRequest};
 use crate::join::{Problem, ProblemType};
 
 impl Operator {
@@ -17,7 +17,7 @@ impl Operator {
         if cancel && target.is_some() {
             return refused(ProblemType::BadRequest, "a CA is withdrawn, or a step is made: not both");
         }
-        Ok(self.rotation()?.rotate(Order { target, cancel, yes, compromised }, actor)?)
+        Ok(self.rotation()?.rotate(RotationRequest { target, cancel, yes, compromised }, actor)?)
     }
 
     fn rotation(&self) -> Result<&Rotation, OperatorError> {

@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::log_limiter::LogLimiter;
 use super::network::Network;
-use super::tally::Tally;
 
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ pub struct Connections {
     table: Mutex<Table>,
     /// A connection is gone, or may be closed now.
     changed: Notify,
-    made_room: Tally,
+    made_room: LogLimiter,
 }
 
 #[derive(Debug, Default)]
@@ -179,7 +179,7 @@ enum Standing {
 impl Connections {
     /// Room for `limit` connections.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, table: Mutex::default(), changed: Notify::new(), made_room: Tally::default() })
+        Arc::new(Self { limit, table: Mutex::default(), changed: Notify::new(), made_room: LogLimiter::default() })
     }
 
     /// Takes a connection in, and closes another one if there is too little room. Waits as long as no place is free.

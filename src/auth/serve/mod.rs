@@ -4,8 +4,8 @@
 //! TLS in the making (16 KiB each way), and an answer, which is at most 128 KiB or a revocation list that all share.
 
 mod connections;
+mod log_limiter;
 mod network;
-mod tally;
 mod turns;
 mod watched;
 mod work;
@@ -31,7 +31,7 @@ use super::descriptors;
 use super::http::device::serve_request;
 
 pub use connections::Connection;
-pub use tally::Tally;
+pub use log_limiter::LogLimiter;
 pub use watched::{Answer, Request};
 pub use work::{Kind, Work};
 
@@ -76,7 +76,7 @@ pub async fn serve(
     let shared = Arc::new(Shared { tls, router, handshakes: Turns::new(processors.saturating_sub(1).max(1)) });
     let connections = Connections::new(limit);
     let graceful = GracefulShutdown::new();
-    let failures = Tally::default();
+    let failures = LogLimiter::default();
     let mut stop = std::pin::pin!(stop);
     loop {
         let accept = async {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::connections::{Connection, Phase};
-use super::tally::Tally;
+use super::log_limiter::LogLimiter;
 use super::turns::Turns;
 use crate::join::{Problem, ProblemType};
 
@@ -40,13 +40,13 @@ pub struct Work {
     joins: Arc<Turns>,
     lists: Arc<Turns>,
     wait: Duration,
-    turned_away: Tally,
+    turned_away: LogLimiter,
 }
 
 impl Default for Work {
     fn default() -> Self {
         let (challenges, joins, lists) = (Turns::new(CHALLENGES), Turns::new(JOINS), Turns::new(LISTS));
-        Self { challenges, joins, lists, wait: WAIT, turned_away: Tally::default() }
+        Self { challenges, joins, lists, wait: WAIT, turned_away: LogLimiter::default() }
     }
 }
 

@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 /// Least time between two lines.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// Counts, and says when to tell.
+/// Counts occurrences, and says when to log how many there were.
 #[derive(Debug, Default)]
-pub struct Tally(Mutex<Counted>);
+pub struct LogLimiter(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
-    untold: u64,
-    told_at: Option<Instant>,
+    unlogged: u64,
+    logged_at: Option<Instant>,
 }
 
-impl Tally {
-    /// Counts one more. `Some` if it is to be told now: how many there were since the last time, this one included.
+impl LogLimiter {
+    /// Counts one more. `Some` if a line is to be logged now: how many there were since the last line, this one included.
     pub fn count(&self) -> Option<u64> {
         self.count_at(Instant::now())
     }
@@ -25,12 +25,12 @@ impl Tally {
     fn count_at(&self, now: Instant) -> Option<u64> {
         // A thread that panicked left a whole count.
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counted.untold += 1;
-        if counted.told_at.is_some_and(|told| now.saturating_duration_since(told) < PAUSE) {
+        counted.unlogged += 1;
+        if counted.logged_at.is_some_and(|logged| now.saturating_duration_since(logged) < PAUSE) {
             return None;
         }
-        counted.told_at = Some(now);
-        Some(std::mem::take(&mut counted.untold))
+        counted.logged_at = Some(now);
+        Some(std::mem::take(&mut counted.unlogged))
     }
 }
 
@@ -40,8 +40,8 @@ mod tests {
 
     #[test]
     fn the_first_is_told_at_once_and_the_rest_once_a_minute() {
-        let (tally, start) = (Tally::default(), Instant::now());
-        let told: Vec<_> = (0..180).filter_map(|second| tally.count_at(start + Duration::from_secs(second))).collect();
-        assert_eq!(told, [1, 60, 60]);
+        let (limiter, start) = (LogLimiter::default(), Instant::now());
+        let logged: Vec<_> = (0..180).filter_map(|second| limiter.count_at(start + Duration::from_secs(second))).collect();
+        assert_eq!(logged, [1, 60, 60]);
     }
 }

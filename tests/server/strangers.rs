@@ -119,6 +119,33 @@ fn what_is_not_graphic_reaches_no_terminal() {
     assert!(long.contains("the reason is longer than 1024 bytes"), "{long}");
 }
 
+/// All steps are written down. How much that is at full pace, one step in five seconds for a whole day, stands in the threat model. The
+/// database is given the rows that such a day leaves, each like that of a real renewal.
+#[test]
+fn a_token_at_full_pace_grows_the_audit_log_by_a_stated_size() {
+    const STEPS_A_DAY: i64 = 86_400 / 5;
+    let mut server = Server::start();
+    let device = server.device("gateway-0042", 1);
+    device.join();
+    device.join();
+    server.stop();
+    let database = rusqlite::Connection::open(server.dir.join("data/boundkey.db")).unwrap();
+    let size =
+        || database.query_row("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size", [], |row| row.get(0));
+    let before: i64 = size().unwrap();
+    let added = database.execute(
+        "INSERT INTO event (number, time, token, document, latest)
+         WITH RECURSIVE step (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM step WHERE n < ?1)
+         SELECT number + n, time + 5000 * n, token, document, latest + 5000 * n FROM step,
+             (SELECT * FROM event WHERE json_extract(document, '$.event') = 'join.renewal' ORDER BY number DESC LIMIT 1)",
+        [STEPS_A_DAY],
+    );
+    assert_eq!(added.unwrap(), usize::try_from(STEPS_A_DAY).unwrap());
+    let bytes = size().unwrap() - before;
+    println!("{STEPS_A_DAY} steps: {bytes} bytes, {} each", bytes / STEPS_A_DAY);
+    assert!((8_000_000..10_000_000).contains(&bytes), "{bytes} bytes a day");
+}
+
 /// What the server says goes into the device's log, status and error: in one line, and of a bounded length.
 #[test]
 fn what_a_device_is_told_writes_no_line_of_its_own() {

@@ -228,6 +228,7 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
     const NOW: u64 = 1_000_000;
     const SSH: &str = "00112233445566ff";
     let certificate = |serial: &str, token: &str, bot: &str, instance: &str, not_after: u64| IssuedRecord {
+        form: Form::of_serial(serial),
         serial: serial.into(),
         token: token.into(),
         bot: Some(bot.into()),
@@ -306,6 +307,7 @@ fn what_is_locked_or_gone_is_revoked(store: &dyn Store) {
 fn no_token_crowds_another_off_the_list(store: &dyn Store) {
     const NOW: u64 = 2_000_000;
     let certificate = |token: &str, number: u32, not_after: u64| IssuedRecord {
+        form: Form::X509,
         serial: format!("{token}-{number}"),
         token: token.into(),
         bot: None,
@@ -336,6 +338,7 @@ fn no_token_crowds_another_off_the_list(store: &dyn Store) {
 fn certificates_of_a_token_are_counted_and_bounded(store: &dyn Store) {
     const NOW: u64 = 3_000_000;
     let certificate = |serial: &str, not_after: u64| IssuedRecord {
+        form: Form::of_serial(serial),
         serial: serial.into(),
         token: "bounded".into(),
         bot: None,
@@ -639,5 +642,12 @@ fn events_of(store: &dyn Store, token: &str) -> Vec<Event> {
 
 fn issued(serial: &str, not_after: u64) -> IssuedRecord {
     let bot = Some("b".into());
-    IssuedRecord { serial: serial.into(), token: "t".into(), bot, instance: "i".into(), not_after: at(not_after) }
+    IssuedRecord {
+        form: Form::X509,
+        serial: serial.into(),
+        token: "t".into(),
+        bot,
+        instance: "i".into(),
+        not_after: at(not_after),
+    }
 }

@@ -7,7 +7,7 @@ use crate::api::resource::{
     Authentication, INSTANCE_GRACE, Instance, InstanceSpec, InstanceStatus, Kind, Lock, LockSpec, LockTarget, Metadata, Resource,
     ResourceId,
 };
-use crate::auth::store::{Change, Commit, IssuedRecord, JoinView};
+use crate::auth::store::{Change, Commit, Form, IssuedRecord, JoinView};
 use crate::join::message::Heartbeat;
 use crate::join::server::effects::{Effects, InstanceRecord, JoinEvent, LockChange, TokenRecord};
 use crate::join::{Id, JoinKind, RecoveryMode};
@@ -33,6 +33,7 @@ impl JoinContext<'_> {
                 .issued
                 .into_iter()
                 .map(|issued| IssuedRecord {
+                    form: Form::of_serial(&issued.serial),
                     serial: issued.serial,
                     token: token.metadata.name.clone(),
                     bot: token.spec.bot_name.clone(),

@@ -80,6 +80,8 @@ pub struct Change {
 /// A certificate that was issued, kept until [`KEEP_ISSUED`] after its end, for revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedRecord {
+    /// What it is.
+    pub form: Form,
     /// Serial number, hexadecimal: 32 digits, or 16 of an SSH certificate.
     pub serial: String,
     /// The token it was issued for.
@@ -102,6 +104,11 @@ pub enum Form {
 }
 
 impl Form {
+    /// That of a certificate with this serial number, in hexadecimal: SSH numbers certificates by 64 bits, this server's X.509 by 128.
+    pub fn of_serial(serial: &str) -> Self {
+        if serial.len() == 16 { Self::SshHost } else { Self::X509 }
+    }
+
     /// The word that it is stored by.
     pub(super) const fn name(self) -> &'static str {
         match self {

@@ -10,7 +10,7 @@ use crate::auth::store::Form;
 use crate::time::Timestamp;
 
 /// Every statement that looks for rows, for a device, an operator or the upkeep.
-const STATEMENTS: [&str; 24] = [
+const STATEMENTS: [&str; 25] = [
     events::AFTER,
     events::AFTER_OF_TOKEN,
     events::FIRST_SINCE,
@@ -24,21 +24,22 @@ const STATEMENTS: [&str; 24] = [
     read::LOCKS_ON,
     read::OUTSTANDING,
     read::REVOKED,
+    write::BOT_TOMBSTONE,
+    write::BURY_ISSUED,
     write::FORGET_ISSUED,
+    write::GIVE_BACK_ISSUED,
     write::INSERT_EVENT,
     write::LOCK_REVISIONS,
-    write::REMEMBER_BOT,
-    write::REMEMBER_TOKEN,
-    write::RENAME_ISSUED,
     write::REVISION,
     write::SWEEP_ENDED,
     write::SWEEP_EVENTS,
-    write::SWEEP_GONE,
+    write::SWEEP_TOMBSTONES,
+    write::TOKEN_TOMBSTONE,
     write::SWEEP_ISSUED,
 ];
 
 /// What is read whole on purpose: subjects that are locked or gone, and results on the way.
-const SCANNED: [&str; 5] = ["gone", "ranked", "revoked", "stopped", "stopped_name"];
+const SCANNED: [&str; 5] = ["ranked", "revoked", "stopped", "stopped_name", "tombstone"];
 
 /// Certificates in the database of a fleet.
 const ISSUED: u64 = 200_000;
@@ -73,7 +74,7 @@ fn a_list_costs_what_is_on_it_and_not_what_was_issued() {
     connection
         .execute(
             "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?2 - 1)
-             INSERT INTO issued SELECT 't' || (i / 10), printf('%032x', i), 'b' || (i / 1000), 'i' || (i / 10), ?1 FROM n",
+             INSERT INTO issued SELECT 't' || (i / 10), printf('%032x', i), 'x509', 'b' || (i / 1000), 'i' || (i / 10), ?1, NULL FROM n",
             [end, ISSUED],
         )
         .unwrap();

@@ -140,7 +140,7 @@ fn read_for<T>(reads: &mut ReadSet, kind: Kind, name: &str, found: Option<Stored
 }
 
 /// Certificates of a token that have not ended at `?2`.
-pub(super) const OUTSTANDING: &str = "SELECT count(*) FROM issued WHERE token = ?1 AND not_after >= ?2";
+pub(super) const OUTSTANDING: &str = "SELECT count(*) FROM issued WHERE token = ?1 AND tombstone IS NULL AND not_after >= ?2";
 
 pub(super) fn outstanding(snapshot: &Transaction<'_>, token: &str, now: Timestamp) -> Result<u32, StoreError> {
     Ok(snapshot.prepare_cached(OUTSTANDING)?.query_row(params![token, now.millis()], |row| row.get(0))?)
@@ -152,18 +152,20 @@ pub(super) const REVOKED: &str = "
     WITH
     stopped (subject) AS MATERIALIZED (
         SELECT subject FROM resource WHERE kind = 'lock' AND (ends IS NULL OR ends > ?1)
-        UNION SELECT subject FROM gone
+        UNION SELECT 'bot/' || name FROM tombstone WHERE kind = 'bot'
     ),
     stopped_name (kind, name) AS MATERIALIZED (
         SELECT substr(subject, 1, instr(subject, '/') - 1), substr(subject, instr(subject, '/') + 1) FROM stopped
     ),
     revoked (token, serial, not_after) AS (
         SELECT token, serial, not_after FROM stopped_name CROSS JOIN issued ON token = name
-            WHERE kind = 'token' AND not_after >= ?2 AND (length(serial) = 16) = ?4
+            WHERE kind = 'token' AND not_after >= ?2 AND form = ?4
         UNION SELECT token, serial, not_after FROM stopped_name CROSS JOIN issued ON bot = name
-            WHERE kind = 'bot' AND not_after >= ?2 AND (length(serial) = 16) = ?4
+            WHERE kind = 'bot' AND not_after >= ?2 AND form = ?4
         UNION SELECT token, serial, not_after FROM stopped_name CROSS JOIN issued ON instance = name
-            WHERE kind IN ('bot_instance', 'host') AND not_after >= ?2 AND (length(serial) = 16) = ?4
+            WHERE kind IN ('bot_instance', 'host') AND not_after >= ?2 AND form = ?4
+        UNION SELECT token, serial, not_after FROM tombstone CROSS JOIN issued ON issued.tombstone = number
+            WHERE not_after >= ?2 AND form = ?4
     ),
     ranked (serial, not_after, place) AS (
         SELECT serial, not_after, row_number() OVER (PARTITION BY token ORDER BY not_after DESC, serial) FROM revoked
@@ -172,7 +174,7 @@ pub(super) const REVOKED: &str = "
 
 pub(super) fn revoked(snapshot: &Transaction<'_>, form: Form, now: Timestamp, limit: usize) -> Result<Vec<String>, StoreError> {
     let mut query = snapshot.prepare_cached(REVOKED)?;
-    let mut rows = query.query(params![now.millis(), now.minus(KEEP_ISSUED).millis(), limit, form == Form::SshHost])?;
+    let mut rows = query.query(params![now.millis(), now.minus(KEEP_ISSUED).millis(), limit, form.name()])?;
     let mut serials = Vec::new();
     while let Some(row) = rows.next()? {
         serials.push(column(row, 0)?);

@@ -10,7 +10,7 @@ use crate::auth::store::StoreError;
 const APPLICATION: i64 = 0x626b_6579;
 
 /// Each brings the schema one version on. Released ones never change.
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     "
     -- The counters: both only rise, and a revision given once is never given again.
     CREATE TABLE meta (
@@ -125,6 +125,50 @@ const MIGRATIONS: [&str; 8] = [
     INSERT INTO list_number SELECT form, coalesce((SELECT max(latest) FROM event), 0)
         FROM (SELECT 'ssh_host' AS form UNION ALL SELECT 'x509');
     ",
+    "
+    -- What was deleted, or made worthless, while certificates of it had not ended: a row, in place of a name that no token has.
+    CREATE TABLE tombstone (
+        number      INTEGER PRIMARY KEY,
+        kind        TEXT NOT NULL,      -- 'bot', 'token', or 'superseded': of a token that stays
+        name        TEXT NOT NULL,
+        incarnation TEXT,               -- of a deleted token: the one that gets its certificates back
+        ends        INTEGER NOT NULL,   -- when the last of the certificates ends: milliseconds since 1970
+        was         TEXT                -- the name in use until now
+    ) STRICT;
+    INSERT INTO tombstone (kind, name, ends) SELECT 'bot', substr(subject, 5), ends FROM gone WHERE subject LIKE 'bot/%';
+    INSERT INTO tombstone (kind, name, incarnation, ends, was)
+        SELECT CASE rest WHEN '/' THEN 'superseded' ELSE 'token' END, name, nullif(nullif(rest, '/'), ''), ends, token FROM (
+            SELECT token, ends, substr(token, 1, instr(token || '/', '/') - 1) AS name,
+                substr(token, instr(token || '/', '/') + 1) AS rest
+            FROM (SELECT token, max(not_after) AS ends FROM issued
+                WHERE instr(token, '/') > 0 OR 'token/' || token IN (SELECT subject FROM gone) GROUP BY token)
+        );
+    DROP TABLE gone;
+
+    CREATE TABLE issued_with_form (
+        token     TEXT NOT NULL,
+        serial    TEXT NOT NULL,
+        form      TEXT NOT NULL,    -- 'ssh_host' or 'x509'
+        bot       TEXT,
+        instance  TEXT NOT NULL,
+        not_after INTEGER NOT NULL, -- milliseconds since 1970
+        tombstone INTEGER,          -- of its token, or of what superseded it: it is revoked
+        PRIMARY KEY (token, serial)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO issued_with_form
+        SELECT coalesce(name, token), serial, CASE length(serial) WHEN 16 THEN 'ssh_host' ELSE 'x509' END, bot, instance, not_after, number
+        FROM issued LEFT JOIN tombstone ON was = token;
+    DROP TABLE issued;
+    ALTER TABLE issued_with_form RENAME TO issued;
+    CREATE INDEX issued_bot ON issued (bot) WHERE bot IS NOT NULL;
+    CREATE INDEX issued_instance ON issued (instance);
+    CREATE INDEX issued_not_after ON issued (not_after);
+    CREATE INDEX issued_tombstone ON issued (tombstone) WHERE tombstone IS NOT NULL;
+
+    ALTER TABLE tombstone DROP COLUMN was;
+    CREATE INDEX tombstone_name ON tombstone (kind, name);
+    CREATE INDEX tombstone_ends ON tombstone (ends);
+    ",
 ];
 
 /// Makes an empty file ours.
@@ -210,9 +254,12 @@ mod tests {
         };
         assert_eq!(
             rows("SELECT concat_ws(' ', serial, token, bot, instance, not_after) FROM issued ORDER BY serial"),
-            ["1 t b i 7", "2 gone/life b i 8", "3 gone/life c i 9"]
+            ["1 t b i 7", "2 gone b i 8", "3 gone c i 9"]
         );
-        assert_eq!(rows("SELECT subject || ' ' || ends FROM gone ORDER BY subject"), ["bot/c 9", "token/gone/life 9"]);
+        assert_eq!(
+            rows("SELECT concat_ws(' ', kind, name, incarnation, ends) FROM tombstone ORDER BY kind"),
+            ["bot c 9", "token gone life 9"]
+        );
         let document = rows("SELECT document FROM resource WHERE kind = 'token'");
         assert_eq!(document, [r#"{"status":{"bound_keypair":{"recovery_count":3}}}"#]);
         assert_eq!(

@@ -222,8 +222,8 @@ fn apply_change(connection: &Connection, change: &Change) -> Result<(), StoreErr
     expect(connection, id, *expected)?;
     let Some(resource) = to else {
         match id.kind {
-            Kind::Bot => remember_bot(connection, &id.name)?,
-            Kind::Token => disown(connection, &id.name)?,
+            Kind::Bot => bury_bot(connection, &id.name)?,
+            Kind::Token => bury_token(connection, &id.name)?,
             Kind::BotInstance | Kind::Host | Kind::Lock | Kind::Role => {}
         }
         connection.prepare_cached("DELETE FROM resource WHERE kind = ? AND name = ?")?.execute([id.kind.name(), &id.name])?;
@@ -243,8 +243,8 @@ fn apply_change(connection: &Connection, change: &Change) -> Result<(), StoreErr
             document
         ])?;
     match resource {
-        Resource::Bot(bot) if expected.is_none() => is_back(connection, &format!("bot/{}", bot.metadata.name)),
-        Resource::Token(token) if expected.is_none() => own(connection, token),
+        Resource::Bot(bot) if expected.is_none() => unbury_bot(connection, &bot.metadata.name),
+        Resource::Token(token) if expected.is_none() => unbury_token(connection, token),
         _ => Ok(()),
     }
 }
@@ -273,56 +273,65 @@ pub(super) const LOCK_REVISIONS: &str = "SELECT revision FROM resource WHERE sub
 pub(super) const REVISION: &str = "SELECT revision FROM resource WHERE kind = ? AND name = ?";
 pub(super) const FORGET_ISSUED: &str = "
     DELETE FROM issued WHERE token = ?1 AND serial IN (
-        SELECT serial FROM issued WHERE token = ?1 ORDER BY not_after DESC, serial LIMIT -1 OFFSET ?2
+        SELECT serial FROM issued WHERE token = ?1 AND tombstone IS NULL ORDER BY not_after DESC, serial LIMIT -1 OFFSET ?2
     )";
-pub(super) const REMEMBER_BOT: &str = "
-    INSERT OR REPLACE INTO gone SELECT 'bot/' || bot, max(not_after) FROM issued WHERE bot = ?1 GROUP BY bot";
-pub(super) const REMEMBER_TOKEN: &str = "
-    INSERT OR REPLACE INTO gone SELECT 'token/' || token, max(not_after) FROM issued WHERE token = ?1 GROUP BY token";
-pub(super) const RENAME_ISSUED: &str = "UPDATE issued SET token = ?2 WHERE token = ?1";
+pub(super) const BOT_TOMBSTONE: &str = "
+    INSERT INTO tombstone (kind, name, ends) SELECT 'bot', ?1, max(not_after) FROM issued WHERE bot = ?1 HAVING count(*) > 0";
+pub(super) const TOKEN_TOMBSTONE: &str = "
+    INSERT INTO tombstone (kind, name, incarnation, ends)
+    SELECT ?1, ?2, ?3, max(not_after) FROM issued WHERE token = ?2 AND tombstone IS NULL HAVING count(*) > 0 RETURNING number";
+pub(super) const BURY_ISSUED: &str = "UPDATE issued SET tombstone = ?2 WHERE token = ?1 AND tombstone IS NULL";
+pub(super) const GIVE_BACK_ISSUED: &str = "
+    UPDATE issued SET tombstone = NULL WHERE tombstone IN (
+        SELECT number FROM tombstone WHERE kind = 'token' AND name = ?1 AND incarnation = ?2
+    )";
 
 /// Certificates of a bot that is deleted are revoked until there is a bot of that name again.
-fn remember_bot(connection: &Connection, name: &str) -> Result<(), StoreError> {
-    connection.prepare_cached(REMEMBER_BOT)?.execute([name])?;
+fn bury_bot(connection: &Connection, name: &str) -> Result<(), StoreError> {
+    connection.prepare_cached(BOT_TOMBSTONE)?.execute([name])?;
     Ok(())
 }
 
-fn is_back(connection: &Connection, subject: &str) -> Result<(), StoreError> {
-    connection.prepare_cached("DELETE FROM gone WHERE subject = ?")?.execute([subject])?;
+fn unbury_bot(connection: &Connection, name: &str) -> Result<(), StoreError> {
+    connection.prepare_cached("DELETE FROM tombstone WHERE kind = 'bot' AND name = ?")?.execute([name])?;
     Ok(())
 }
 
-/// Certificates of a token that is deleted are from then on those of `NAME/LIFE`, which names no token: the next one of this name gives
-/// them back to nobody.
-fn disown(connection: &Connection, name: &str) -> Result<(), StoreError> {
-    let life: Option<String> = connection
+/// Certificates of a token that is deleted stay revoked: another one of this name gives them back to nobody.
+fn bury_token(connection: &Connection, name: &str) -> Result<(), StoreError> {
+    let incarnation: Option<String> = connection
         .prepare_cached(
             "SELECT json_extract(document, '$.status.bound_keypair.incarnation') FROM resource WHERE kind = 'token' AND name = ?",
         )?
         .query_row([name], |row| row.get(0))
         .optional()?
         .flatten();
-    let gone = format!("{name}/{}", life.unwrap_or_default());
-    connection.prepare_cached(RENAME_ISSUED)?.execute([name, &gone])?;
-    connection.prepare_cached(REMEMBER_TOKEN)?.execute([&gone])?;
-    Ok(())
+    bury_issued(connection, "token", name, incarnation.as_deref())
 }
 
-/// Certificates of a token that a recovery code made worthless are from then on those of `NAME//`, which names no token and no life of
-/// one: nothing gives them back.
+/// Certificates of a token that a recovery code made worthless: nothing gives them back.
 fn supersede(connection: &Connection, name: &str) -> Result<(), StoreError> {
-    let superseded = format!("{name}//");
-    connection.prepare_cached(RENAME_ISSUED)?.execute([name, &superseded])?;
-    connection.prepare_cached(REMEMBER_TOKEN)?.execute([&superseded])?;
+    bury_issued(connection, "superseded", name, None)
+}
+
+fn bury_issued(connection: &Connection, kind: &str, token: &str, incarnation: Option<&str>) -> Result<(), StoreError> {
+    let mut insert = connection.prepare_cached(TOKEN_TOMBSTONE)?;
+    let tombstone: Option<i64> = insert.query_row(params![kind, token, incarnation], |row| row.get(0)).optional()?;
+    if let Some(tombstone) = tombstone {
+        connection.prepare_cached(BURY_ISSUED)?.execute(params![token, tombstone])?;
+    }
     Ok(())
 }
 
-/// A token that is made with the life of one that was deleted is that one, put back.
-fn own(connection: &Connection, token: &Token) -> Result<(), StoreError> {
-    let (name, Some(life)) = (&token.metadata.name, token.status.bound_keypair.incarnation) else { return Ok(()) };
-    let gone = format!("{name}/{life}");
-    connection.prepare_cached(RENAME_ISSUED)?.execute([&gone, name])?;
-    is_back(connection, &format!("token/{gone}"))
+/// A token that is made with the incarnation of one that was deleted is that one, put back.
+fn unbury_token(connection: &Connection, token: &Token) -> Result<(), StoreError> {
+    let (name, Some(incarnation)) = (&token.metadata.name, token.status.bound_keypair.incarnation) else { return Ok(()) };
+    let named = params![name, incarnation.to_string()];
+    connection.prepare_cached(GIVE_BACK_ISSUED)?.execute(named)?;
+    connection
+        .prepare_cached("DELETE FROM tombstone WHERE kind = 'token' AND name = ?1 AND incarnation = ?2")?
+        .execute(params![name, incarnation.to_string()])?;
+    Ok(())
 }
 
 /// Without `kind` and `version`: the one is a column, the other follows from the schema's version.
@@ -354,10 +363,10 @@ fn ends(resource: &Resource) -> Option<u64> {
 }
 
 fn insert_issued(connection: &Connection, issued: &IssuedRecord) -> Result<(), StoreError> {
-    let IssuedRecord { serial, token, bot, instance, not_after } = issued;
+    let IssuedRecord { form, serial, token, bot, instance, not_after } = issued;
     connection
-        .prepare_cached("INSERT INTO issued (token, serial, bot, instance, not_after) VALUES (?, ?, ?, ?, ?)")?
-        .execute(params![token, serial, bot, instance, not_after.millis()])?;
+        .prepare_cached("INSERT INTO issued (token, serial, form, bot, instance, not_after) VALUES (?, ?, ?, ?, ?, ?)")?
+        .execute(params![token, serial, form.name(), bot, instance, not_after.millis()])?;
     Ok(())
 }
 
@@ -374,12 +383,12 @@ fn insert_event(connection: &Connection, event: &Event) -> Result<(), StoreError
 /// What a sweep deletes: the first by what has ended, the next two by when certificates are forgotten, the last by the age of events.
 pub(super) const SWEEP_ENDED: &str = "DELETE FROM resource WHERE kind IN ('bot_instance', 'host') AND ends <= ?";
 pub(super) const SWEEP_ISSUED: &str = "DELETE FROM issued WHERE not_after < ?";
-pub(super) const SWEEP_GONE: &str = "DELETE FROM gone WHERE ends < ?";
+pub(super) const SWEEP_TOMBSTONES: &str = "DELETE FROM tombstone WHERE ends < ?";
 pub(super) const SWEEP_EVENTS: &str = "DELETE FROM event WHERE time < ?";
 
 fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> Result<(), StoreError> {
     let forgotten = now.minus(KEEP_ISSUED);
-    let sweeps = [(SWEEP_ENDED, now), (SWEEP_ISSUED, forgotten), (SWEEP_GONE, forgotten), (SWEEP_EVENTS, events_before)];
+    let sweeps = [(SWEEP_ENDED, now), (SWEEP_ISSUED, forgotten), (SWEEP_TOMBSTONES, forgotten), (SWEEP_EVENTS, events_before)];
     for (statement, limit) in sweeps {
         connection.prepare_cached(statement)?.execute([limit.millis()])?;
     }
@@ -399,6 +408,7 @@ mod tests {
     fn create(name: &str, serial: &str) -> Commit {
         let bot = Resource::Bot(Bot { metadata: Metadata::named(name), spec: BotSpec::default() });
         let issued = IssuedRecord {
+            form: Form::X509,
             serial: serial.into(),
             token: "t".into(),
             bot: None,

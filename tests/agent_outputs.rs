@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use boundkey::agent::config::{Account, Destination, Form, KeyPlace, Keystore, Mode, Output, Reload};
+use boundkey::agent::config::{Account, Destination, Form, KeyPlace, Mode, Output, Reload};
 use boundkey::agent::outputs::{self, Fault, Fresh, Reloads, Requested};
 use boundkey::join::message::{IssuedCertificate, JoinAnswer, JoinKind, Recoveries, RecoveryMode};
 use boundkey::join::{Id, Step, Thumbprint, base64url};
@@ -46,8 +46,7 @@ fn output(path: &Path) -> Output {
 /// A request for `output`, whose key is not in the key store.
 fn prepare(output: &Output) -> Vec<Requested> {
     let keys = boundkey_hal::file::FileStore::new("/nonexistent");
-    let mut store = outputs::Store { keys: &keys, keystore: &Keystore::File, storage: Path::new("/nonexistent") };
-    outputs::prepare(std::slice::from_ref(output), &mut store).expect("request").requested
+    outputs::prepare(std::slice::from_ref(output), &keys).expect("request").requested
 }
 
 /// A CA that signs whatever key a request has.

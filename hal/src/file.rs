@@ -10,7 +10,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKey, Signature, durable};
+use crate::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKey, Reference, Signature, durable};
 
 const LABEL: &str = "PRIVATE KEY";
 const PREFIX: &str = "key-";
@@ -97,6 +97,10 @@ impl KeyStore for LoadedFileStore {
         loaded.remove(id);
         self.files.delete(id)
     }
+
+    fn reference(&self, id: &KeyId) -> Result<Reference, Error> {
+        self.files.reference(id)
+    }
 }
 
 impl KeyStore for FileStore {
@@ -130,6 +134,15 @@ impl KeyStore for FileStore {
     fn delete(&self, id: &KeyId) -> Result<(), Error> {
         let path = self.path(id);
         durable::remove(&path).map_err(|e| durable::explain(&path, &e))
+    }
+
+    /// The path of the file, which has to hold a key.
+    fn reference(&self, id: &KeyId) -> Result<Reference, Error> {
+        self.load(id)?;
+        let path = self.path(id);
+        let path = std::path::absolute(&path).map_err(|e| durable::explain(&path, &e))?;
+        let not_text = || Error::new(ErrorKind::Unsupported, format_args!("the path {} is not UTF-8", path.display()));
+        Reference::new(Reference::Path, path.to_str().ok_or_else(not_text)?)
     }
 }
 

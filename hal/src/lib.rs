@@ -11,6 +11,8 @@
 //!
 //! # For callers
 //! - Name a key with a [`KeyId`]; keep nothing else. A backend opens, acts and lets go in each call, so no handle outlives one.
+//! - Share one store between threads, without a lock. Another program gets at a key by its [`Reference`]; no second store is needed.
+//! - Remember [`KeyStore::fingerprint`] at the first use where a store can be exchanged unseen: a TPM, or a token of the same label.
 //! - Branch on [`Error::kind`]; show [`Error`]'s text to a person. Retry [`ErrorKind::Busy`] and [`ErrorKind::Unreachable`]
 //!   with backoff, never [`ErrorKind::Denied`] (a wrong PIN tried again locks a token).
 //! - Unreadable is not absent: make a new key only on [`ErrorKind::NotFound`], and never in another store than the one asked for.
@@ -18,6 +20,7 @@
 //! # For implementers
 //! - [`KeyStore::generate`] returns only once the key would survive a power cut, and never replaces a key.
 //! - [`KeyStore::sign`] returns only what [`verify::verify`] accepts for the key's public half: hardware answers cross a bus.
+//! - Calls come from several threads at once. Order them where the device serves one at a time.
 //! - On every path, errors included, flush what was loaded and close what was opened.
 //! - Exactly one match, or an error: never pick the first of several.
 //! - Run the conformance suite in `tests/conformance/` on the new backend.
@@ -39,6 +42,7 @@ pub mod file;
 mod key;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
+mod reference;
 #[cfg(feature = "tpm")]
 pub mod tpm;
 #[cfg(feature = "verify")]
@@ -46,6 +50,7 @@ pub mod verify;
 
 pub use error::{Error, ErrorKind, MAX_DETAIL};
 pub use key::{Algorithm, InvalidKey, KeyId, PublicKey, Signature};
+pub use reference::{Fingerprint, MAX_FINGERPRINT, MAX_REFERENCE, Reference, ReferenceText};
 
 /// Longest list of algorithms a backend names.
 pub const MAX_ALGORITHMS: usize = 4;
@@ -86,6 +91,20 @@ pub trait KeyStore: Send + Sync {
 
     /// Destroys the key `id`. A key that is already gone is [`ErrorKind::NotFound`].
     fn delete(&self, id: &KeyId) -> Result<(), Error>;
+
+    /// What another program needs to use the key `id` where it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where no other program can use it, which is the default.
+    fn reference(&self, id: &KeyId) -> Result<Reference, Error> {
+        Err(Error::new(ErrorKind::Unsupported, format_args!("no other program can use the key {id}")))
+    }
+
+    /// What tells this store from another one that answers to the same configuration, to be compared with what was remembered at the first
+    /// use. It stays the same for as long as the store's keys can be used. `None`, the default, where the configuration says it all.
+    fn fingerprint(&self) -> Result<Option<Fingerprint>, Error> {
+        Ok(None)
+    }
 }
 
 impl<K: KeyStore + ?Sized> KeyStore for &K {
@@ -106,5 +125,11 @@ impl<K: KeyStore + ?Sized> KeyStore for &K {
     }
     fn delete(&self, id: &KeyId) -> Result<(), Error> {
         (**self).delete(id)
+    }
+    fn reference(&self, id: &KeyId) -> Result<Reference, Error> {
+        (**self).reference(id)
+    }
+    fn fingerprint(&self) -> Result<Option<Fingerprint>, Error> {
+        (**self).fingerprint()
     }
 }

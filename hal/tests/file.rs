@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use boundkey_hal::file::{FileStore, LoadedFileStore};
-use boundkey_hal::{Algorithm, ErrorKind, KeyStore as _};
+use boundkey_hal::{Algorithm, ErrorKind, KeyStore as _, Reference, verify};
 use conformance::{assert_kind, assert_signs, id, names};
 
 #[test]
@@ -42,6 +42,31 @@ fn a_loaded_store_signs_for_threads() {
         loaded.delete(&id(name)).expect("delete");
         assert_kind(loaded.sign(&id(name), b"message"), ErrorKind::NotFound);
     }
+}
+
+#[test]
+fn openssl_signs_with_the_file_that_the_reference_names() {
+    let (dir, store) = store_with_key();
+    let public = store.public_key(&id("device")).expect("public key");
+    let Reference::Path(path) = store.reference(&id("device")).expect("reference") else { panic!("not a path") };
+    let message = dir.path().join("message");
+    fs::write(&message, b"a message").expect("write");
+    let mut openssl = std::process::Command::new("openssl");
+    let signed = openssl.args(["pkeyutl", "-sign", "-rawin", "-inkey", path.as_str(), "-in"]).arg(&message).output();
+    let signed = signed.expect("openssl, of the Debian package of that name");
+    assert!(signed.status.success(), "{}", String::from_utf8_lossy(&signed.stderr));
+    verify::verify(&public, b"a message", &signed.stdout).expect("verify");
+    assert_kind(store.reference(&id("other")), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_path_that_is_too_long_to_be_told_is_refused() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let deep = (0..5).fold(dir.path().to_owned(), |path, _| path.join("d".repeat(250)));
+    fs::create_dir_all(&deep).expect("directory");
+    let store = FileStore::new(deep);
+    store.generate(&id("device"), Algorithm::Ed25519).expect("generate");
+    assert_kind(store.reference(&id("device")), ErrorKind::Unsupported);
 }
 
 /// A store in a fresh directory, with one key.

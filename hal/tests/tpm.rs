@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use boundkey_hal::tpm::{AuthSource, Config, Counter, Name, Tcti, TpmStore, counter};
-use boundkey_hal::{Algorithm, ErrorKind, KeyStore as _, verify};
+use boundkey_hal::{Algorithm, ErrorKind, KeyStore as _, Reference, verify};
 use conformance::{assert_kind, assert_signs, id};
 use support::abrmd::{self, Abrmd};
 use support::process::{self, library, run, tool};
@@ -122,9 +122,13 @@ fn openssl_signs_with_the_key_file() {
         let key = store.path(&id(name));
         assert_eq!(parent(&key), if persist_storage_key { 0x8100_0001 } else { 0x4000_0001 });
         let mut openssl = tool("openssl", "openssl");
+        // As another program gets it: by the reference alone, in a file of its own.
+        let Reference::Tss2Pem(pem) = store.reference(&id(name)).expect("reference") else { panic!("not a TSS2 PEM") };
+        let own = dir.path().join("reference.pem");
+        fs::write(&own, pem).expect("write");
         openssl
             .args(["dgst", "-provider", "tpm2", "-provider", "default", "-propquery", "?provider=tpm2", "-sha256", "-sign"])
-            .arg(&key);
+            .arg(&own);
         if auth.is_some() {
             openssl.args(["-passin", &format!("pass:{}", String::from_utf8_lossy(value))]);
         }

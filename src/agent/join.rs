@@ -149,9 +149,8 @@ impl Joiner<'_> {
         Ok(trusted)
     }
 
-    fn prepare_outputs(&self, device: &mut Device) -> Result<Prepared, AgentError> {
-        let (keystore, storage) = (&self.config.keystore, &*self.config.storage);
-        Ok(outputs::prepare(&self.config.outputs, &mut outputs::Store { keys: &*device.keys, keystore, storage })?)
+    fn prepare_outputs(&self, device: &Device) -> Result<Prepared, AgentError> {
+        Ok(outputs::prepare(&self.config.outputs, &*device.keys)?)
     }
 
     fn ask_challenge(&mut self, memory: &crate::join::device::Memory, token: &str) -> Result<ChallengeAnswer, AgentError> {

@@ -28,7 +28,7 @@ pub fn open(keystore: &Keystore, dir: &Path, pin: Option<&[u8]>) -> Result<Box<d
 pub fn identify(keystore: &Keystore, dir: &Path) -> Result<Option<Vec<u8>>, KeyError> {
     match keystore {
         #[cfg(feature = "tpm")]
-        Keystore::Tpm { .. } => Ok(Some(tpm::store(keystore, dir, None)?.storage_key_name()?.as_bytes().to_vec())),
+        Keystore::Tpm { .. } => Ok(open(keystore, dir, None)?.fingerprint()?.map(|it| it.as_bytes().to_vec())),
         _ => Ok(None),
     }
 }

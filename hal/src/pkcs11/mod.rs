@@ -33,7 +33,7 @@ use std::vec::Vec;
 
 use cryptoki::session::Session;
 
-use crate::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKey, Signature};
+use crate::{Algorithm, Capabilities, Error, ErrorKind, Fingerprint, KeyId, KeyStore, PublicKey, Reference, Signature};
 pub use admin::{TokenSummary, init_token, tokens};
 use module::{Failure, failed};
 pub use pin::PinSource;
@@ -94,26 +94,6 @@ impl Pkcs11Store {
             return refuse("the prefix of PKCS#11 labels has up to 32 letters, digits, full stops, - and _");
         }
         Ok(Self { config })
-    }
-
-    /// The keys of this store as URIs (RFC 7512) that other tools understand: `p11tool`, `pkcs11-tool`, an OpenSSL provider.
-    pub fn key_uris(&self) -> Result<Vec<(KeyId, String)>, Error> {
-        self.with_session(Access::Read, &|session, token| {
-            Ok(self.key_ids(session)?.into_iter().map(|id| (id.clone(), self.uri_of(token, &id))).collect())
-        })
-    }
-
-    /// The key `id` as such a URI.
-    pub fn key_uri(&self, id: &KeyId) -> Result<String, Error> {
-        self.with_session(Access::Read, &|session, token| {
-            object::find(session, &self.name(id))?;
-            Ok(self.uri_of(token, id))
-        })
-    }
-
-    fn uri_of(&self, token: &Token, id: &KeyId) -> String {
-        let name = self.name(id);
-        uri::object_uri(&token.name(), &name, name.as_bytes(), "private")
     }
 
     /// The id and label of the key `id` on the token.
@@ -197,5 +177,22 @@ impl KeyStore for Pkcs11Store {
 
     fn delete(&self, id: &KeyId) -> Result<(), Error> {
         self.with_session(Access::Write, &|session, _| object::destroy(session, &object::find(session, &self.name(id))?))
+    }
+
+    /// The key's URI (RFC 7512): `p11tool`, `pkcs11-tool` and an OpenSSL provider find exactly the one key by it.
+    fn reference(&self, id: &KeyId) -> Result<Reference, Error> {
+        let uri = self.with_session(Access::Read, &|session, token| {
+            let name = self.name(id);
+            object::find(session, &name)?;
+            Ok(uri::object_uri(&token.name(), &name, name.as_bytes(), "private"))
+        })?;
+        Reference::new(Reference::Pkcs11Uri, &uri)
+    }
+
+    /// SHA-256 of what the token says that it is: label, serial number, manufacturer and model. Needs no PIN.
+    fn fingerprint(&self) -> Result<Option<Fingerprint>, Error> {
+        let name = module::run(&self.config.module, &|library| Ok(token::find(library, &self.config.token)?.name()))?;
+        let digest = ring::digest::digest(&ring::digest::SHA256, format!("{name}").as_bytes());
+        Fingerprint::new(digest.as_ref()).map(Some)
     }
 }

@@ -43,7 +43,9 @@ pub use public_area::Name;
 pub use secret::AuthSource;
 use zeroize::Zeroizing;
 
-use crate::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKey, Signature, durable, verify};
+use crate::{
+    Algorithm, Capabilities, Error, ErrorKind, Fingerprint, KeyId, KeyStore, PublicKey, Reference, Signature, durable, verify,
+};
 
 const PREFIX: &str = "key-";
 const SUFFIX: &str = ".tss2.pem";
@@ -63,11 +65,6 @@ impl TpmStore {
     /// The file of the key `id`.
     pub fn path(&self, id: &KeyId) -> PathBuf {
         self.config.dir.join(std::format!("{PREFIX}{id}{SUFFIX}"))
-    }
-
-    /// The text of the file of the key `id`, a TSS2 PRIVATE KEY, for another program that uses the key.
-    pub fn key_file(&self, id: &KeyId) -> Result<Zeroizing<String>, Error> {
-        self.read(id).map(|(pem, _, _)| pem)
     }
 
     /// The Name of the TPM's storage key, to be kept at enrolment and given as [`Config::storage_key`] from then on.
@@ -153,5 +150,15 @@ impl KeyStore for TpmStore {
     fn delete(&self, id: &KeyId) -> Result<(), Error> {
         let path = self.path(id);
         durable::remove(&path).map_err(|e| durable::explain(&path, &e))
+    }
+
+    /// The text of the key's file.
+    fn reference(&self, id: &KeyId) -> Result<Reference, Error> {
+        Reference::new(Reference::Tss2Pem, &self.read(id)?.0)
+    }
+
+    /// The Name of the storage key, see [`TpmStore::storage_key_name`].
+    fn fingerprint(&self) -> Result<Option<Fingerprint>, Error> {
+        Fingerprint::new(self.storage_key_name()?.as_bytes()).map(Some)
     }
 }

@@ -23,6 +23,8 @@ pub(crate) fn run(open: Open<'_>) {
     list_and_delete_agree(&*open());
     names_of_all_shapes_work(&*open());
     an_open_store_sees_what_another_does(open);
+    a_reference_stays_the_same(open);
+    a_fingerprint_stays_the_same(open);
     threads_share_one_store(&*open());
     nothing_is_left_open(&*open());
     assert_eq!(names(&*open()), [""; 0], "the suite leaves an empty store");
@@ -159,6 +161,34 @@ fn an_open_store_sees_what_another_does(open: Open<'_>) {
     assert_eq!(one.public_key(&key).expect("public key"), public, "an old public half was kept");
     assert_signs(&*one, &key, &public);
     one.delete(&key).expect("delete");
+}
+
+fn a_reference_stays_the_same(open: Open<'_>) {
+    let (key, other) = (id("referred"), id("other"));
+    let store = open();
+    let algorithm = algorithms(&*store)[0];
+    assert_kind(store.reference(&key), ErrorKind::NotFound);
+    for id in [&key, &other] {
+        store.generate(id, algorithm).expect("generate");
+    }
+    let reference = store.reference(&key).expect("reference");
+    assert!(!reference.as_str().is_empty());
+    assert_eq!(open().reference(&key).expect("reference"), reference);
+    assert_ne!(store.reference(&other).expect("reference"), reference, "two keys, one reference");
+    for id in [&key, &other] {
+        store.delete(id).expect("delete");
+        assert_kind(store.reference(id), ErrorKind::NotFound);
+    }
+}
+
+fn a_fingerprint_stays_the_same(open: Open<'_>) {
+    let store = open();
+    let before = store.fingerprint().expect("fingerprint");
+    store.generate(&id("marked"), algorithms(&*store)[0]).expect("generate");
+    assert_eq!(store.fingerprint().expect("fingerprint"), before, "a new key changes it");
+    assert_eq!(open().fingerprint().expect("fingerprint"), before, "a new start changes it");
+    store.delete(&id("marked")).expect("delete");
+    assert_eq!(store.fingerprint().expect("fingerprint"), before, "a key less changes it");
 }
 
 /// Threads sign with two keys, one makes and deletes others and one lists, all with the same store.

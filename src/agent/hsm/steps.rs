@@ -75,14 +75,19 @@ fn list_keys(matches: &ArgMatches) -> Result<Vec<Item>, AgentError> {
     let config = options::token(matches)?;
     let module = config.module.clone();
     let store = Pkcs11Store::new(config)?;
-    let uris = store.key_uris()?;
-    uris.into_iter().map(|(id, uri)| key(&store, &id, &uri, &module)).collect()
+    let mut ids = Vec::new();
+    store.list(&mut |id| ids.push(id.clone()))?;
+    ids.iter().map(|id| key(&store, id, &module)).collect()
 }
 
-fn key(store: &Pkcs11Store, id: &KeyId, uri: &str, module: &Path) -> Result<Item, AgentError> {
+fn key(store: &Pkcs11Store, id: &KeyId, module: &Path) -> Result<Item, AgentError> {
     let name = id.as_str().to_owned();
     match store.public_key(id) {
-        Ok(public) => Ok(Item::Key { uri: with_module(uri, module), name, public_key: SshKey(public).to_string() }),
+        Ok(public) => Ok(Item::Key {
+            uri: with_module(store.reference(id)?.as_str(), module),
+            name,
+            public_key: SshKey(public).to_string(),
+        }),
         // One that is damaged is listed all the same: it is what the technician looks for.
         Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Other) => {
             Ok(Item::DamagedKey { name, error: e.to_string() })
@@ -117,9 +122,7 @@ fn create(matches: &ArgMatches) -> Result<Item, AgentError> {
         Err(e) if e.kind() == ErrorKind::Exists => log::warn!("{e}"),
         made => drop(made?),
     }
-    let uri = store.key_uris()?.into_iter().find(|(other, _)| *other == id).map(|(_, uri)| uri);
-    let uri = uri.ok_or_else(|| AgentError::Other(format!("the key {id} was made, but is not on the token")))?;
-    key(&store, &id, &uri, &module)
+    key(&store, &id, &module)
 }
 
 fn delete(matches: &ArgMatches) -> Result<Item, AgentError> {

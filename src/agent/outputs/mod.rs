@@ -19,8 +19,6 @@ mod ssh;
 #[cfg(any(feature = "pkcs11", feature = "tpm"))]
 pub mod stored;
 
-use std::path::Path;
-
 use boundkey_hal::file::PrivateKey;
 use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyStore, PublicKey, Signature};
 use rcgen::{CertificateParams, DistinguishedName, PublicKeyData as _};
@@ -30,7 +28,7 @@ use rustls::server::ParsedCertificate;
 use zeroize::Zeroizing;
 
 use super::clock::since_boot;
-use super::config::{Form, KeyPlace, Keystore, Output};
+use super::config::{Form, KeyPlace, Output};
 use super::crl;
 use super::error::AgentError;
 use crate::certify::Signer;
@@ -46,16 +44,6 @@ use set::{File, Visibility};
 const REVOCATION_FILE: &str = "ca.crl";
 /// A list for each CA in PEM: four characters for three bytes, a line feed each 64, and the two lines around it.
 const MAX_REVOCATION_FILE: u64 = (MAX_CRL as u64 / 3 * 4 / 64 * 65 + 256) * MAX_ROOTS as u64;
-
-/// The device's key store, as outputs use it.
-pub struct Store<'a> {
-    /// The keys.
-    pub keys: &'a dyn KeyStore,
-    /// What it is.
-    pub keystore: &'a Keystore,
-    /// The storage directory.
-    pub storage: &'a Path,
-}
 
 /// What [`prepare`] could do.
 pub struct Prepared {
@@ -122,14 +110,14 @@ fn request(key: PublicKey, sign: impl Fn(&[u8]) -> Result<Signature, KeyError>) 
     Ok((csr.der().to_vec(), signer.subject_public_key_info()))
 }
 
-/// Makes a request for each output, in their order; keys too, but for those in `store` that are there already.
+/// Makes a request for each output, in their order; keys too, but for those in `keys` that are there already.
 ///
 /// An output whose key cannot be used is left out, for it must not keep the device from renewing its identity.
 ///
 /// # Errors
 /// What concerns the whole store: a join would come to nothing.
 #[cfg_attr(not(any(feature = "pkcs11", feature = "tpm")), expect(unused_variables, reason = "keys are files then"))]
-pub fn prepare(outputs: &[Output], store: &mut Store<'_>) -> Result<Prepared, KeyError> {
+pub fn prepare(outputs: &[Output], keys: &dyn KeyStore) -> Result<Prepared, KeyError> {
     let mut prepared = Prepared { requested: Vec::with_capacity(outputs.len()), left_out: Ok(()) };
     for output in outputs {
         let name = if output.form == Form::X509 { "tls.key" } else { ssh::KEY };
@@ -139,7 +127,7 @@ pub fn prepare(outputs: &[Output], store: &mut Store<'_>) -> Result<Prepared, Ke
                 (key.csr, key.public_key, KeyFile { name, content, visibility: Visibility::AsConfigured })
             }),
             #[cfg(any(feature = "pkcs11", feature = "tpm"))]
-            KeyPlace::Keystore => stored::key(store, output),
+            KeyPlace::Keystore => stored::key(keys, output),
             #[cfg(not(any(feature = "pkcs11", feature = "tpm")))]
             KeyPlace::Keystore => Err(KeyError::new(ErrorKind::Unsupported, "its key cannot be in files")),
         };

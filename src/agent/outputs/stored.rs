@@ -9,17 +9,13 @@
 //! A key that is gone is made anew; one that is there and cannot be used is left alone. No key is deleted because its output went
 //! from the configuration: the program that uses it may still run. `boundkey doctor` names such keys.
 
-use std::path::Path;
-
-use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore};
+use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore, Reference};
 use ring::digest::{SHA256, digest};
 use zeroize::Zeroizing;
 
 use super::set::Visibility;
-use super::{KeyFile, Store, request};
-use crate::agent::config::{KeyPlace, Keystore, Output};
-#[cfg(feature = "tpm")]
-use crate::keystore;
+use super::{KeyFile, request};
+use crate::agent::config::{KeyPlace, Output};
 
 /// What the names of these keys begin with.
 const PREFIX: &str = "output-";
@@ -29,18 +25,18 @@ const MAX_WORD: usize = 12;
 const TELLING: usize = 6;
 
 /// The key of `output`, made where there is none: a certificate request, its SubjectPublicKeyInfo, and the file for the program.
-pub(super) fn key(store: &mut Store<'_>, output: &Output) -> Result<(Vec<u8>, Vec<u8>, KeyFile), KeyError> {
+pub(super) fn key(keys: &dyn KeyStore, output: &Output) -> Result<(Vec<u8>, Vec<u8>, KeyFile), KeyError> {
     let id = id(&output.name)?;
-    let public = match store.keys.public_key(&id) {
+    let public = match keys.public_key(&id) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let made = store.keys.generate(&id, Algorithm::EcdsaP256)?;
+            let made = keys.generate(&id, Algorithm::EcdsaP256)?;
             log::info!("output {}: made key {id} in the key store", output.name);
             made
         }
         found => found?,
     };
-    let (csr, public_key) = request(public, |message| store.keys.sign(&id, message))?;
-    Ok((csr, public_key, key_file(store.keystore, store.storage, &id)?))
+    let (csr, public_key) = request(public, |message| keys.sign(&id, message))?;
+    Ok((csr, public_key, key_file(&keys.reference(&id)?)?))
 }
 
 /// The keys of outputs in `store` that are of none of these.
@@ -65,21 +61,16 @@ fn id(name: &str) -> Result<KeyId, KeyError> {
     format!("{PREFIX}{word}-{number:012x}").parse().map_err(|e| KeyError::new(ErrorKind::Other, e))
 }
 
-/// What the program needs to use the key `id`.
-#[cfg_attr(not(feature = "tpm"), expect(unused_variables, reason = "only a TPM's keys are files"))]
-fn key_file(keystore: &Keystore, storage: &Path, id: &KeyId) -> Result<KeyFile, KeyError> {
-    match keystore {
-        Keystore::File => Err(KeyError::new(ErrorKind::Unsupported, "a key in files is no key of an output")),
-        #[cfg(feature = "pkcs11")]
-        Keystore::Pkcs11(config) => {
-            // Without the module: libp11, OpenSSL's engine, refuses URIs that name it.
-            let content = boundkey_hal::pkcs11::Pkcs11Store::new(config.clone())?.key_uri(id)? + "\n";
-            let content = content.into_bytes();
+/// The file that tells the program how to use the key.
+fn key_file(reference: &Reference) -> Result<KeyFile, KeyError> {
+    match reference {
+        Reference::Path(_) => Err(KeyError::new(ErrorKind::Unsupported, "a key in files is no key of an output")),
+        // Without the module: libp11, OpenSSL's engine, refuses URIs that name it.
+        Reference::Pkcs11Uri(uri) => {
+            let content = format!("{uri}\n").into_bytes();
             Ok(KeyFile { name: "tls.key.uri", content: Zeroizing::new(content), visibility: Visibility::Public })
         }
-        #[cfg(feature = "tpm")]
-        Keystore::Tpm { .. } => {
-            let pem = keystore::tpm::store(keystore, storage, None)?.key_file(id)?;
+        Reference::Tss2Pem(pem) => {
             let content = Zeroizing::new(pem.as_bytes().to_vec());
             Ok(KeyFile { name: "tls.key", content, visibility: Visibility::AsConfigured })
         }

@@ -1,7 +1,6 @@
 //! PEM (RFC 7468) around DER.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use pem_rfc7468::LineEnding;
 
 /// A certificate (RFC 7468 section 5).
 pub fn certificate(der: &[u8]) -> String {
@@ -24,16 +23,8 @@ pub fn private_key(pkcs8: &[u8]) -> String {
 }
 
 fn encode(label: &str, der: &[u8]) -> String {
-    let body = zeroize::Zeroizing::new(STANDARD.encode(der));
-    let mut pem = format!("-----BEGIN {label}-----\n");
-    for line in body.as_bytes().chunks(64) {
-        pem.extend(line.iter().map(|byte| char::from(*byte)));
-        pem.push('\n');
-    }
-    pem.push_str("-----END ");
-    pem.push_str(label);
-    pem.push_str("-----\n");
-    pem
+    // It fails for a label with control characters, and for a text whose length is more than a usize: DER that is in memory is far shorter.
+    pem_rfc7468::encode_string(label, LineEnding::LF, der).expect("a label of ours, and a text that fits in memory")
 }
 
 #[cfg(test)]

@@ -202,18 +202,16 @@ struct Lines(Vec<(&'static str, String)>);
 
 impl Lines {
     fn add(&mut self, name: &'static str, value: impl ToString) {
-        self.0.push((name, value.to_string()));
+        self.add_some(name, Some(value));
     }
 
     fn add_some(&mut self, name: &'static str, value: Option<impl ToString>) {
-        if let Some(value) = value {
-            self.add(name, value);
-        }
+        self.0.extend(value.map(|value| (name, value.to_string())));
     }
 
     fn text(&self) -> String {
         let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-        self.0.iter().map(|(name, value)| format!("{name:width$}  {}\n", text::line(value))).collect()
+        self.0.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:width$}  {}\n", text::line(value)))
     }
 }
 

@@ -71,12 +71,12 @@ impl Operator {
         Ok(entry(listed, with_secrets, self.clock.now()))
     }
 
-    pub(in crate::auth) fn list(&self, call: List, _: &Actor) -> Result<Listing, OperatorError> {
+    pub(in crate::auth) fn list(&self, List { kind, after, with_secrets }: List, _: &Actor) -> Result<Listing, OperatorError> {
         let now = self.clock.now();
-        let page = self.store.page(call.kind, call.after.as_deref().unwrap_or_default(), PAGE)?;
+        let page = self.store.page(kind, &after.unwrap_or_default(), PAGE)?;
         let last = page.last().filter(|_| page.len() == PAGE);
         let next = last.map(|listed| listed.stored.resource.metadata().name.clone());
-        let entries = page.into_iter().map(|listed| entry(listed, call.with_secrets, now)).collect();
+        let entries = page.into_iter().map(|listed| entry(listed, with_secrets, now)).collect();
         Ok(Listing { entries, next })
     }
 

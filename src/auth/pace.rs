@@ -119,7 +119,7 @@ mod tests {
             Payer::of(&token, kind, instance, from)
         };
         for kind in [JoinKind::First, JoinKind::Recovery] {
-            assert_eq!(of(RecoveryMode::Insecure, kind), [address.clone()]);
+            assert_eq!(of(RecoveryMode::Insecure, kind), std::slice::from_ref(&address));
         }
         assert_eq!(of(RecoveryMode::Insecure, JoinKind::Renewal), [Payer::Instance(instance), address]);
         assert_eq!(of(RecoveryMode::Insecure, JoinKind::Replay), [Payer::Replay("gw".into(), Some(instance))]);

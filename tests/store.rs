@@ -5,6 +5,8 @@
 mod alternating;
 #[path = "store/conforms.rs"]
 mod conforms;
+#[path = "store/two_handles.rs"]
+mod two_handles;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -99,7 +101,7 @@ fn sqlite_conforms_with_two_handles_on_one_file() {
 fn two_handles_whose_clocks_differ_do_not_disturb_each_other() {
     let dir = TempDir::new();
     let first = SqliteStore::create(&dir.database()).unwrap();
-    conforms::every_rule_of_two(&first, &SqliteStore::open(&dir.database()).unwrap());
+    two_handles::every_rule_of_two(&first, &SqliteStore::open(&dir.database()).unwrap());
 }
 
 /// The file has rows in every table: nothing of them is lost.

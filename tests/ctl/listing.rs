@@ -20,7 +20,7 @@ fn a_list_longer_than_a_page_is_whole_and_in_order_in_every_format() {
     let shown: Vec<_> = json.as_array().unwrap().iter().map(|token| token["metadata"]["name"].as_str().unwrap()).collect();
     assert_eq!(shown, names);
     let again = apply(&server, &server.ctl(&["get", "token", "--format", "yaml"]));
-    let unchanged: String = names.iter().map(|name| format!("token/{name} unchanged\n")).collect();
+    let unchanged = names.iter().fold(String::new(), |text, name| text + "token/" + name + " unchanged\n");
     assert_eq!(String::from_utf8_lossy(&again.stdout), unchanged);
 }
 

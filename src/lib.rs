@@ -1,33 +1,35 @@
 //! boundkey: device identity that lives in the device's own key, and comes back by itself.
 //!
-//! # Where to start reading
-//! - [`join`]: the protocol, without I/O. [`join::server::decision`] is the heart.
-//! - `state`: what the device remembers, in a file that survives a power cut at any byte.
-//! - `agent`: the device program. `agent::join` is one join from end to end.
-//! - `auth`: the server program. `auth::joins` is the same join from the other side.
-//! - `api`: what `ctl` and `auth` say to each other, data alone.
-//! - `ctl`: the operator's program.
-//! - `boundkey_hal`: the `KeyStore` trait and its backends.
+//! This package has the programs and the tests of them as they run. The code is in crates of their own, one a room of `src`:
+//!
+//! | crate | what it has | stands on |
+//! | --- | --- | --- |
+//! | [`hal`] | the `KeyStore` trait and its backends | |
+//! | [`platform`] | time, randomness, log, texts | |
+//! | [`credential`] | keys in the shapes that certificates ask for | hal |
+//! | [`join`] | the protocol, without I/O. [`join::server::decision`] is the heart. | hal, platform, credential |
+//! | [`keystore`] | from a configuration to a backend of hal | hal, platform |
+//! | `state` | what the device remembers, in a file that survives a power cut at any byte | hal, join |
+//! | `agent` | the device program. `agent::join` is one join from end to end. | all above |
+//! | `api` | what `ctl` and `auth` say to each other, data alone | join, platform |
+//! | `auth` | the server program. `auth::joins` is the same join from the other side. | all above but state and agent |
+//! | `ctl` | the operator's program | api, join, platform |
 //!
 //! Time, randomness, transport and storage are handed in from `main`, so that tests run the real code on simulated ones.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "agent")]
-pub mod agent;
+pub use boundkey_agent as agent;
 #[cfg(feature = "auth")]
-pub mod api;
+pub use boundkey_api as api;
 #[cfg(feature = "auth")]
-pub mod auth;
-pub mod certify;
+pub use boundkey_auth as auth;
+pub use boundkey_credential as credential;
 #[cfg(feature = "auth")]
-pub mod ctl;
-pub mod join;
-pub mod keystore;
-pub mod logging;
-pub mod pem;
-pub mod refusal;
-pub mod ssh;
+pub use boundkey_ctl as ctl;
+pub use boundkey_hal as hal;
+pub use boundkey_join as join;
+pub use boundkey_keystore as keystore;
+pub use boundkey_platform as platform;
 #[cfg(feature = "agent")]
-pub mod state;
-pub mod text;
-pub mod time;
+pub use boundkey_state as state;

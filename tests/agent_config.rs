@@ -9,7 +9,7 @@ use std::time::Duration;
 use boundkey::agent::config::{
     Account, Config, ConfigError, ConfigWarning, Keystore, Mode, Reload, SecretSource, TokenSource, Trust,
 };
-use boundkey::logging::{Format, Level};
+use boundkey::platform::logging::{Format, Level};
 use log::LevelFilter;
 
 const PIN: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";

@@ -8,7 +8,7 @@ use boundkey::agent::tls::{Presented, Roots};
 use boundkey::agent::transport::{Transport, TransportError};
 use boundkey::join::message::CRL_LIFETIME;
 use boundkey::join::trust::{CaCertificate, pin_text};
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod, KeyPair,
     RevocationReason, RevokedCertParams, SerialNumber,

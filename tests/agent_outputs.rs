@@ -18,7 +18,7 @@ use boundkey::agent::config::{Account, Destination, Form, KeyPlace, Mode, Output
 use boundkey::agent::outputs::{self, Fault, Fresh, Reloads, Requested};
 use boundkey::join::message::{IssuedCertificate, JoinAnswer, JoinKind, Recoveries, RecoveryMode};
 use boundkey::join::{Id, Step, Thumbprint, base64url};
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, PublicKeyData, SignatureAlgorithm};

@@ -24,7 +24,7 @@ mod proxy;
 mod storage;
 mod support;
 
-use boundkey::pem;
+use boundkey::platform::pem;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData as _};
 
 /// Key and certificates, PEM, of a server of this name that somebody else's CA made; and the pin of that CA.

@@ -5,8 +5,8 @@ mod support;
 
 use std::process::Command;
 
+use boundkey::platform::time::{Clock as _, System};
 use boundkey::state::{DirStorage, StateFile};
-use boundkey::time::{Clock as _, System};
 use support::wall_clock::{WallClock, YEAR};
 use support::{Device, Running, Server, run, success, tool, wait_for};
 

@@ -71,7 +71,7 @@ fn it_renews_at_its_interval_and_status_tells_when() {
 /// When the last event of this name was.
 fn time_of(server: &Server, name: &str) -> Duration {
     let event = server.audit().into_iter().rfind(|e| e["event"] == name).expect("an event");
-    let time: boundkey::time::Timestamp = event["time"].as_str().unwrap().parse().unwrap();
+    let time: boundkey::platform::time::Timestamp = event["time"].as_str().unwrap().parse().unwrap();
     Duration::from_millis(time.millis())
 }
 
@@ -200,7 +200,7 @@ fn a_short_certificate_is_renewed_in_time() {
     let daemon = device.daemon();
     wait_for("two renewals", || count(&server, "gw", "join.renewal") >= 2);
     let status = device.status();
-    let time = |text: &Value| text.as_str().expect("a time").parse::<boundkey::time::Timestamp>().expect("a time");
+    let time = |text: &Value| text.as_str().expect("a time").parse::<boundkey::platform::time::Timestamp>().expect("a time");
     let (next, ends) = (time(&status["next_renewal"]), time(&status["certificate"]["not_after"]));
     assert!(next.plus(Duration::from_secs(1)) <= ends, "a third of its life is left: {status}");
     end(daemon, Signal::SIGTERM, &device);

@@ -217,3 +217,11 @@ fn every_event_and_every_type_of_error_is_told() {
     words.extend(["keystore", "reload", "storage"]);
     all_in(SCRIPTING, &words, "last_error.type");
 }
+
+/// The agent that the tests start is the agent that ships: nothing of the server is linked into it.
+#[test]
+fn the_agent_has_no_code_of_the_server() {
+    let has_sqlite = |program: &str| std::fs::read(program).expect(program).windows(8).any(|name| name == b"sqlite3_");
+    assert!(has_sqlite(env!("CARGO_BIN_EXE_boundkey-auth")));
+    assert!(!has_sqlite(env!("CARGO_BIN_EXE_boundkey")));
+}

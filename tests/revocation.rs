@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use boundkey::time::{Clock as _, System};
+use boundkey::platform::time::{Clock as _, System};
 use support::proxy::Proxy;
 use support::wall_clock::WallClock;
 use support::{Device, Server, success, tool, wait_for};

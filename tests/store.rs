@@ -17,7 +17,7 @@ use std::time::Duration;
 use boundkey::api::event::{Event, EventFilter, EventKind};
 use boundkey::api::resource::{Bot, BotSpec, Kind, LockTarget, Metadata, Resource, ResourceId};
 use boundkey::auth::store::{Change, Commit, Form, SqliteStore, Store, StoreError};
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 
 /// Path of the database that a child process of a test writes to.
 const CHILD_DATABASE: &str = "BOUNDKEY_TEST_DATABASE";

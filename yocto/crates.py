@@ -30,7 +30,7 @@ def crates():
 
 def faults():
     """What of the layer does not fit the workspace."""
-    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
+    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]
     recipe = RECIPES / f"boundkey_{package['version']}.bb"
     recipes = list(RECIPES.glob("*.bb"))
     if recipes != [recipe]:

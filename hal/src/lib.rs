@@ -26,6 +26,7 @@
 //! - Run the conformance suite in `tests/conformance/` on the new backend.
 #![no_std]
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 #![allow(clippy::result_large_err)] // an error holds its text inline: there may be no allocator to box it with
 
 #[cfg(feature = "verify")]

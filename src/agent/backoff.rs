@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::time::{NoRandomness, Random};
+use boundkey_platform::time::{NoRandomness, Random};
 
 /// Counts failures in a row.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ fn fraction(random: &dyn Random) -> Result<Fraction, NoRandomness> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::System;
+    use boundkey_platform::time::System;
 
     #[test]
     fn grows_to_its_cap_and_never_beyond() {

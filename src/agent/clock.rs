@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::time::{Clock, Timestamp, build_time};
+use boundkey_platform::time::{Clock, Timestamp, build_time};
 
 /// Device time.
 pub struct DeviceClock {

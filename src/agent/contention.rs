@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::error::AgentError;
 use super::transport::TransportError;
-use crate::join::{Problem, ProblemType};
-use crate::time::{NoRandomness, Random};
+use boundkey_join::{Problem, ProblemType};
+use boundkey_platform::time::{NoRandomness, Random};
 
 /// Longest time for which a contention is no failure. A server that lets one token join every 5 seconds has then let in 60 hosts, beside its first burst.
 const LONGEST_CONTENTION: Duration = Duration::from_secs(300);
@@ -69,7 +69,7 @@ pub fn requested_wait(e: &AgentError) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::System;
+    use boundkey_platform::time::System;
 
     fn refused(kind: ProblemType, retry_after: Option<u64>) -> AgentError {
         TransportError::Refused(Problem { retry_after, ..Problem::from(kind) }).into()

@@ -10,9 +10,9 @@ use boundkey_hal::der::{
 };
 
 use super::transport::{Transport, TransportError};
-use crate::join::ProblemType;
-use crate::join::message::{CRL_LIFETIME, CRL_PATH, CRL_TYPE, MAX_CRL};
-use crate::join::trust::{CaCertificate, PIN, Pin, pin_text};
+use boundkey_join::ProblemType;
+use boundkey_join::message::{CRL_LIFETIME, CRL_PATH, CRL_TYPE, MAX_CRL};
+use boundkey_join::trust::{CaCertificate, PIN, Pin, pin_text};
 
 /// `ecdsa-with-SHA256` (RFC 5758 section 3.2), the contents of an AlgorithmIdentifier.
 const ECDSA_SHA256: &[u8] = b"\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";

@@ -11,8 +11,8 @@ use super::failure_log::FailureLog;
 use super::outputs::{self, Fresh, Reloads};
 use super::report::Reporter;
 use super::transport::Https;
-use crate::join::TrustBundle;
-use crate::time::Random;
+use boundkey_join::TrustBundle;
+use boundkey_platform::time::Random;
 
 /// Longest wait before the next fetch after one that failed.
 const RETRY: Duration = Duration::from_secs(60);

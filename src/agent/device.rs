@@ -12,10 +12,10 @@ use super::config::Keystore;
 use super::error::AgentError;
 use super::recovery_code::RecoveryCodeFault;
 use super::rollback::{self, RollbackGuard};
-use crate::join::device::{KEPT_KEYS, KnownKey, MAX_KEYS, Memory};
-use crate::join::{Id, Thumbprint};
-use crate::keystore;
-use crate::state::{DirStorage, StateFile, Storage};
+use boundkey_join::device::{KEPT_KEYS, KnownKey, MAX_KEYS, Memory};
+use boundkey_join::{Id, Thumbprint};
+use boundkey_keystore as keystore;
+use boundkey_state::{DirStorage, StateFile, Storage};
 
 /// Held by the agent that runs on a storage directory.
 pub(super) const LOCK_FILE: &str = "lock";
@@ -135,7 +135,7 @@ impl Device {
 
     /// Writes down what the device is to remember.
     pub fn remember(&mut self, memory: &Memory) -> Result<(), AgentError> {
-        self.state.store(memory).map_err(|e| AgentError::Storage(crate::state::STATE_FILE.into(), e))
+        self.state.store(memory).map_err(|e| AgentError::Storage(boundkey_state::STATE_FILE.into(), e))
     }
 
     /// Makes the next key, durable in its store, and names it in `memory`, which the caller writes down.

@@ -9,12 +9,12 @@ use super::config::ConfigError;
 use super::outputs::reload::ReloadError;
 use super::recovery_code::RecoveryCodeFault;
 use super::transport::TransportError;
-use crate::join::device::TooManyKeys;
-use crate::join::device::answer::AnswerError;
-use crate::join::device::challenge::GiveUp;
-use crate::join::{Problem, ProblemType, Thumbprint, TrustError};
-use crate::state::LoadError;
-use crate::time::{NoRandomness, Timestamp};
+use boundkey_join::device::TooManyKeys;
+use boundkey_join::device::answer::AnswerError;
+use boundkey_join::device::challenge::GiveUp;
+use boundkey_join::{Problem, ProblemType, Thumbprint, TrustError};
+use boundkey_platform::time::{NoRandomness, Timestamp};
+use boundkey_state::LoadError;
 
 /// [`AgentError::kind`] of what the key store could not do.
 pub const KEYSTORE: &str = "keystore";

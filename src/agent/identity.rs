@@ -9,9 +9,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
 use super::error::AgentError;
-use crate::join::device::Memory;
-use crate::pem;
-use crate::state::Storage;
+use boundkey_join::device::Memory;
+use boundkey_platform::pem;
+use boundkey_state::Storage;
 
 /// Name of the file in the storage.
 pub const IDENTITY_FILE: &str = "identity.pem";

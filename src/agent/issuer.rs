@@ -12,10 +12,10 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::tls::{AFTER_ALL, Roots};
 use super::transport::TransportError;
-use crate::join::TrustBundle;
-use crate::join::identity::{IdentitySubject, InstanceKind};
-use crate::join::message::JoinAnswer;
-use crate::time::Timestamp;
+use boundkey_join::TrustBundle;
+use boundkey_join::identity::{IdentitySubject, InstanceKind};
+use boundkey_join::message::JoinAnswer;
+use boundkey_platform::time::Timestamp;
 
 /// Before the first moment that any certificate of ours names.
 const BEFORE_ALL: UnixTime = UnixTime::since_unix_epoch(Duration::ZERO);

@@ -1,4 +1,4 @@
-//! One join from end to end: the states of [`crate::join::device`] with what must be durable between them.
+//! One join from end to end: the states of [`boundkey_join::device`] with what must be durable between them.
 //!
 //! ```text
 //!  challenge ─▶ new key, attempt ──▶ request ─▶ trust ──▶ identity ──▶ memory ──▶ outputs
@@ -22,13 +22,13 @@ use super::static_key;
 use super::tls::{Presented, Roots};
 use super::transport::{Transport, TransportError};
 use super::trust::DeviceTrust;
-use crate::join::device::Start;
-use crate::join::device::answer::Issued;
-use crate::join::device::request::{Identity, Parts};
-use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
-use crate::join::{Id, MAX_DETAIL, TrustBundle, TrustError, Trusted, base64url};
-use crate::text;
-use crate::time::Random;
+use boundkey_join::device::Start;
+use boundkey_join::device::answer::Issued;
+use boundkey_join::device::request::{Identity, Parts};
+use boundkey_join::message::{CHALLENGE_PATH, ChallengeAnswer, Heartbeat, JOIN_PATH, JoinAnswer};
+use boundkey_join::{Id, MAX_DETAIL, TrustBundle, TrustError, Trusted, base64url};
+use boundkey_platform::text;
+use boundkey_platform::time::Random;
 
 /// What a join needs beside the device.
 pub struct Joiner<'a> {
@@ -153,7 +153,7 @@ impl Joiner<'_> {
         Ok(outputs::prepare(&self.config.outputs, &*device.keys)?)
     }
 
-    fn ask_challenge(&mut self, memory: &crate::join::device::Memory, token: &str) -> Result<ChallengeAnswer, AgentError> {
+    fn ask_challenge(&mut self, memory: &boundkey_join::device::Memory, token: &str) -> Result<ChallengeAnswer, AgentError> {
         let request = Start::new(memory, token).request();
         let body = serde_json::to_vec(&request).map_err(|e| AgentError::Other(e.to_string()))?;
         let challenge: ChallengeAnswer = parse(&self.transport.post(CHALLENGE_PATH, &body)?)?;

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::config::Keystore;
 use super::device::{Device, Pinning};
 use super::error::AgentError;
-use crate::join::SshKey;
+use boundkey_join::SshKey;
 
 /// Larger than any static key; more is not read.
 const MAX_STATIC_KEY: u64 = 64 * 1024;

@@ -14,10 +14,10 @@ use super::config::{Config, ConfigError, Keystore, KeystoreOptions};
 use super::error::AgentError;
 use super::keypair::{self, Place};
 use super::{doctor, hsm, recovery_code, run, status, systemd};
-use crate::keystore;
-use crate::logging::{self, Format, Level};
-use crate::text;
-use crate::time::{Clock, Random, System};
+use boundkey_keystore as keystore;
+use boundkey_platform::logging::{self, Format, Level};
+use boundkey_platform::text;
+use boundkey_platform::time::{Clock, Random, System};
 
 /// Where the configuration is, if nothing else is said.
 const CONFIG: &str = "/etc/boundkey.yaml";

@@ -29,10 +29,10 @@ use super::device::{self, Device};
 use super::error::AgentError;
 use super::join::algorithms;
 use super::run;
-use crate::join::device::{KnownKey, Memory};
-use crate::join::{Id, RecoveryCode};
-use crate::state::{DirStorage, STATE_FILE, StateFile, Storage as _};
-use crate::time::Random;
+use boundkey_join::device::{KnownKey, Memory};
+use boundkey_join::{Id, RecoveryCode};
+use boundkey_platform::time::Random;
+use boundkey_state::{DirStorage, STATE_FILE, StateFile, Storage as _};
 
 /// Asks the agent that runs for a key.
 const REQUEST_FILE: &str = "recovery-code.request";

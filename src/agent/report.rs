@@ -10,9 +10,9 @@ use boundkey_hal::durable;
 use serde::{Deserialize, Serialize};
 
 use super::error::AgentError;
-use crate::join::MAX_DETAIL;
-use crate::text;
-use crate::time::Timestamp;
+use boundkey_join::MAX_DETAIL;
+use boundkey_platform::text;
+use boundkey_platform::time::Timestamp;
 
 const REPORT_FILE: &str = "status.json";
 /// Longest message of an error that is kept, in bytes: what a server said is in it.

@@ -23,7 +23,7 @@
 //! write the file can write another number into it, and then meets the server, which locks out a second holder of the key.
 
 use super::error::AgentError;
-use crate::join::device::Memory;
+use boundkey_join::device::Memory;
 
 /// In a memory: the counter is being made, and what it will stand at is not known yet.
 pub const BEGUN: u64 = 0;
@@ -55,10 +55,10 @@ mod counting {
     use zeroize::Zeroizing;
 
     use super::{AUTH_FILE, AgentError, BEGUN, Memory, RollbackGuard};
-    use crate::agent::config::Keystore;
-    use crate::keystore::tpm;
-    use crate::state::{DirStorage, Storage as _};
-    use crate::time::{Random as _, System};
+    use crate::config::Keystore;
+    use boundkey_keystore::tpm;
+    use boundkey_platform::time::{Random as _, System};
+    use boundkey_state::{DirStorage, Storage as _};
 
     /// Length of the auth value in bytes: what a TPM takes at most.
     const AUTH_LENGTH: usize = 32;

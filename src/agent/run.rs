@@ -27,9 +27,9 @@ use super::tls::{Roots, Trust};
 use super::transport::Https;
 use super::trust::DeviceTrust;
 use super::wait::{self, Waiter, Wake};
-use crate::join::JoinKind;
-use crate::join::message::{IssuedCertificate, JOIN_PATH};
-use crate::time::{Clock, Random, Timestamp};
+use boundkey_join::JoinKind;
+use boundkey_join::message::{IssuedCertificate, JOIN_PATH};
+use boundkey_platform::time::{Clock, Random, Timestamp};
 
 /// Longest backoff while there is no certificate that holds.
 const CAP_WITHOUT_CERTIFICATE: Duration = Duration::from_secs(60);

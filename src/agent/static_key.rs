@@ -12,10 +12,10 @@ use super::config::Config;
 use super::device::Device;
 use super::error::{AgentError, StaticKeyFault};
 use super::transport::TransportError;
-use crate::join::device::challenge::GiveUp;
-use crate::join::message::JoinAnswer;
-use crate::join::{ProblemType, RecoveryMode};
-use crate::state::Storage;
+use boundkey_join::device::challenge::GiveUp;
+use boundkey_join::message::JoinAnswer;
+use boundkey_join::{ProblemType, RecoveryMode};
+use boundkey_state::Storage;
 
 /// Name of the one key.
 const NAME: &str = "static";

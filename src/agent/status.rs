@@ -9,13 +9,13 @@ use super::clock::DeviceClock;
 use super::config::{Config, ConfigError};
 use super::error::AgentError;
 use super::report::{LastError, Reporter};
-use crate::join::device::{KnownKey, Memory};
-use crate::join::message::{Recoveries, RecoveryMode};
-use crate::join::{Id, RecoveryCode, Thumbprint};
-use crate::keystore;
-use crate::state::{DirStorage, StateFile};
-use crate::text;
-use crate::time::{Clock, Timestamp};
+use boundkey_join::device::{KnownKey, Memory};
+use boundkey_join::message::{Recoveries, RecoveryMode};
+use boundkey_join::{Id, RecoveryCode, Thumbprint};
+use boundkey_keystore as keystore;
+use boundkey_platform::text;
+use boundkey_platform::time::{Clock, Timestamp};
+use boundkey_state::{DirStorage, StateFile};
 
 /// What `boundkey status` prints, with a line feed at its end.
 pub fn show(config: &Config, system: std::sync::Arc<dyn Clock>, as_json: bool) -> Result<String, AgentError> {

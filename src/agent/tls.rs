@@ -1,5 +1,5 @@
 //! Trust in the auth endpoint: a CA whose key is pinned, or one given as a file, and the mark of an auth endpoint in the certificate
-//! ([`crate::join::endpoint`]): outputs of devices are certificates of TLS servers under the same CA.
+//! ([`boundkey_join::endpoint`]): outputs of devices are certificates of TLS servers under the same CA.
 //!
 //! Certificates are judged by device time, with two allowances for clocks that are wrong, both only for certificates that the
 //! trusted CA signed:
@@ -27,7 +27,7 @@ use rustls::{
 use sessions::Sessions;
 
 use super::clock::DeviceClock;
-use crate::time::{Clock as _, Random as _, System, Timestamp};
+use boundkey_platform::time::{Clock as _, Random as _, System, Timestamp};
 
 /// The CAs whose certificates an auth endpoint may show.
 #[derive(Clone, Debug)]
@@ -351,5 +351,5 @@ impl ServerCertVerifier for Trust {
     }
 }
 
-#[cfg(all(test, feature = "auth"))]
+#[cfg(test)]
 mod tests;

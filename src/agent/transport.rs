@@ -15,10 +15,10 @@ use ureq::unversioned::transport::{
 use super::error::AgentError;
 use super::proxy;
 use super::tls::{NotAuthEndpoint, PinMismatch, Presented, Roots, Trust};
-use crate::join::message::{CHALLENGE_PATH, MAX_ANSWER, PING_PATH};
-use crate::join::{MAX_DETAIL, PROBLEM_JSON, Problem};
-use crate::text;
-use crate::time::Timestamp;
+use boundkey_join::message::{CHALLENGE_PATH, MAX_ANSWER, PING_PATH};
+use boundkey_join::{MAX_DETAIL, PROBLEM_JSON, Problem};
+use boundkey_platform::text;
+use boundkey_platform::time::Timestamp;
 
 /// Time to connect.
 const CONNECT: Duration = Duration::from_secs(15);

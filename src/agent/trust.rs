@@ -10,9 +10,9 @@ use super::config::Config;
 use super::error::AgentError;
 use super::run::roots;
 use super::tls::Roots;
-use crate::join::trust::{CaCertificate, PIN, Pin, pin_text};
-use crate::join::{TrustBundle, Trusted};
-use crate::state::Storage;
+use boundkey_join::trust::{CaCertificate, PIN, Pin, pin_text};
+use boundkey_join::{TrustBundle, Trusted};
+use boundkey_state::Storage;
 
 /// Name of the file in the storage: the pin, and the bundle, a line each.
 pub const TRUST_FILE: &str = "trust";
@@ -61,7 +61,7 @@ impl DeviceTrust {
     }
 
     /// What the device will trust if it takes these bundles; nothing is stored.
-    pub fn next(&self, texts: &[String]) -> Result<Trusted, crate::join::TrustError> {
+    pub fn next(&self, texts: &[String]) -> Result<Trusted, boundkey_join::TrustError> {
         match &self.trusted {
             Some(trusted) => trusted.follow(texts),
             None => Trusted::begin(&self.pins, texts),

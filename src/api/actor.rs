@@ -12,7 +12,6 @@ use super::resource::{Kind, ResourceId};
 /// The listener that a call came through says who it is; what a call says of itself is never looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[non_exhaustive]
 pub enum Actor {
     /// A user of the machine that the server runs on, by the user id that the kernel reports of the connection.
     Local(u32),

@@ -10,9 +10,9 @@ use super::ca::{Phase, Share, Step, Target};
 use super::event::{EventFilter, EventPage};
 use super::resource::{Kind, LockTarget, Resource, ResourceId};
 use super::view::View;
-use crate::join::RecoveryCode;
-use crate::join::server::record::Exemption;
-use crate::time::Timestamp;
+use boundkey_join::RecoveryCode;
+use boundkey_join::server::record::Exemption;
+use boundkey_platform::time::Timestamp;
 
 /// A call: what is asked, where, what it needs, and what is answered.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {

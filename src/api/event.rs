@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::actor::Actor;
 use super::resource::LockTarget;
-use crate::text;
-use crate::time::Timestamp;
+use boundkey_platform::text;
+use boundkey_platform::time::Timestamp;
 
 /// What an event tells of. The wire names are those that scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

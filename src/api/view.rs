@@ -5,9 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::resource::ResourceId;
-use crate::join::RecoveryMode;
-use crate::join::server::record::Exemption;
-use crate::time::Timestamp;
+use boundkey_join::RecoveryMode;
+use boundkey_join::server::record::Exemption;
+use boundkey_platform::time::Timestamp;
 
 /// The view of a resource. A role has none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::api::actor::{Access, Action, Actor, Object};
+use boundkey_api::actor::{Access, Action, Actor, Object};
 
 /// What an actor is to this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl std::error::Error for Denied {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::resource::{Kind, ResourceId};
+    use boundkey_api::resource::{Kind, ResourceId};
 
     #[test]
     fn root_and_the_servers_own_user_may_do_all_and_any_other_nothing() {

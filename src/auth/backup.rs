@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 use super::ca::CaSet;
 use super::data_dir::{CA, CA_PEM, CHALLENGE_KEY, CLUSTER, DATABASE, DataDir, DataDirError, KEYS, TLS};
 use super::store::SqliteStore;
-use crate::time::Random;
+use boundkey_platform::time::Random;
 
 /// Larger than any file that is copied whole.
 const MAX_COPIED: u64 = 1024 * 1024;

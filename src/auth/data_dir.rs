@@ -25,9 +25,9 @@ use zeroize::Zeroizing;
 
 use super::ca::{self, Authority, CaError, CaSet, Place, ServerIdentity, make_keys};
 use super::store::{SqliteStore, StoreError};
-use crate::api::SOCKET;
-use crate::pem;
-use crate::time::{NoRandomness, Random, Timestamp};
+use boundkey_api::SOCKET;
+use boundkey_platform::pem;
+use boundkey_platform::time::{NoRandomness, Random, Timestamp};
 
 pub(super) const CLUSTER: &str = "cluster.json";
 pub(super) const KEYS: &str = "keys";

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
-use crate::api::resource::Token;
-use crate::join::server::decision::pace;
-use crate::join::{Id, JoinKind, Problem, RecoveryMode};
-use crate::time::Timestamp;
+use boundkey_api::resource::Token;
+use boundkey_join::server::decision::pace;
+use boundkey_join::{Id, JoinKind, Problem, RecoveryMode};
+use boundkey_platform::time::Timestamp;
 
 /// Most paces remembered. Beyond it those that have recovered are forgotten first, and then the others: 10 MB at the most.
 const MAX_PACES: usize = 100_000;
@@ -59,7 +59,7 @@ impl Paces {
     /// Spends one join of `payer`.
     ///
     /// # Errors
-    /// [`crate::join::ProblemType::PaceExceeded`], with the time to wait.
+    /// [`boundkey_join::ProblemType::PaceExceeded`], with the time to wait.
     pub fn spend(&self, payer: Payer, now: Timestamp) -> Result<(), Problem> {
         let mut paces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let burst = match &payer {

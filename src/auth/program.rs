@@ -26,13 +26,13 @@ use super::store::{Form, Store};
 use super::throttle::Throttle;
 use super::upkeep::{self, Upkeep, UpkeepError};
 use super::{descriptors, http, serve, tls};
-use crate::api::VERSION;
-use crate::api::resource::check_name;
-use crate::join::server::challenge::SealingKey;
-use crate::keystore::OPTIONS;
-use crate::logging::{self, Format, Level};
-use crate::refusal::Refusal;
-use crate::time::{Clock as _, System, build_time};
+use boundkey_api::VERSION;
+use boundkey_api::resource::check_name;
+use boundkey_join::server::challenge::SealingKey;
+use boundkey_keystore::OPTIONS;
+use boundkey_platform::logging::{self, Format, Level};
+use boundkey_platform::refusal::Refusal;
+use boundkey_platform::time::{Clock as _, System, build_time};
 
 /// The command line.
 pub fn command() -> Command {

@@ -10,15 +10,15 @@ use axum::body::Bytes;
 
 use super::ca::{Authority, CaError};
 use super::store::{Form, Store, StoreError};
-use crate::join::TrustBundle;
-use crate::join::message::CRL_LIFETIME;
-use crate::time::Timestamp;
+use boundkey_join::TrustBundle;
+use boundkey_join::message::CRL_LIFETIME;
+use boundkey_platform::time::Timestamp;
 
 /// How long what was looked up counts: ends of locks, and deleted tokens, show that much later. New locks show at once.
 pub const FRESH: Duration = Duration::from_secs(5);
 /// An unchanged list is signed anew after this time, so that a client that fetches it has at least 40 minutes.
 const RENEWED: Duration = Duration::from_secs(20 * 60);
-/// Most certificates on a list: as many as fit into [`crate::join::message::MAX_CRL`], at 49 bytes each.
+/// Most certificates on a list: as many as fit into [`boundkey_join::message::MAX_CRL`], at 49 bytes each.
 pub const MAX_ENTRIES: usize = 40_000;
 
 /// A list for each CA, named by its pin; of SSH there is one for all.

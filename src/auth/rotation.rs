@@ -10,12 +10,12 @@ use super::data_dir::{DataDir, DataDirError};
 use super::joins::Joins;
 use super::store::{Commit, StoreError};
 use super::tls::CurrentCertificate;
-use crate::api::actor::Actor;
-use crate::api::ca::{Share, Step, Target};
-use crate::api::call::{CaReport, CaRotated, CaState};
-use crate::api::event::{Event, EventKind};
-use crate::join::trust::pin_text;
-use crate::time::Timestamp;
+use boundkey_api::actor::Actor;
+use boundkey_api::ca::{Share, Step, Target};
+use boundkey_api::call::{CaReport, CaRotated, CaState};
+use boundkey_api::event::{Event, EventKind};
+use boundkey_join::trust::pin_text;
+use boundkey_platform::time::Timestamp;
 
 /// Replaces the cluster's CAs, one step at a time.
 pub struct Rotation {
@@ -77,7 +77,7 @@ impl Rotation {
     /// How the CAs stand, and what devices know of them.
     pub fn report(&self, now: Timestamp) -> Result<CaReport, RotationError> {
         let authority = self.joins.authority.now();
-        let sequence = authority.newest_bundle().map_or(0, crate::join::TrustBundle::sequence);
+        let sequence = authority.newest_bundle().map_or(0, boundkey_join::TrustBundle::sequence);
         let mut cas = Vec::new();
         for ca in &authority.set().cas {
             cas.push(self.state_of(ca, now)?);
@@ -115,7 +115,7 @@ impl Rotation {
             return Err(RotationError::Refused(why.into()));
         }
         let number = set.subject(step).unwrap_or_default();
-        let newest = authority.newest_bundle().map_or(0, crate::join::TrustBundle::sequence);
+        let newest = authority.newest_bundle().map_or(0, boundkey_join::TrustBundle::sequence);
         let share = set.needed_for(step, newest).map(|needed| self.share(needed, now)).transpose()?;
         if let Some(Share { tokens, have }) = share.filter(|share| share.have < share.tokens && !request.yes) {
             return Err(RotationError::Refused(format!(
@@ -132,7 +132,7 @@ impl Rotation {
             self.dir.make_challenge_key(random)?;
         }
         let next = authority.after(step, request.compromised, random, now)?;
-        let sequence = next.newest_bundle().map_or(0, crate::join::TrustBundle::sequence);
+        let sequence = next.newest_bundle().map_or(0, boundkey_join::TrustBundle::sequence);
         let next = next.with_pending_event(event(now, step, number, sequence, share, request, actor));
         self.dir.write_authority(&next)?;
         self.joins.authority.replace(next);

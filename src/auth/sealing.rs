@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::join::server::challenge::SealingKey;
-use crate::time::Timestamp;
+use boundkey_join::server::challenge::SealingKey;
+use boundkey_platform::time::Timestamp;
 
 /// The key as it is now.
 pub struct Sealing(RwLock<Arc<SealingKey>>);

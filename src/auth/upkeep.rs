@@ -11,7 +11,7 @@ use super::joins::Joins;
 use super::operator::Operator;
 use super::rotation::{Rotation, RotationError};
 use super::store::{Commit, StoreError};
-use crate::time::Timestamp;
+use boundkey_platform::time::Timestamp;
 
 /// How often.
 pub const INTERVAL: Duration = Duration::from_secs(60);

@@ -1,6 +1,6 @@
-//! The server's program; see [`boundkey::auth`].
+//! The server's program; see [`boundkey_auth`].
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {
-    boundkey::auth::program::main()
+    boundkey_auth::program::main()
 }

@@ -1,6 +1,6 @@
-//! The device's program; see [`boundkey::agent`].
+//! The device's program; see [`boundkey_agent`].
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {
-    boundkey::agent::program::main()
+    boundkey_agent::program::main()
 }

@@ -1,6 +1,6 @@
-//! The operator's program; see [`boundkey::ctl`].
+//! The operator's program; see [`boundkey_ctl`].
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {
-    boundkey::ctl::main()
+    boundkey_ctl::main()
 }

@@ -4,10 +4,10 @@ use clap::ArgMatches;
 
 use super::client::Client;
 use super::{Failure, print};
-use crate::api::call::Audit;
-use crate::api::event::{Event, EventFilter};
-use crate::text;
-use crate::time::{Clock as _, System, Timestamp};
+use boundkey_api::call::Audit;
+use boundkey_api::event::{Event, EventFilter};
+use boundkey_platform::text;
+use boundkey_platform::time::{Clock as _, System, Timestamp};
 
 /// How long the server may wait for an event, in seconds.
 const WAIT: u64 = 20;

@@ -4,9 +4,9 @@ use clap::ArgMatches;
 
 use super::client::Client;
 use super::{Failure, print, say, table};
-use crate::api::ca::{Phase, Share, Step, Target};
-use crate::api::call::{CaReport, CaRotate, CaRotated, CaState, CaStatus};
-use crate::logging;
+use boundkey_api::ca::{Phase, Share, Step, Target};
+use boundkey_api::call::{CaReport, CaRotate, CaRotated, CaState, CaStatus};
+use boundkey_platform::logging;
 
 /// Runs one of its commands.
 pub(super) fn ca(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {

@@ -7,10 +7,10 @@ use clap::builder::{EnumValueParser, PathBufValueParser};
 use clap::{Arg, ArgAction, ArgGroup, Command, value_parser};
 
 use super::print::Format;
-use crate::api::VERSION;
-use crate::api::resource::{Kind, ResourceId, check_name};
-use crate::join::RecoveryCode;
-use crate::time::{Clock as _, System, Timestamp};
+use boundkey_api::VERSION;
+use boundkey_api::resource::{Kind, ResourceId, check_name};
+use boundkey_join::RecoveryCode;
+use boundkey_platform::time::{Clock as _, System, Timestamp};
 
 /// Where a packaged server keeps its data.
 pub(super) const DATA_DIR: &str = "/var/lib/boundkey-auth";

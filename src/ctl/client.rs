@@ -11,8 +11,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use super::Failure;
-use crate::api::call::Call;
-use crate::join::{Problem, ProblemType};
+use boundkey_api::call::Call;
+use boundkey_join::{Problem, ProblemType};
 
 /// Longest wait for an answer: longer than any wait for events, and than the rotation of a large fleet.
 const TIMEOUT: Duration = Duration::from_secs(300);

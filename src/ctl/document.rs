@@ -9,10 +9,10 @@ use yaml_serde::Deserializer;
 
 use super::Failure;
 use super::print::unprintable;
-use crate::api::resource::{
+use boundkey_api::resource::{
     Bot, BotSpec, Kind, Lock, LockSpec, Metadata, Resource, Role, RoleSpec, Token, TokenSpec, TokenStatus,
 };
-use crate::text;
+use boundkey_platform::text;
 
 /// What is read first of a document.
 #[derive(Deserialize)]
@@ -150,7 +150,7 @@ fn parse<T: DeserializeOwned>(file: &str, document: Deserializer<'_>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::resource::LockTarget;
+    use boundkey_api::resource::LockTarget;
 
     const TWO: &str = "kind: bot\nversion: v1\nmetadata: {name: gw}\n---\n# a comment\n---\nkind: token\nversion: v2\nmetadata:\n  name: gw-1\nspec:\n  roles: [Bot]\n  bot_name: gw\n  join_method: bound_keypair\n  bound_keypair:\n    recovery: {limit: 3}\n";
 
@@ -193,7 +193,7 @@ mod tests {
         let two = [lock("plain"), lock(message)];
         let text = write(&two).unwrap();
         assert!(text.starts_with("kind: lock\n"), "{text}");
-        assert!(text.chars().all(|c| crate::text::is_graphic(c) || c == '\n'), "{text}");
+        assert!(text.chars().all(|c| boundkey_platform::text::is_graphic(c) || c == '\n'), "{text}");
         assert_eq!(read("written", &text).unwrap(), two);
     }
 

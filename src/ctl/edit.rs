@@ -9,10 +9,10 @@ use boundkey_hal::durable;
 
 use super::client::{CallError, Client};
 use super::{Failure, document, say};
-use crate::api::call::{Applied, Entry, Get, Outcome, Replace};
-use crate::api::resource::{Kind, Resource, ResourceId, TokenStatus};
-use crate::join::{Id, ProblemType};
-use crate::time::System;
+use boundkey_api::call::{Applied, Entry, Get, Outcome, Replace};
+use boundkey_api::resource::{Kind, Resource, ResourceId, TokenStatus};
+use boundkey_join::{Id, ProblemType};
+use boundkey_platform::time::System;
 
 /// Times that an edit is sent again while devices change the status beside it.
 const TRIES: u32 = 10;

@@ -6,8 +6,8 @@ use super::cli::Selected;
 use super::client::Client;
 use super::print::{Format, JsonList};
 use super::{Failure, document, table};
-use crate::api::call::{Entry, Get, List};
-use crate::api::resource::ResourceId;
+use boundkey_api::call::{Entry, Get, List};
+use boundkey_api::resource::ResourceId;
 
 pub(super) fn get(client: &Client, matches: &ArgMatches) -> Result<(), Failure> {
     let Some(Selected { kind, name }) = matches.get_one::<Selected>("what") else {

@@ -5,9 +5,9 @@ use clap::builder::PossibleValue;
 use serde::Serialize;
 
 use super::Failure;
-use crate::api::call::Entry;
-use crate::api::resource::Resource;
-use crate::api::view::View;
+use boundkey_api::call::Entry;
+use boundkey_api::resource::Resource;
+use boundkey_api::view::View;
 
 /// How resources are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,13 +1,13 @@
 //! Resources for a person: a table, or one token in full. What follows from a resource is said by the server; here it is put in words.
 
 use super::{Failure, print};
-use crate::api::call::Entry;
-use crate::api::resource::{Instance, Kind, Lock, Resource, Role, Token};
-use crate::api::view::{BotView, Bound, DeviceView, InstanceView, LockView, RecoveriesView, TokenView, View};
-use crate::join::RecoveryMode;
-use crate::join::server::record::Exemption;
-use crate::text;
-use crate::time::Timestamp;
+use boundkey_api::call::Entry;
+use boundkey_api::resource::{Instance, Kind, Lock, Resource, Role, Token};
+use boundkey_api::view::{BotView, Bound, DeviceView, InstanceView, LockView, RecoveriesView, TokenView, View};
+use boundkey_join::RecoveryMode;
+use boundkey_join::server::record::Exemption;
+use boundkey_platform::text;
+use boundkey_platform::time::Timestamp;
 
 /// One resource in words: a token in full, another as a table of one row.
 pub(super) fn one(entry: &Entry) -> Result<String, Failure> {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::time::{NoRandomness, Random};
+use boundkey_platform::time::{NoRandomness, Random};
 
 /// 128 random bits, written as a UUID (RFC 9562 section 4, version bits not set apart).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -71,7 +71,6 @@ impl Header {
 
 /// What is wrong with a JWS that a peer sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum JwsError {
     /// `alg` is not that of the key.
     Algorithm,

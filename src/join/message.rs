@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Id, Jws, SshKey, Step, Thumbprint};
-use crate::time::Timestamp;
+use boundkey_platform::time::Timestamp;
 
 /// Path of the challenge call.
 pub const CHALLENGE_PATH: &str = "/v1/join/challenge";

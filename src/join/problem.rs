@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::text;
+use boundkey_platform::text;
 
 /// Media type of a problem document.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -14,7 +14,6 @@ const PREFIX: &str = "urn:boundkey:problem:";
 
 /// Why a request was refused. The wire form is `urn:boundkey:problem:NAME`, with the names of [`ProblemType::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum ProblemType {
     /// The request is malformed.
     BadRequest,

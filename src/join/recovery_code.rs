@@ -69,7 +69,6 @@ impl fmt::Display for RecoveryCode {
 
 /// Why a text is not a recovery code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum InvalidRecoveryCode {
     /// The check symbol does not fit the others.
     Check,
@@ -148,7 +147,7 @@ impl<'de> Deserialize<'de> for RecoveryCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::base64url;
+    use crate::base64url;
 
     /// Thumbprints that have nothing in common, the same at every run.
     fn thumbprints(count: u32) -> impl Iterator<Item = Thumbprint> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::identity::{IdentitySubject, InstanceKind};
 use super::jws::{Header, Jws, JwsError};
 use super::{Id, Thumbprint};
-use crate::time::Timestamp;
+use boundkey_platform::time::Timestamp;
 
 /// Longest join state, in bytes.
 pub const MAX_JOIN_STATE: usize = 1024;

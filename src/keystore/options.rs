@@ -2,7 +2,10 @@
 
 use std::str::FromStr;
 
-use crate::refusal::{AbsolutePath, Refusal};
+use boundkey_platform::refusal::{AbsolutePath, Refusal};
+
+boundkey_platform::from_fields!(KeystoreOptions => Keystore);
+boundkey_platform::from_text!(KeystoreKind);
 
 /// Where keys live. Kinds that this build has no backend for are refused, never replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,11 +109,11 @@ pub const OPTIONS: [(&str, &str); 9] = [
 ];
 
 /// The fields of `keystore`, or a command line's options of the same names; [`Keystore::try_from`] checks them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "agent", derive(serde::Deserialize), serde(deny_unknown_fields))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KeystoreOptions {
     /// Kind of key store.
-    #[cfg_attr(feature = "agent", serde(rename = "type"))]
+    #[serde(rename = "type")]
     pub kind: Option<KeystoreKind>,
     /// tpm: the way to it, such as `device:/dev/tpmrm0`.
     pub tcti: Option<String>,

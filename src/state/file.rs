@@ -5,7 +5,7 @@ use std::io;
 
 use super::slot::{self, SLOT_SIZE, SlotError};
 use super::storage::Storage;
-use crate::join::device::Memory;
+use boundkey_join::device::Memory;
 
 /// Name of the file in its storage.
 pub const STATE_FILE: &str = "state";
@@ -28,7 +28,6 @@ pub struct StateFile<S> {
 
 /// Why the memory cannot be had. Nothing was written.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum LoadError {
     /// The medium failed.
     Io(io::Error),

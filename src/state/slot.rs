@@ -13,7 +13,7 @@
 
 use ring::digest::{SHA256, digest};
 
-use crate::join::device::Memory;
+use boundkey_join::device::Memory;
 
 /// Size of a slot in bytes.
 pub const SLOT_SIZE: usize = 4096;
@@ -30,7 +30,6 @@ const CHECKSUM: usize = 32;
 
 /// Why a slot is not trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum SlotError {
     /// The checksum does not fit: torn, or flipped bits.
     Checksum,

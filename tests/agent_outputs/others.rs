@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use boundkey::agent::config::Output;
-use boundkey::pem;
+use boundkey::platform::pem;
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, SerialNumber};
 
 use super::{Ca, is_root, mode, output, pair_matches, sets};

@@ -11,7 +11,7 @@ use boundkey::join::device::request::{Identity, Parts};
 use boundkey::join::device::{KnownKey, Memory, Start};
 use boundkey::join::message::{CHALLENGE_PATH, Heartbeat, JOIN_PATH};
 use boundkey::join::{Id, Thumbprint, TrustBundle, base64url};
-use boundkey::time::{System, Timestamp};
+use boundkey::platform::time::{System, Timestamp};
 use boundkey_hal::file::{FileStore, PrivateKey};
 use boundkey_hal::{Algorithm, KeyStore as _};
 
@@ -72,7 +72,7 @@ impl Device {
             self.bundle = Some(TrustBundle::open(text)?.sequence());
         }
         self.memory = issued.memory;
-        self.identity = Some((issued.certificate, PrivateKey::from_pem(&boundkey::pem::private_key(&key.pkcs8))?));
+        self.identity = Some((issued.certificate, PrivateKey::from_pem(&boundkey::platform::pem::private_key(&key.pkcs8))?));
         Ok(())
     }
 }

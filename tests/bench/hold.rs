@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use boundkey::agent::tls::{Presented, Roots};
 use boundkey::agent::transport::{Transport, TransportError};
-use boundkey::time::{Random as _, System, Timestamp};
+use boundkey::platform::time::{Random as _, System, Timestamp};
 use device::{Device, Failure, trust};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;

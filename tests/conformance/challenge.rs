@@ -7,7 +7,7 @@ use boundkey::join::device::challenge::GiveUp;
 use boundkey::join::server::challenge::{Challenge, LIFETIME, SealingKey};
 use boundkey::join::server::view::{Anchor, StepTag};
 use boundkey::join::{Id, JoinKind, Jws, ProblemType, Thumbprint, base64url};
-use boundkey::time::System;
+use boundkey::platform::time::System;
 use boundkey_hal::{Algorithm, PublicKey};
 
 use super::world::{Device, NOW, World};

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use boundkey::join::identity::InstanceKind;
 use boundkey::join::{Id, JoinKind, ProblemType, RecoveryMode};
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 use serde_json::Value;
 
 use super::support::{Device, Server, run, success, tool};

@@ -8,7 +8,7 @@ use boundkey::api::resource::{Kind, Resource, ResourceId};
 use boundkey::auth::operator::Operator;
 use boundkey::auth::store::{Change, Commit, SqliteStore, Store};
 use boundkey::join::{RecoveryCode, SshKey, Thumbprint};
-use boundkey::time::{Clock as _, System, Timestamp};
+use boundkey::platform::time::{Clock as _, System, Timestamp};
 use serde_json::{Value, json};
 
 use super::support::{Server, TempDir, run, run_with_input, success, wait_for};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use boundkey::join::RecoveryMode;
 use boundkey::join::server::record::Recovery;
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 
 use super::explore::Explorer;
 use super::server::{FOR_CODE, OPERATOR, TWO_HOLDERS};

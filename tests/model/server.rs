@@ -14,7 +14,7 @@ use boundkey::join::server::record::{Exemption, Recovery, Spec, Status};
 use boundkey::join::server::request::{Cluster, Opened, ShownCertificate, Verified};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
 use boundkey::join::{Id, JoinKind, ProblemType, RecoveryCode, RecoveryMode, Step, Thumbprint, base64url};
-use boundkey::time::{NoRandomness, Random, Timestamp};
+use boundkey::platform::time::{NoRandomness, Random, Timestamp};
 
 use super::faults::Fault;
 use super::holder::{IDENTITY_KEY, Request, named};

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boundkey::join::device::MAX_KEYS;
+use boundkey::platform::time::{Clock as _, System, Timestamp};
 use boundkey::state::{DirStorage, StateFile};
-use boundkey::time::{Clock as _, System, Timestamp};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -378,7 +378,8 @@ fn a_server_of_an_earlier_build_gets_a_certificate_that_devices_take() {
         params.not_before = System.now().minus(Duration::from_secs(60)).to_system().into();
         params.not_after = System.now().plus(Duration::from_secs(400 * 86_400)).to_system().into();
         let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-        let pem = boundkey::pem::private_key(&key.serialize_der()) + &boundkey::pem::certificate(certificate.der());
+        let pem =
+            boundkey::platform::pem::private_key(&key.serialize_der()) + &boundkey::platform::pem::certificate(certificate.der());
         std::fs::write(data.join("tls.pem"), &pem).expect("write");
         server.run();
         device.join();

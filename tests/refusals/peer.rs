@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use boundkey::join::endpoint::AUTH_ENDPOINT;
-use boundkey::pem;
-use boundkey::time::{Clock as _, System, Timestamp};
+use boundkey::platform::pem;
+use boundkey::platform::time::{Clock as _, System, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair, PublicKeyData as _};
 use serde_json::{Value, json};
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use boundkey::text::is_graphic;
+use boundkey::platform::text::is_graphic;
 use support::proxy::{Proxy, Way};
 use support::{Device, Running};
 

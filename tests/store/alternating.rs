@@ -8,7 +8,7 @@ use boundkey::api::event::{EventFilter, EventPage};
 use boundkey::api::resource::{Kind, Lock, LockTarget, Resource, ResourceId, Token};
 use boundkey::auth::store::{Commit, Form, JoinView, Listed, SqliteStore, Store, StoreError, Stored};
 use boundkey::join::Id;
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 
 /// The two handles.
 pub(super) struct Alternating {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use boundkey::api::event::{Event, EventFilter};
 use boundkey::api::resource::{Kind, LockTarget, ResourceId};
 use boundkey::auth::store::{Commit, Form, Store, StoreError};
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 
 use super::conforms::{issued, lock};
 use super::{at, delete, event, put, token};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use boundkey::time::{Clock as _, System};
+use boundkey::platform::time::{Clock as _, System};
 
 use super::{TempDir, success, tool};
 

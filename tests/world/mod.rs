@@ -18,7 +18,7 @@ use boundkey::join::server::record::{Exemption, Spec, Status};
 use boundkey::join::server::request::{Cluster, Opened, ShownCertificate};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
 use boundkey::join::{Id, Jws, Problem, RecoveryCode, RecoveryMode, Thumbprint, base64url};
-use boundkey::time::{System, Timestamp};
+use boundkey::platform::time::{System, Timestamp};
 use boundkey_hal::file::PrivateKey;
 use boundkey_hal::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKey, Signature};
 

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::path::Path;
 
-pub use crate::refusal::Refusal;
+pub use boundkey_platform::refusal::Refusal;
 
 /// A configuration that cannot be used: shown as one line, with [`ConfigError::advice`] as the second.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,6 @@ mod onboarding;
 mod output;
 mod value;
 mod warning;
-mod yaml;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -18,17 +17,17 @@ use std::time::Duration;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-pub use crate::keystore::{Keystore, KeystoreKind, KeystoreOptions};
+pub use boundkey_keystore::{Keystore, KeystoreKind, KeystoreOptions};
 pub use error::{ConfigError, Refusal};
 pub use onboarding::{Onboarding, SecretSource, TokenSource};
 pub use output::{Account, Destination, Form, KeyPlace, Lifetime, Output, Reload};
 pub use value::{AuthServer, CaPin, DEFAULT_PORT, Mode, Secret};
 pub use warning::{ConfigWarning, SecretKind};
 
-use crate::logging::{Format, Level};
+use boundkey_platform::logging::{Format, Level};
+use boundkey_platform::{from_fields, from_text};
 use output::{DestinationType, Outputs};
 use value::{AbsolutePath, Span, Version};
-use yaml::{from_fields, from_text};
 
 /// Where the configuration is unless a command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/boundkey.yaml";
@@ -47,8 +46,8 @@ const STATIC_KEY_VARIABLE: &str = "BOUNDKEY_STATIC_KEY";
 /// Largest file read here, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
-from_fields!(Fields => FileContent, KeystoreOptions => Keystore, LogFields => LogConfig, StorageFields => Storage);
-from_text!(Format, KeystoreKind, Level, RollbackProtection);
+from_fields!(Fields => FileContent, LogFields => LogConfig, StorageFields => Storage);
+from_text!(RollbackProtection);
 
 /// A configuration that was read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Refusal};
 use super::value::{AbsolutePath, Secret};
-use super::yaml::{from_fields, from_text};
 use super::{STATIC_KEY_VARIABLE, read_text};
+use boundkey_platform::{from_fields, from_text};
 
 from_fields!(Fields => Onboarding, BoundKeypairFields => BoundKeypair);
 from_text!(JoinMethod, TokenSource);

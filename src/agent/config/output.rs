@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::error::Refusal;
 use super::value::{AbsolutePath, DnsName, Mode, Span, UriName};
-use super::yaml::{from_fields, from_list, from_text};
-use crate::join::message::MAX_OUTPUTS;
+use boundkey_join::message::MAX_OUTPUTS;
+use boundkey_platform::{from_fields, from_list, from_text};
 
 from_fields!(DestinationFields => Destination, OutputFields => Output, ReloadFields => Reload);
 from_list!(Output => Outputs);

@@ -7,13 +7,13 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::error::Refusal;
-use super::yaml::from_text;
-pub(super) use crate::refusal::AbsolutePath;
+use boundkey_platform::from_text;
+pub(super) use boundkey_platform::refusal::AbsolutePath;
 
 /// Port of an auth endpoint whose address names none.
 pub const DEFAULT_PORT: u16 = 3025;
 
-from_text!(AbsolutePath, AuthServer, CaPin, DnsName, Mode, Secret, Span, UriName, Version);
+from_text!(AuthServer, CaPin, DnsName, Mode, Secret, Span, UriName, Version);
 
 /// The auth endpoint: host name or address, and port.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::Report;
-use crate::agent::clock::DeviceClock;
-use crate::time::Timestamp;
+use crate::clock::DeviceClock;
+use boundkey_platform::time::Timestamp;
 
 /// A difference that a slow answer cannot explain.
 const TOLERANCE: Duration = Duration::from_secs(60);

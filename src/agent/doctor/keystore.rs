@@ -4,13 +4,13 @@ use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore};
 use nix::unistd::{AccessFlags, access};
 
 use super::Report;
-use crate::agent::config::Config;
+use crate::config::Config;
 #[cfg(feature = "tpm")]
-use crate::agent::config::Keystore;
-use crate::agent::error::AgentError;
-use crate::join::Thumbprint;
-use crate::join::device::{KnownKey, Memory};
-use crate::keystore;
+use crate::config::Keystore;
+use crate::error::AgentError;
+use boundkey_join::Thumbprint;
+use boundkey_join::device::{KnownKey, Memory};
+use boundkey_keystore as keystore;
 
 const CHECK: &str = "key store";
 /// Name of the throw-away key. One that a broken-off try left behind is replaced, so there is never more than one.
@@ -82,7 +82,7 @@ fn open(config: &Config, memory: Option<&Memory>) -> Result<Box<dyn KeyStore>, K
 /// Keys of outputs that went from the configuration.
 #[cfg(any(feature = "pkcs11", feature = "tpm"))]
 fn left_over(report: &mut Report, config: &Config, store: &dyn KeyStore) {
-    match crate::agent::outputs::stored::left_over(store, &config.outputs) {
+    match crate::outputs::stored::left_over(store, &config.outputs) {
         Err(e) => fail(report, CHECK, "", e),
         Ok(found) => {
             for id in found {
@@ -117,7 +117,7 @@ fn lockout(report: &mut Report, config: &Config) {
 
 #[cfg(feature = "tpm")]
 fn rollback(report: &mut Report, config: &Config, memory: Option<&Memory>) {
-    use crate::agent::rollback::RollbackGuard;
+    use crate::rollback::RollbackGuard;
     let Some(memory) = memory.filter(|_| config.rollback_protection) else { return };
     let guard = RollbackGuard::new(&config.keystore, &config.storage, memory);
     match guard.and_then(|guard| guard.check(memory).map(|()| guard.is_open(memory))) {

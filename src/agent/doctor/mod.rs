@@ -17,8 +17,8 @@ use boundkey_hal::Algorithm;
 
 use super::clock::DeviceClock;
 use super::config::{Config, ConfigError, SecretSource};
-use crate::join::SshKey;
-use crate::time::{Clock, Timestamp};
+use boundkey_join::SshKey;
+use boundkey_platform::time::{Clock, Timestamp};
 
 pub use report::Report;
 

@@ -6,8 +6,8 @@ use boundkey_hal::dir::{Dir, Exposed};
 use nix::unistd::{AccessFlags, Group, User, access};
 
 use super::Report;
-use crate::agent::config::{Account, Config, Destination, Output, Reload};
-use crate::agent::outputs::command;
+use crate::config::{Account, Config, Destination, Output, Reload};
+use crate::outputs::command;
 
 pub fn check(report: &mut Report, config: &Config) {
     for output in &config.outputs {

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use boundkey_hal::Algorithm;
 
 use super::Report;
-use crate::agent::clock::DeviceClock;
-use crate::agent::config::Config;
-use crate::agent::error::AgentError;
-use crate::agent::tls::{Presented, Trust};
-use crate::agent::transport::{Https, JSON, Transport as _, TransportError};
-use crate::agent::trust::DeviceTrust;
-use crate::join::device::Memory;
-use crate::join::message::{MAX_ANSWER, PING_PATH, Ping};
-use crate::state::{DirStorage, Storage};
-use crate::time::Clock as _;
+use crate::clock::DeviceClock;
+use crate::config::Config;
+use crate::error::AgentError;
+use crate::tls::{Presented, Trust};
+use crate::transport::{Https, JSON, Transport as _, TransportError};
+use crate::trust::DeviceTrust;
+use boundkey_join::device::Memory;
+use boundkey_join::message::{MAX_ANSWER, PING_PATH, Ping};
+use boundkey_platform::time::Clock as _;
+use boundkey_state::{DirStorage, Storage};
 
 const CHECK: &str = "server";
 

@@ -9,16 +9,16 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 
 use super::Report;
-use crate::agent::clock::DeviceClock;
-use crate::agent::config::Config;
-use crate::agent::device::holder;
-use crate::agent::error::AgentError;
-use crate::agent::identity::StoredIdentity;
-use crate::agent::recovery_code::command;
-use crate::agent::report::Reporter;
-use crate::join::device::Memory;
-use crate::state::{DirStorage, StateFile};
-use crate::time::Clock;
+use crate::clock::DeviceClock;
+use crate::config::Config;
+use crate::device::holder;
+use crate::error::AgentError;
+use crate::identity::StoredIdentity;
+use crate::recovery_code::command;
+use crate::report::Reporter;
+use boundkey_join::device::Memory;
+use boundkey_platform::time::Clock;
+use boundkey_state::{DirStorage, StateFile};
 
 const CHECK: &str = "storage";
 /// What one renewal may need at worst: two slots, the identity with its bundle, a key, each beside its old version.
@@ -115,7 +115,7 @@ fn space(report: &mut Report, dir: &Path) {
     }
 }
 
-fn identity(report: &mut Report, dir: &Path, memory: &Memory, now: crate::time::Timestamp) {
+fn identity(report: &mut Report, dir: &Path, memory: &Memory, now: boundkey_platform::time::Timestamp) {
     const CHECK: &str = "identity";
     let rejoin = "nothing to do while recoveries are left: the next join is one";
     let known = match StoredIdentity::load(&DirStorage::open(dir)) {

@@ -3,12 +3,12 @@
 //! Asks for a challenge, which writes nothing on either side. Locks, limits and a secret that is wrong show in a join alone.
 
 use super::Report;
-use crate::agent::config::{Config, SecretSource};
-use crate::agent::error::AgentError;
-use crate::agent::join::parse;
-use crate::agent::transport::{Https, Transport as _};
-use crate::join::device::{Memory, Start};
-use crate::join::message::{CHALLENGE_PATH, ChallengeAnswer};
+use crate::config::{Config, SecretSource};
+use crate::error::AgentError;
+use crate::join::parse;
+use crate::transport::{Https, Transport as _};
+use boundkey_join::device::{Memory, Start};
+use boundkey_join::message::{CHALLENGE_PATH, ChallengeAnswer};
 
 const CHECK: &str = "token";
 

@@ -6,9 +6,9 @@ use boundkey_hal::pkcs11::{Config, PinSource};
 use clap::builder::PathBufValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::agent::config::{ConfigError, Keystore, KeystoreOptions};
-use crate::agent::error::AgentError;
-use crate::keystore::PIN_VARIABLE;
+use crate::config::{ConfigError, Keystore, KeystoreOptions};
+use crate::error::AgentError;
+use boundkey_keystore::PIN_VARIABLE;
 
 /// Variable with the security officer's PIN.
 const SO_PIN_VARIABLE: &str = "BOUNDKEY_SO_PIN";

@@ -9,10 +9,10 @@ use clap::ArgMatches;
 
 use super::item::{Deleted, Item, PinState, Token, TokenState};
 use super::options;
-use crate::agent::config::ConfigError;
-use crate::agent::doctor::hardware;
-use crate::agent::error::AgentError;
-use crate::join::SshKey;
+use crate::config::ConfigError;
+use crate::doctor::hardware;
+use crate::error::AgentError;
+use boundkey_join::SshKey;
 
 /// Runs a step; returns what goes to stdout.
 pub(super) fn run(matches: &ArgMatches) -> Result<String, AgentError> {

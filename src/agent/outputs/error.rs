@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use boundkey_hal::ErrorKind as KeyErrorKind;
 use boundkey_hal::dir::Exposed;
 
-use crate::agent::config::Output;
-use crate::agent::error::AgentError;
+use crate::config::Output;
+use crate::error::AgentError;
 
 /// An output that was not written. The set of files that was there before still is.
 #[derive(Debug)]

@@ -31,11 +31,11 @@ use super::clock::since_boot;
 use super::config::{Form, KeyPlace, Output};
 use super::crl;
 use super::error::AgentError;
-use crate::certify::Signer;
-use crate::join::message::{IssuedCertificate, JoinAnswer, MAX_CRL, OutputRequest};
-use crate::join::trust::MAX_ROOTS;
-use crate::join::{SshKey, base64url};
-use crate::pem;
+use boundkey_credential::certify::Signer;
+use boundkey_join::message::{IssuedCertificate, JoinAnswer, MAX_CRL, OutputRequest};
+use boundkey_join::trust::MAX_ROOTS;
+use boundkey_join::{SshKey, base64url};
+use boundkey_platform::pem;
 
 pub use error::{Fault, OutputError};
 pub use reload::Reloads;

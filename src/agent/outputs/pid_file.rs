@@ -26,8 +26,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid as RawPid, PidfdFlags, Signal as RawSignal, pidfd_open, pidfd_send_signal};
 
 use super::reload::ReloadFault;
-use crate::agent::clock::since_boot;
-use crate::time::{Clock as _, System};
+use crate::clock::since_boot;
+use boundkey_platform::time::{Clock as _, System};
 
 /// More than a process id and its line feed.
 const MAX_PID_FILE: u64 = 64;

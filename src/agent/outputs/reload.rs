@@ -19,8 +19,8 @@ use nix::unistd::Pid;
 
 use super::command;
 use super::pid_file::{self, Moment};
-use crate::agent::config::{Output, Reload};
-use crate::agent::error::AgentError;
+use crate::config::{Output, Reload};
+use crate::error::AgentError;
 
 /// How long a command may take before it is killed.
 pub const TIME_LIMIT: Duration = Duration::from_secs(30);

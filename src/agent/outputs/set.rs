@@ -29,7 +29,7 @@ use boundkey_hal::dir::{self, Access, Dir};
 use nix::unistd::{Group, User};
 
 use super::error::{Fault, at};
-use crate::agent::config::{Account, Destination};
+use crate::config::{Account, Destination};
 
 const CURRENT: &str = "..current";
 const NEXT: &str = "..current.new";

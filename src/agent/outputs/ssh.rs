@@ -2,9 +2,9 @@
 
 use boundkey_hal::{Algorithm, PublicKey};
 
-use crate::join::SshKey;
-use crate::join::message::SshHostRequest;
-use crate::ssh;
+use boundkey_credential::ssh;
+use boundkey_join::SshKey;
+use boundkey_join::message::SshHostRequest;
 
 /// The name of the private key's file; those beside it begin with it.
 pub(super) const KEY: &str = "ssh_host_ecdsa_key";

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::set::Visibility;
 use super::{KeyFile, request};
-use crate::agent::config::{KeyPlace, Output};
+use crate::config::{KeyPlace, Output};
 
 /// What the names of these keys begin with.
 const PREFIX: &str = "output-";

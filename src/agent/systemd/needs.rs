@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::agent::config::{Config, DEFAULT_STORAGE, Output, Reload, SecretSource, TokenSource, Trust};
+use crate::config::{Config, DEFAULT_STORAGE, Output, Reload, SecretSource, TokenSource, Trust};
 
 /// Where a package's outputs go, so that systemd can make the directory.
 const RUNTIME_DIR: &str = "/run/boundkey";
@@ -100,7 +100,7 @@ fn files(config: &Config) -> Vec<PathBuf> {
 
 #[cfg(feature = "tpm")]
 fn tpm_device(config: &Config) -> Option<PathBuf> {
-    use crate::agent::config::Keystore;
+    use crate::config::Keystore;
 
     match &config.keystore {
         Keystore::Tpm { tcti: None, .. } => Some(TPM.into()),

@@ -4,7 +4,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use crate::text::is_graphic;
+use boundkey_platform::text::is_graphic;
 
 /// Longest status in characters; systemd shows one line.
 const MAX_STATUS: usize = 200;

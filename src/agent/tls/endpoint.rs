@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{CertificateError, Error, OtherError};
 
 use super::NotAuthEndpoint;
-use crate::join::endpoint::AUTH_ENDPOINT;
+use boundkey_join::endpoint::AUTH_ENDPOINT;
 
 /// `id-ce-extKeyUsage` (RFC 5280 section 4.2.1.12).
 const EXTENDED_KEY_USAGE: &[u8] = b"\x55\x1d\x25";

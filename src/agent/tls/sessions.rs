@@ -8,8 +8,8 @@ use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSes
 use rustls::pki_types::ServerName;
 
 use super::Trust;
-use crate::agent::clock::since_boot;
-use crate::time::Clock as _;
+use crate::clock::since_boot;
+use boundkey_platform::time::Clock as _;
 
 /// How long after a handshake in which the certificate was judged its sessions may be resumed.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);

@@ -7,8 +7,8 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 
 use super::*;
-use crate::join::endpoint::AUTH_ENDPOINT;
-use crate::time::Clock;
+use boundkey_join::endpoint::AUTH_ENDPOINT;
+use boundkey_platform::time::Clock;
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
 
@@ -79,7 +79,7 @@ impl Device {
 
 /// Seconds since 1970, so many days after this program was built.
 fn at(days: u64) -> u64 {
-    crate::time::build_time().secs() + days * DAY
+    boundkey_platform::time::build_time().secs() + days * DAY
 }
 
 fn ca(name: &str, issuer: Option<&Ca>) -> Ca {

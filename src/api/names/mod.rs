@@ -15,8 +15,8 @@ pub use pattern::Subject;
 pub use principal::check as check_principal;
 pub use uri::{check as check_uri, host as uri_host};
 
-use crate::api::resource::{Allow, Role};
-use crate::join::message::OutputRequest;
+use crate::resource::{Allow, Role};
+use boundkey_join::message::OutputRequest;
 
 /// Most names of one certificate: each is compared with every pattern.
 const MAX_NAMES: usize = 100;

@@ -3,8 +3,8 @@ use std::net::IpAddr;
 use iri_string::types::UriStr;
 
 use super::*;
-use crate::api::resource::{Metadata, RoleSpec};
-use crate::join::message::SshHostRequest;
+use crate::resource::{Metadata, RoleSpec};
+use boundkey_join::message::SshHostRequest;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
 const SUBJECT: Subject<'_> = Subject { bot: Some("gw"), token: "gw-1", instance: "i" };

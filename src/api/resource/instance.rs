@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Metadata};
-use crate::join::message::Heartbeat;
-use crate::join::server::record::LastStep;
-use crate::join::{Id, JoinKind};
-use crate::text::{cut, is_graphic};
-use crate::time::Timestamp;
+use boundkey_join::message::Heartbeat;
+use boundkey_join::server::record::LastStep;
+use boundkey_join::{Id, JoinKind};
+use boundkey_platform::text::{cut, is_graphic};
+use boundkey_platform::time::Timestamp;
 
 /// Authentications, and heartbeats, kept per instance.
 pub const MAX_KEPT: usize = 10;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Metadata, ResourceId, check_name};
-use crate::time::Timestamp;
+use boundkey_platform::time::Timestamp;
 
 /// A lock, version v2; its name is its id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct Lock {
 }
 
 /// Longest message of a lock, in bytes: devices are told it, and keep it.
-pub const MAX_MESSAGE: usize = crate::join::MAX_DETAIL;
+pub const MAX_MESSAGE: usize = boundkey_join::MAX_DETAIL;
 
 /// `spec` of a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ pub use lock::{Lock, LockSpec, LockTarget};
 pub use role::{Allow, GREATEST_MAX_TTL, LEAST_MAX_TTL, Role, RoleSpec};
 pub use token::{HIDDEN_SECRET, HostSpec, JoinMethod, MIN_SECRET, NODE_ROLE, Token, TokenSpec, TokenStatus};
 
-use crate::time::Timestamp;
+use boundkey_platform::time::Timestamp;
 
 /// What a resource is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

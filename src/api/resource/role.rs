@@ -1,13 +1,13 @@
 //! `role`: which names its bots and hosts may have in certificates, and for how long.
 //!
-//! What patterns of names mean is in [`names`](crate::api::names).
+//! What patterns of names mean is in [`names`](crate::names).
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Metadata;
-use crate::api::names;
+use crate::names;
 
 /// Least `max_ttl`: what is shorter ends before a device has come back for more.
 pub const LEAST_MAX_TTL: Duration = Duration::from_secs(60);

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{LockTarget, Metadata, check_name};
-use crate::join::Id;
-use crate::join::identity::InstanceKind;
-use crate::join::server::record;
+use boundkey_join::Id;
+use boundkey_join::identity::InstanceKind;
+use boundkey_join::server::record;
 
 /// The role of a token that bots join with.
 const BOT_ROLE: &str = "Bot";

@@ -9,9 +9,9 @@ use x509_parser::prelude::*;
 
 use super::issue::ca_params;
 use super::{CaError, SharedKeys, set::KeyNames};
-use crate::certify::Signer;
-use crate::join::trust::{CaCertificate, MAX_BUNDLE, MAX_CHAIN};
-use crate::time::Timestamp;
+use boundkey_credential::certify::Signer;
+use boundkey_join::trust::{CaCertificate, MAX_BUNDLE, MAX_CHAIN};
+use boundkey_platform::time::Timestamp;
 
 /// A PKCS#10 request (RFC 2986) for the certificate of the first CA of `cluster`, DER. Its key has to be there.
 pub(super) fn request(cluster: &str, keys: &SharedKeys) -> Result<Vec<u8>, CaError> {

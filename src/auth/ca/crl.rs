@@ -5,8 +5,8 @@ use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevocationReason, Revo
 use super::issue::{BACKDATE, sign_as};
 use super::set::KeyNames;
 use super::{Authority, Ca, CaError, request};
-use crate::join::message::CRL_LIFETIME;
-use crate::time::Timestamp;
+use boundkey_join::message::CRL_LIFETIME;
+use boundkey_platform::time::Timestamp;
 
 impl Authority {
     /// For each CA that counts, named by its pin, a list of revoked certificates, named by their serial numbers in hexadecimal: DER.

@@ -12,13 +12,13 @@ use rcgen::{
 
 use super::set::KeyNames;
 use super::{Authority, Ca, CaError, CaSet, SharedKeys, Signing, request};
-use crate::api::names::{check_dns_name, check_uri};
-use crate::certify::{Signer, Subject};
-use crate::join::base64url;
-use crate::join::endpoint::AUTH_ENDPOINT;
-use crate::join::identity::IdentitySubject;
-use crate::join::message::IssuedCertificate;
-use crate::time::{NoRandomness, Random, Timestamp};
+use boundkey_api::names::{check_dns_name, check_uri};
+use boundkey_credential::certify::{Signer, Subject};
+use boundkey_join::base64url;
+use boundkey_join::endpoint::AUTH_ENDPOINT;
+use boundkey_join::identity::IdentitySubject;
+use boundkey_join::message::IssuedCertificate;
+use boundkey_platform::time::{NoRandomness, Random, Timestamp};
 
 /// How long before its issue a certificate starts: clocks of peers may be behind.
 pub(super) const BACKDATE: Duration = Duration::from_secs(60);

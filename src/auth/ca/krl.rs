@@ -2,8 +2,8 @@
 
 use super::crl::serial_bytes;
 use super::{Authority, CaError};
-use crate::ssh::put;
-use crate::time::Timestamp;
+use boundkey_credential::ssh::put;
+use boundkey_platform::time::Timestamp;
 
 /// `KRL_MAGIC` and `KRL_FORMAT_VERSION`
 const HEAD: &[u8] = b"SSHKRL\n\0\0\0\0\x01";

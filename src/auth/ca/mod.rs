@@ -20,13 +20,13 @@ pub use place::{Place, advice};
 pub use request::subject_key;
 pub use set::{Ca, CaSet};
 
-use crate::api::event::Event;
-use crate::join::identity::IdentitySubject;
-use crate::join::server::request::ShownCertificate;
-use crate::join::trust::pin_text;
-use crate::join::{Claims, Id, TrustBundle};
-use crate::pem;
-use crate::time::{Random, Timestamp};
+use boundkey_api::event::Event;
+use boundkey_join::identity::IdentitySubject;
+use boundkey_join::server::request::ShownCertificate;
+use boundkey_join::trust::pin_text;
+use boundkey_join::{Claims, Id, TrustBundle};
+use boundkey_platform::pem;
+use boundkey_platform::time::{Random, Timestamp};
 use set::KeyNames;
 
 /// Names of the cluster's keys in the key store.

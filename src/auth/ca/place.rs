@@ -7,9 +7,9 @@ use boundkey_hal::file::LoadedFileStore;
 use boundkey_hal::{Error as KeyError, ErrorKind, KeyStore};
 use serde::{Deserialize, Serialize};
 
-use crate::join::base64url;
-use crate::keystore::{self, Keystore, KeystoreOptions, OPTIONS};
-use crate::refusal::Refusal;
+use boundkey_join::base64url;
+use boundkey_keystore::{self as keystore, Keystore, KeystoreOptions, OPTIONS};
+use boundkey_platform::refusal::Refusal;
 
 /// What `init` was told of the key store, as `cluster.json` keeps it. Neither PIN nor auth value: only where they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,18 +52,18 @@ impl Place {
     }
 
     /// Whether clusters could share it: a token holds keys of everybody who has its PIN, a directory those of one cluster.
-    pub(in crate::auth) fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.r#type == "pkcs11"
     }
 
     /// The same, with the TPM that is there now.
-    pub(in crate::auth) fn identified(&self, dir: &Path) -> Result<Self, KeyError> {
+    pub(crate) fn identified(&self, dir: &Path) -> Result<Self, KeyError> {
         let tpm = keystore::identify(&self.keystore().map_err(unusable)?, dir)?;
         Ok(Self { tpm: tpm.map(base64url::encode), ..self.clone() })
     }
 
     /// Opens the key store; files of keys are in `dir`.
-    pub(in crate::auth) fn open(&self, dir: &Path) -> Result<Box<dyn KeyStore>, KeyError> {
+    pub(crate) fn open(&self, dir: &Path) -> Result<Box<dyn KeyStore>, KeyError> {
         if self.is_files() {
             return Ok(Box::new(LoadedFileStore::new(dir)));
         }

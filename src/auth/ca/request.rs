@@ -7,9 +7,9 @@ use rcgen::{DistinguishedName, DnType, DnValue};
 use x509_parser::asn1_rs::Tag;
 use x509_parser::prelude::*;
 
-use crate::join::base64url;
-use crate::join::endpoint::AUTH_ENDPOINT;
-use crate::time::Timestamp;
+use boundkey_join::base64url;
+use boundkey_join::endpoint::AUTH_ENDPOINT;
+use boundkey_platform::time::Timestamp;
 
 /// The key that a PKCS#10 request (base64url of DER) proves to hold. Its names are not looked at.
 pub fn subject_key(csr: &str) -> Result<PublicKey, String> {

@@ -4,11 +4,11 @@ use boundkey_hal::{KeyId, PublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{CaError, SharedKeys, request};
-use crate::api::ca::Phase;
-use crate::api::event::Event;
-use crate::join::trust::{Contents, Root, pin_text};
-use crate::join::{Jwk, SshKey, TrustBundle, base64url};
-use crate::time::Timestamp;
+use boundkey_api::ca::Phase;
+use boundkey_api::event::Event;
+use boundkey_join::trust::{Contents, Root, pin_text};
+use boundkey_join::{Jwk, SshKey, TrustBundle, base64url};
+use boundkey_platform::time::Timestamp;
 
 /// The layout that this version writes.
 const FORMAT: u32 = 1;

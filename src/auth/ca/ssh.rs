@@ -4,10 +4,10 @@ use boundkey_hal::{Algorithm, PublicKey, Signature};
 
 use super::issue::BACKDATE;
 use super::{Authority, CaError, Issued};
-use crate::api::names::check_principal;
-use crate::join::SshKey;
-use crate::ssh::{certificate_name, key_fields, name, put};
-use crate::time::{NoRandomness, Random, Timestamp};
+use boundkey_api::names::check_principal;
+use boundkey_credential::ssh::{certificate_name, key_fields, name, put};
+use boundkey_join::SshKey;
+use boundkey_platform::time::{NoRandomness, Random, Timestamp};
 
 /// Most names in one certificate.
 const MAX_PRINCIPALS: usize = 64;
@@ -116,8 +116,8 @@ mod tests {
     use boundkey_hal::file::FileStore;
 
     use super::*;
-    use crate::ssh;
-    use crate::time::System;
+    use boundkey_credential::ssh;
+    use boundkey_platform::time::System;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 

@@ -3,8 +3,8 @@
 use super::issue::{cross_certify, self_signed};
 use super::set::{Ca, CaSet, KeyNames};
 use super::{Authority, CaError, SharedKeys};
-use crate::api::ca::{Phase, Step, Target};
-use crate::time::{Random, Timestamp};
+use boundkey_api::ca::{Phase, Step, Target};
+use boundkey_platform::time::{Random, Timestamp};
 
 /// Most CAs of a cluster, retired ones counted; beyond them the oldest retired one is forgotten. A chain from the oldest to the newest is
 /// as long as webpki follows one (its `MAX_SUB_CA_COUNT` is 6).

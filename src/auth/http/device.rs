@@ -14,18 +14,18 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::VERSION;
-use crate::auth::joins::Joins;
-use crate::auth::serve::{Answer, Connection, Kind, Request, Work};
-use crate::join::message::{
+use crate::joins::Joins;
+use crate::serve::{Answer, Connection, Kind, Request, Work};
+use boundkey_api::VERSION;
+use boundkey_join::message::{
     CA_PATH, CHALLENGE_PATH, CRL_PATH, CRL_TYPE, ChallengeRequest, JOIN_PATH, MAX_REQUEST, PING_PATH, Ping, SSH_HOST_CA_PATH,
     SSH_HOST_CRL_PATH,
 };
-use crate::join::server::challenge::algorithms;
-use crate::join::server::request;
-use crate::join::{Jws, PROBLEM_JSON, Problem, ProblemType};
+use boundkey_join::server::challenge::algorithms;
+use boundkey_join::server::request;
+use boundkey_join::{Jws, PROBLEM_JSON, Problem, ProblemType};
 
-/// As long as this server's own memory of the list ([`crate::auth::revocation::FRESH`]).
+/// As long as this server's own memory of the list ([`crate::revocation::FRESH`]).
 const CRL_CACHING: &str = "max-age=5";
 
 /// What the calls work on.
@@ -184,7 +184,7 @@ impl IntoResponse for ProblemResponse {
 }
 
 /// One connection's service: the router, knowing the connection.
-pub(in crate::auth) async fn serve_request(
+pub(crate) async fn serve_request(
     mut router: Router,
     connection: Arc<Connection>,
     request: axum::http::Request<hyper::body::Incoming>,

@@ -17,11 +17,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::api::actor::Actor;
-use crate::auth::authorize::authorize_connection;
-use crate::auth::descriptors;
-use crate::auth::operator::Operator;
-use crate::auth::serve::LogLimiter;
+use crate::authorize::authorize_connection;
+use crate::descriptors;
+use crate::operator::Operator;
+use crate::serve::LogLimiter;
+use boundkey_api::actor::Actor;
 
 /// Most connections of operators at once; more wait. Each may follow the audit log.
 const OPERATORS: usize = 48;

@@ -14,13 +14,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 
-use crate::api::actor::{Access, Actor};
-use crate::api::call::{Audit, Call};
-use crate::api::event::EventPage;
-use crate::auth::authorize::{Denied, authorize, authorize_connection};
-use crate::auth::http::device::ProblemResponse;
-use crate::auth::operator::{Operator, OperatorError};
-use crate::join::{PROBLEM_JSON, Problem, ProblemType};
+use crate::authorize::{Denied, authorize, authorize_connection};
+use crate::http::device::ProblemResponse;
+use crate::operator::{Operator, OperatorError};
+use boundkey_api::actor::{Access, Actor};
+use boundkey_api::call::{Audit, Call};
+use boundkey_api::event::EventPage;
+use boundkey_join::{PROBLEM_JSON, Problem, ProblemType};
 
 /// Longest request: some ten thousand tokens at once.
 const MAX_REQUEST: usize = 64 << 20;

@@ -6,14 +6,14 @@ use boundkey_hal::PublicKey;
 
 use super::outstanding::Outstanding;
 use super::{Joins, failed, no_key, server_name};
-use crate::api::names::{self, Subject, first_forbidden};
-use crate::api::resource::{GREATEST_MAX_TTL, LEAST_MAX_TTL, NODE_ROLE, Token};
-use crate::auth::ca::{self, CaError, Issued, Profile};
-use crate::auth::store::JoinView;
-use crate::join::message::{JoinRequest, MAX_OUTPUTS, OutputRequest, SshHostRequest};
-use crate::join::server::decision::Grant;
-use crate::join::{Claims, Id, JoinKind, Problem, ProblemType};
-use crate::time::Timestamp;
+use crate::ca::{self, CaError, Issued, Profile};
+use crate::store::JoinView;
+use boundkey_api::names::{self, Subject, first_forbidden};
+use boundkey_api::resource::{GREATEST_MAX_TTL, LEAST_MAX_TTL, NODE_ROLE, Token};
+use boundkey_join::message::{JoinRequest, MAX_OUTPUTS, OutputRequest, SshHostRequest};
+use boundkey_join::server::decision::Grant;
+use boundkey_join::{Claims, Id, JoinKind, Problem, ProblemType};
+use boundkey_platform::time::Timestamp;
 
 /// Lifetime of a bot's certificates where none is asked for. A host is then given the longest that it may have.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);

@@ -2,16 +2,16 @@
 
 use std::net::SocketAddr;
 
-use crate::api::event::{Event, EventKind};
-use crate::api::resource::{
+use crate::store::{Change, Commit, Form, IssuedRecord, JoinView};
+use boundkey_api::event::{Event, EventKind};
+use boundkey_api::resource::{
     Authentication, INSTANCE_GRACE, Instance, InstanceSpec, InstanceStatus, Kind, Lock, LockSpec, LockTarget, Metadata, Resource,
     ResourceId,
 };
-use crate::auth::store::{Change, Commit, Form, IssuedRecord, JoinView};
-use crate::join::message::Heartbeat;
-use crate::join::server::effects::{Effects, InstanceRecord, JoinEvent, LockChange, TokenRecord};
-use crate::join::{Id, JoinKind, RecoveryMode};
-use crate::time::Timestamp;
+use boundkey_join::message::Heartbeat;
+use boundkey_join::server::effects::{Effects, InstanceRecord, JoinEvent, LockChange, TokenRecord};
+use boundkey_join::{Id, JoinKind, RecoveryMode};
+use boundkey_platform::time::Timestamp;
 
 /// A join under way: what it is decided on, when, and where it came from.
 #[derive(Clone, Copy)]

@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use crate::join::RecoveryMode;
-use crate::time::Timestamp;
+use boundkey_join::RecoveryMode;
+use boundkey_platform::time::Timestamp;
 
 /// Certificates of one token that have not ended, before the shortest lifetimes are given. A device that renews every 20 minutes with 16
 /// outputs of an hour has 51.

@@ -3,15 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Joins, failed};
-use crate::api::event::{Event, EventKind};
-use crate::api::resource::{Kind, MIN_SECRET, Resource, ResourceId, Token};
-use crate::auth::store::Commit;
-use crate::join::message::JoinAnswer;
-use crate::join::server::request;
-use crate::join::{JoinKind, Jws, Problem, ProblemType};
+use crate::store::Commit;
+use boundkey_api::event::{Event, EventKind};
+use boundkey_api::resource::{Kind, MIN_SECRET, Resource, ResourceId, Token};
+use boundkey_join::message::JoinAnswer;
+use boundkey_join::server::request;
+use boundkey_join::{JoinKind, Jws, Problem, ProblemType};
 
 /// A first join by secret that may go on.
-pub(in crate::auth) struct Registration {
+pub(crate) struct Registration {
     token: String,
     address: IpAddr,
     is_short: bool,
@@ -20,7 +20,7 @@ pub(in crate::auth) struct Registration {
 impl Joins {
     /// Counts a join that proves itself by a registration secret, and refuses it where such joins of its token fail too often. `None` for
     /// every other join. Nothing in `jws` is verified yet: it is asked only whether a secret will be looked at.
-    pub(in crate::auth) fn registration(&self, jws: &Jws, from: SocketAddr) -> Result<Option<Registration>, Problem> {
+    pub(crate) fn registration(&self, jws: &Jws, from: SocketAddr) -> Result<Option<Registration>, Problem> {
         let request = request::peek(jws)?;
         if request.external_account_binding.is_none() {
             return Ok(None);
@@ -44,7 +44,7 @@ impl Joins {
     }
 
     /// Notes how a registration ended.
-    pub(in crate::auth) fn registered(&self, registration: Option<Registration>, answer: &Result<JoinAnswer, Problem>) {
+    pub(crate) fn registered(&self, registration: Option<Registration>, answer: &Result<JoinAnswer, Problem>) {
         let Some(Registration { token, address, is_short }) = registration else { return };
         match answer {
             Ok(answer) if answer.kind == JoinKind::First => {}

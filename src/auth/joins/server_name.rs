@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
-use crate::api::names;
-use crate::join::message::OutputRequest;
+use boundkey_api::names;
+use boundkey_join::message::OutputRequest;
 
 /// The first name in `wanted` that is one of `server_names`. Each has passed [`names::check`]: it is written in one way only, but for the
 /// case of its letters and the forms of an IPv6 address.
@@ -49,7 +49,7 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::message::SshHostRequest;
+    use boundkey_join::message::SshHostRequest;
 
     fn server() -> Vec<String> {
         ["auth.fleet.test", "10.0.0.1", "2001:db8::1", "::ffff:10.0.0.9", "Fleet.test."].map(str::to_owned).into()

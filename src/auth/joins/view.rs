@@ -1,9 +1,9 @@
 //! From resources to what the decision looks at.
 
-use crate::api::resource::{Lock, LockTarget};
-use crate::auth::store::JoinView;
-use crate::join::server::view::{InstanceView, LockInForce, TokenView};
-use crate::time::Timestamp;
+use crate::store::JoinView;
+use boundkey_api::resource::{Lock, LockTarget};
+use boundkey_join::server::view::{InstanceView, LockInForce, TokenView};
+use boundkey_platform::time::Timestamp;
 
 /// The parts of a [`TokenView`] that the store's view has in another form.
 pub(super) struct ViewParts {

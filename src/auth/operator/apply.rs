@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{OperatorError, refused, retry_on_conflict};
 use super::{Operator, event, token};
-use crate::api::actor::Actor;
-use crate::api::call::{Applied, Apply, Outcome, Replace};
-use crate::api::event::EventKind;
-use crate::api::resource::{Resource, ResourceId};
-use crate::auth::store::{Change, Commit, Stored};
-use crate::join::ProblemType;
+use crate::store::{Change, Commit, Stored};
+use boundkey_api::actor::Actor;
+use boundkey_api::call::{Applied, Apply, Outcome, Replace};
+use boundkey_api::event::EventKind;
+use boundkey_api::resource::{Resource, ResourceId};
+use boundkey_join::ProblemType;
 
 impl Operator {
-    pub(in crate::auth) fn apply(&self, Apply { resources }: Apply, actor: &Actor) -> Result<Vec<Applied>, OperatorError> {
+    pub(crate) fn apply(&self, Apply { resources }: Apply, actor: &Actor) -> Result<Vec<Applied>, OperatorError> {
         let (mut ids, mut folded) = (BTreeSet::new(), BTreeMap::<_, u32>::new());
         for resource in &resources {
             check(resource)?;
@@ -41,11 +41,7 @@ impl Operator {
         })
     }
 
-    pub(in crate::auth) fn replace(
-        &self,
-        Replace { resource, revision }: Replace,
-        actor: &Actor,
-    ) -> Result<Applied, OperatorError> {
+    pub(crate) fn replace(&self, Replace { resource, revision }: Replace, actor: &Actor) -> Result<Applied, OperatorError> {
         check(&resource)?;
         let id = resource.id();
         self.check_names(&resource, &BTreeSet::new())?;

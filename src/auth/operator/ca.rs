@@ -2,17 +2,17 @@
 
 use super::Operator;
 use super::error::{OperatorError, refused};
-use crate::api::actor::Actor;
-use crate::api::call::{CaReport, CaRotate, CaRotated, CaStatus};
-use crate::auth::rotation::{Rotation, RotationError, RotationRequest};
-use crate::join::{Problem, ProblemType};
+use crate::rotation::{Rotation, RotationError, RotationRequest};
+use boundkey_api::actor::Actor;
+use boundkey_api::call::{CaReport, CaRotate, CaRotated, CaStatus};
+use boundkey_join::{Problem, ProblemType};
 
 impl Operator {
-    pub(in crate::auth) fn ca_status(&self, _: CaStatus, _: &Actor) -> Result<CaReport, OperatorError> {
+    pub(crate) fn ca_status(&self, _: CaStatus, _: &Actor) -> Result<CaReport, OperatorError> {
         Ok(self.rotation()?.report(self.clock.now())?)
     }
 
-    pub(in crate::auth) fn ca_rotate(&self, call: CaRotate, actor: &Actor) -> Result<CaRotated, OperatorError> {
+    pub(crate) fn ca_rotate(&self, call: CaRotate, actor: &Actor) -> Result<CaRotated, OperatorError> {
         let CaRotate { to: target, cancel, yes, compromised } = call;
         if cancel && target.is_some() {
             return refused(ProblemType::BadRequest, "a CA is withdrawn, or a step is made: not both");

@@ -1,15 +1,15 @@
 //! Why an operator's call was not done.
 
-use crate::auth::store::StoreError;
-use crate::join::{Problem, ProblemType};
-use crate::time::NoRandomness;
+use crate::store::StoreError;
+use boundkey_join::{Problem, ProblemType};
+use boundkey_platform::time::NoRandomness;
 
 /// Times that a change is tried again while joins change what it is about.
 const MAX_TRIES: u32 = 20;
 
 /// A refusal, or what the store said.
 #[derive(Debug)]
-pub(in crate::auth) enum OperatorError {
+pub(crate) enum OperatorError {
     Refused(Problem),
     Store(StoreError),
 }

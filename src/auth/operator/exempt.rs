@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use super::error::{OperatorError, refused, retry_on_conflict};
 use super::{Operator, event};
-use crate::api::actor::Actor;
-use crate::api::call::{CancelExemption, Exempt, Exempted};
-use crate::api::event::{Event, EventKind, MAX_TEXT};
-use crate::api::resource::{Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId, Token};
-use crate::auth::store::{Change, Commit, StoreError, Stored};
-use crate::join::server::record::Exemption;
-use crate::join::{Id, ProblemType, RecoveryMode, Thumbprint};
-use crate::time::Timestamp;
+use crate::store::{Change, Commit, StoreError, Stored};
+use boundkey_api::actor::Actor;
+use boundkey_api::call::{CancelExemption, Exempt, Exempted};
+use boundkey_api::event::{Event, EventKind, MAX_TEXT};
+use boundkey_api::resource::{Kind, Lock, LockSpec, LockTarget, Metadata, Resource, ResourceId, Token};
+use boundkey_join::server::record::Exemption;
+use boundkey_join::{Id, ProblemType, RecoveryMode, Thumbprint};
+use boundkey_platform::time::Timestamp;
 
 impl Operator {
-    pub(in crate::auth) fn exempt(&self, call: Exempt, actor: &Actor) -> Result<Exempted, OperatorError> {
+    pub(crate) fn exempt(&self, call: Exempt, actor: &Actor) -> Result<Exempted, OperatorError> {
         if call.recoveries == 0 || call.seconds == 0 {
             return refused(ProblemType::BadRequest, "an exemption allows at least one recovery, for at least one second");
         }
@@ -85,7 +85,7 @@ impl Operator {
         Ok(())
     }
 
-    pub(in crate::auth) fn cancel_exemption(
+    pub(crate) fn cancel_exemption(
         &self,
         CancelExemption { token: name }: CancelExemption,
         actor: &Actor,

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use super::error::{OperatorError, refused};
 use super::{Operator, event};
-use crate::api::actor::Actor;
-use crate::api::call::PutLock;
-use crate::api::event::EventKind;
-use crate::api::resource::{Kind, Lock, LockSpec, Metadata, Resource, ResourceId};
-use crate::auth::store::{Change, Commit};
-use crate::join::{Id, ProblemType};
+use crate::store::{Change, Commit};
+use boundkey_api::actor::Actor;
+use boundkey_api::call::PutLock;
+use boundkey_api::event::EventKind;
+use boundkey_api::resource::{Kind, Lock, LockSpec, Metadata, Resource, ResourceId};
+use boundkey_join::{Id, ProblemType};
 
 impl Operator {
     /// Locks what exists: a mistyped name has to be told, not taken for a lock that holds.
-    pub(in crate::auth) fn put_lock(
+    pub(crate) fn put_lock(
         &self,
         PutLock { target, message, seconds }: PutLock,
         actor: &Actor,

@@ -16,15 +16,15 @@ use tokio::sync::watch;
 
 use super::rotation::Rotation;
 use super::store::{Change, Commit, Listed, Store, Stored};
-use crate::api::actor::Actor;
-use crate::api::call::{Delete, Deleted, Entry, Get, List, Listing};
-use crate::api::event::{Event, EventFilter, EventKind, EventPage};
-use crate::api::resource::{Kind, LockTarget, Resource, ResourceId};
-use crate::join::{Problem, ProblemType};
-use crate::time::{Clock, Random, Timestamp};
+use boundkey_api::actor::Actor;
+use boundkey_api::call::{Delete, Deleted, Entry, Get, List, Listing};
+use boundkey_api::event::{Event, EventFilter, EventKind, EventPage};
+use boundkey_api::resource::{Kind, LockTarget, Resource, ResourceId};
+use boundkey_join::{Problem, ProblemType};
+use boundkey_platform::time::{Clock, Random, Timestamp};
 use error::retry_on_conflict;
 
-pub(in crate::auth) use error::OperatorError;
+pub(crate) use error::OperatorError;
 
 /// Most resources in one answer.
 const PAGE: usize = 500;
@@ -51,12 +51,12 @@ impl Operator {
     }
 
     /// True from [`Self::stop`] on.
-    pub(in crate::auth) fn stopping(&self) -> watch::Receiver<bool> {
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
     }
 
     /// A page of the events that pass `filter`.
-    pub(in crate::auth) fn events(&self, filter: &EventFilter) -> Result<EventPage, OperatorError> {
+    pub(crate) fn events(&self, filter: &EventFilter) -> Result<EventPage, OperatorError> {
         Ok(self.store.events(filter)?)
     }
 
@@ -66,12 +66,12 @@ impl Operator {
         Self { rotation: Some(rotation), ..self }
     }
 
-    pub(in crate::auth) fn get(&self, Get { id, with_secrets }: Get, _: &Actor) -> Result<Entry, OperatorError> {
+    pub(crate) fn get(&self, Get { id, with_secrets }: Get, _: &Actor) -> Result<Entry, OperatorError> {
         let listed = self.store.listed(&id)?.ok_or_else(|| unknown(&id))?;
         Ok(entry(listed, with_secrets, self.clock.now()))
     }
 
-    pub(in crate::auth) fn list(&self, List { kind, after, with_secrets }: List, _: &Actor) -> Result<Listing, OperatorError> {
+    pub(crate) fn list(&self, List { kind, after, with_secrets }: List, _: &Actor) -> Result<Listing, OperatorError> {
         let now = self.clock.now();
         let page = self.store.page(kind, &after.unwrap_or_default(), PAGE)?;
         let last = page.last().filter(|_| page.len() == PAGE);
@@ -82,7 +82,7 @@ impl Operator {
 
     /// Locks stay, those that the server made too: a token that is made again out of a backup is the one that two held. They go by
     /// `rm lock/ID` or `exempt`, which the audit log tells of.
-    pub(in crate::auth) fn delete(&self, Delete { id }: Delete, actor: &Actor) -> Result<Deleted, OperatorError> {
+    pub(crate) fn delete(&self, Delete { id }: Delete, actor: &Actor) -> Result<Deleted, OperatorError> {
         retry_on_conflict(|| {
             let Stored { resource, revision } = self.stored(&id)?;
             let kind = if id.kind == Kind::Lock { EventKind::LockRemoved } else { EventKind::ResourceDeleted };

@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 
 use super::error::{OperatorError, refused, retry_on_conflict};
 use super::{Operator, event};
-use crate::api::actor::Actor;
-use crate::api::call::{Reset, Rotate, Unbound};
-use crate::api::event::EventKind;
-use crate::api::resource::{HIDDEN_SECRET, Kind, Lock, LockTarget, MIN_SECRET, Resource, ResourceId, Token};
-use crate::auth::store::{Change, Commit, Stored};
-use crate::join::server::record::Status;
-use crate::join::{Id, Problem, ProblemType};
-use crate::time::{Random, Timestamp};
+use crate::store::{Change, Commit, Stored};
+use boundkey_api::actor::Actor;
+use boundkey_api::call::{Reset, Rotate, Unbound};
+use boundkey_api::event::EventKind;
+use boundkey_api::resource::{HIDDEN_SECRET, Kind, Lock, LockTarget, MIN_SECRET, Resource, ResourceId, Token};
+use boundkey_join::server::record::Status;
+use boundkey_join::{Id, Problem, ProblemType};
+use boundkey_platform::time::{Random, Timestamp};
 
 /// Tokens rotated in one commit: many, so that a fleet is quick; not all, so that joins seldom come between.
 const ROTATED_TOGETHER: usize = 64;
@@ -102,7 +102,7 @@ fn random_secret(random: &dyn Random) -> Result<String, OperatorError> {
 }
 
 impl Operator {
-    pub(in crate::auth) fn reset(&self, Reset { token: name }: Reset, actor: &Actor) -> Result<Unbound, OperatorError> {
+    pub(crate) fn reset(&self, Reset { token: name }: Reset, actor: &Actor) -> Result<Unbound, OperatorError> {
         retry_on_conflict(|| {
             let Some(view) = self.store.join_view(&name, None)? else {
                 return refused(ProblemType::NotFound, format!("there is no token/{name}"));
@@ -121,7 +121,7 @@ impl Operator {
         })
     }
 
-    pub(in crate::auth) fn rotate(&self, which: Rotate, actor: &Actor) -> Result<Vec<ResourceId>, OperatorError> {
+    pub(crate) fn rotate(&self, which: Rotate, actor: &Actor) -> Result<Vec<ResourceId>, OperatorError> {
         let names = match which {
             Rotate::Token(name) => {
                 self.token(&name)?;

@@ -1,10 +1,10 @@
-//! Computes what operators see of a resource beside its document ([`crate::api::view`]).
+//! Computes what operators see of a resource beside its document ([`boundkey_api::view`]).
 
-use crate::api::resource::{Instance, Kind, Lock, Resource, ResourceId, Token};
-use crate::api::view::{BotView, Bound, DeviceView, InstanceView, LockInForce, LockView, RecoveriesView, TokenView, View};
-use crate::auth::store::Listed;
-use crate::join::server::record::rotation_due;
-use crate::time::Timestamp;
+use crate::store::Listed;
+use boundkey_api::resource::{Instance, Kind, Lock, Resource, ResourceId, Token};
+use boundkey_api::view::{BotView, Bound, DeviceView, InstanceView, LockInForce, LockView, RecoveriesView, TokenView, View};
+use boundkey_join::server::record::rotation_due;
+use boundkey_platform::time::Timestamp;
 
 /// A device with no more recoveries left than this should get more soon.
 const FEW_RECOVERIES: u32 = 1;

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::connections::{Connection, Phase};
 use super::log_limiter::LogLimiter;
 use super::turns::Turns;
-use crate::join::{Problem, ProblemType};
+use boundkey_join::{Problem, ProblemType};
 
 /// Joins worked on at once. They wait for each other at the key store and at the database, whose commits hold what has gathered.
 const JOINS: usize = 64;

@@ -8,11 +8,11 @@ mod sqlite;
 
 use std::time::Duration;
 
-use crate::api::ca::Share;
-use crate::api::event::{Event, EventFilter, EventPage};
-use crate::api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
-use crate::join::Id;
-use crate::time::Timestamp;
+use boundkey_api::ca::Share;
+use boundkey_api::event::{Event, EventFilter, EventPage};
+use boundkey_api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
+use boundkey_join::Id;
+use boundkey_platform::time::Timestamp;
 
 pub use sqlite::SqliteStore;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::time::Timestamp;
+use boundkey_platform::time::Timestamp;
 
 /// Most budgets remembered. One that is full again is as good as none and makes room.
 const MOST: usize = 4096;

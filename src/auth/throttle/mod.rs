@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::api::event::Event;
-use crate::time::Timestamp;
+use boundkey_api::event::Event;
+use boundkey_platform::time::Timestamp;
 use budget::{Budgets, Rate};
 use registrations::Registrations;
 use unknown::UnknownTokens;
@@ -100,7 +100,7 @@ fn size(event: &Event) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::event::EventKind;
+    use boundkey_api::event::EventKind;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::budget::{Budget, Rate};
-use crate::time::Timestamp;
+use boundkey_platform::time::Timestamp;
 
 /// Tries of one address before it has to pause.
 const AT_ONCE: u32 = 3;

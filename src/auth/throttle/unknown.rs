@@ -1,8 +1,8 @@
 //! Tokens that were named and do not exist: who looks for names leaves a trace, and no more of it than one event a minute.
 
-use crate::api::event::{Event, EventKind};
-use crate::text;
-use crate::time::Timestamp;
+use boundkey_api::event::{Event, EventKind};
+use boundkey_platform::text;
+use boundkey_platform::time::Timestamp;
 
 /// Names told of, and addresses.
 const EXAMPLES: usize = 5;

@@ -2,9 +2,9 @@
 
 use super::memory::{CertificateInfo, KnownKey, Memory};
 use super::request::Prepared;
-use crate::join::message::JoinAnswer;
-use crate::join::{MAX_DETAIL, MAX_JOIN_STATE, Thumbprint, base64url};
-use crate::text;
+use crate::message::JoinAnswer;
+use crate::{MAX_DETAIL, MAX_JOIN_STATE, Thumbprint, base64url};
+use boundkey_platform::text;
 
 /// Most warnings that are taken of an answer, each of at most [`MAX_DETAIL`] bytes.
 const MAX_WARNINGS: usize = 16;
@@ -24,7 +24,6 @@ pub struct Issued {
 
 /// Why an answer that arrived whole cannot be used. Nothing of it may be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum AnswerError {
     /// A certificate that is not base64url.
     Certificate,

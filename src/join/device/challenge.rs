@@ -3,8 +3,8 @@
 use boundkey_hal::Algorithm;
 
 use super::{KnownKey, Memory};
-use crate::join::Thumbprint;
-use crate::join::message::{ChallengeAnswer, ChallengeRequest};
+use crate::Thumbprint;
+use crate::message::{ChallengeAnswer, ChallengeRequest};
 
 /// A device that wants to join.
 #[derive(Debug)]
@@ -26,7 +26,6 @@ pub struct Challenged<'a> {
 
 /// Why a device gives up on a challenge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum GiveUp {
     /// The server asks for proof of a key that this device never had, or has forgotten.
     UnknownKey(Thumbprint),
@@ -40,7 +39,7 @@ impl<'a> Start<'a> {
         Self { memory, token }
     }
 
-    /// What to send to [`crate::join::message::CHALLENGE_PATH`].
+    /// What to send to [`crate::message::CHALLENGE_PATH`].
     pub fn request(&self) -> ChallengeRequest {
         ChallengeRequest { token: self.token.into(), instance: self.memory.step.map(|step| step.instance) }
     }
@@ -106,8 +105,8 @@ mod tests {
     use boundkey_hal::PublicKey;
 
     use super::*;
-    use crate::join::Id;
-    use crate::time::Timestamp;
+    use crate::Id;
+    use boundkey_platform::time::Timestamp;
 
     const LIFE: Id = Id([9; 16]);
 

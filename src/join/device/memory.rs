@@ -3,8 +3,8 @@
 use boundkey_hal::Algorithm;
 use serde::{Deserialize, Serialize};
 
-use crate::join::{Id, Recoveries, RecoveryCode, Step, Thumbprint};
-use crate::time::Timestamp;
+use crate::{Id, Recoveries, RecoveryCode, Step, Thumbprint};
+use boundkey_platform::time::Timestamp;
 
 /// Most keys that stay once the server has confirmed one of them, that one included.
 pub const KEPT_KEYS: usize = 10;

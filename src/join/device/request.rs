@@ -4,9 +4,9 @@ use boundkey_hal::{Algorithm, Error as KeyError, ErrorKind, KeyId, KeyStore, Pub
 
 use super::challenge::Challenged;
 use super::{KnownKey, Memory};
-use crate::join::jws::Header;
-use crate::join::message::{Heartbeat, JoinRequest, OutputRequest, RenewalProof, RotationProof};
-use crate::join::{Id, Jwk, Jws, Thumbprint};
+use crate::jws::Header;
+use crate::message::{Heartbeat, JoinRequest, OutputRequest, RenewalProof, RotationProof};
+use crate::{Id, Jwk, Jws, Thumbprint};
 
 /// What the caller adds to a request.
 pub struct Parts<'a> {
@@ -88,7 +88,7 @@ impl<'a> Challenged<'a> {
 }
 
 impl Prepared<'_> {
-    /// What to send to [`crate::join::message::JOIN_PATH`].
+    /// What to send to [`crate::message::JOIN_PATH`].
     pub fn request(&self) -> &Jws {
         &self.request
     }

@@ -4,9 +4,9 @@ use super::decision::Grant;
 use super::effects::Effects;
 use super::request::Verified;
 use super::view::TokenView;
-use crate::join::message::{IssuedCertificate, JoinAnswer};
-use crate::join::{Claims, Recoveries};
-use crate::time::Timestamp;
+use crate::message::{IssuedCertificate, JoinAnswer};
+use crate::{Claims, Recoveries};
+use boundkey_platform::time::Timestamp;
 
 /// A grant, with everything that was signed for it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,9 +12,9 @@ use ring::hmac;
 
 use super::record::rotation_due;
 use super::view::{Anchor, StepTag, TokenView};
-use crate::join::message::ChallengeAnswer;
-use crate::join::{Id, Problem, ProblemType, Thumbprint, base64url};
-use crate::time::{NoRandomness, Random, Timestamp};
+use crate::message::ChallengeAnswer;
+use crate::{Id, Problem, ProblemType, Thumbprint, base64url};
+use boundkey_platform::time::{NoRandomness, Random, Timestamp};
 
 /// How long a challenge holds.
 pub const LIFETIME: Duration = Duration::from_secs(60);
@@ -138,7 +138,7 @@ fn authenticated(body: &[u8], epoch: Id, token: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::System;
+    use boundkey_platform::time::System;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
     const EPOCH: Id = Id([1; 16]);

@@ -8,9 +8,9 @@ use super::decision::{ExemptionUse, Refusal};
 use super::record::{LastStep, Status};
 use super::request::Verified;
 use super::view::TokenView;
-use crate::join::message::IssuedCertificate;
-use crate::join::{Id, JoinKind, Problem, ProblemType, RecoveryMode, SshKey, Step, Thumbprint};
-use crate::time::Timestamp;
+use crate::message::IssuedCertificate;
+use crate::{Id, JoinKind, Problem, ProblemType, RecoveryMode, SshKey, Step, Thumbprint};
+use boundkey_platform::time::Timestamp;
 
 /// Everything that one join changes on the server.
 #[derive(Clone, Debug, PartialEq, Eq)]

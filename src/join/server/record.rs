@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::join::{Id, Recoveries, RecoveryCode, RecoveryMode, SshKey, Step, Thumbprint};
-use crate::time::Timestamp;
+use crate::{Id, Recoveries, RecoveryCode, RecoveryMode, SshKey, Step, Thumbprint};
+use boundkey_platform::time::Timestamp;
 
 /// Most retired keys remembered.
 pub const MAX_RETIRED: usize = 32;

@@ -6,12 +6,12 @@ use boundkey_hal::PublicKey;
 
 use super::challenge::{Challenge, SealingKey};
 use super::view::TokenView;
-use crate::join::identity::IdentitySubject;
-use crate::join::jws::Header;
-use crate::join::message::{JOIN_PATH, JoinRequest, RenewalProof, RotationProof};
-use crate::join::{Claims, Id, Jwk, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
-use crate::text;
-use crate::time::Timestamp;
+use crate::identity::IdentitySubject;
+use crate::jws::Header;
+use crate::message::{JOIN_PATH, JoinRequest, RenewalProof, RotationProof};
+use crate::{Claims, Id, Jwk, Jws, Problem, ProblemType, RecoveryMode, Thumbprint, base64url};
+use boundkey_platform::text;
+use boundkey_platform::time::Timestamp;
 
 /// What a join request proves.
 #[derive(Clone, Debug)]

@@ -3,9 +3,9 @@
 use ring::digest::{Context, SHA256};
 
 use super::record::{Exemption, LastStep, Spec, Status};
-use crate::join::identity::InstanceKind;
-use crate::join::{Id, Problem, ProblemType, RecoveryCode, RecoveryMode, Thumbprint};
-use crate::time::Timestamp;
+use crate::identity::InstanceKind;
+use crate::{Id, Problem, ProblemType, RecoveryCode, RecoveryMode, Thumbprint};
+use boundkey_platform::time::Timestamp;
 
 /// A token, its locks and its instances.
 #[derive(Clone, Copy, Debug)]

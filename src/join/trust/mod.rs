@@ -89,7 +89,6 @@ pub struct Contents<'a> {
 
 /// Why a trust bundle is not taken. Nothing of it may be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum TrustError {
     /// It is of another cluster.
     Cluster(String),

@@ -3,7 +3,7 @@ use boundkey_hal::file::PrivateKey;
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, SerialNumber};
 
 use super::*;
-use crate::certify::{Signer, Subject};
+use boundkey_credential::certify::{Signer, Subject};
 
 /// A CA with its own certificate.
 struct Ca {

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use boundkey::auth::ca::{Authority, subject_key};
 use boundkey::join::base64url;
-use boundkey::time::System;
+use boundkey::platform::time::System;
 
 use super::join::NOW;
 use super::keys::{BOUND, CA, Key, SERVER, Store};

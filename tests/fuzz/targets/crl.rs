@@ -7,7 +7,7 @@ use std::time::Duration;
 use boundkey::agent::crl::RevocationLists;
 use boundkey::agent::tls::{Presented, Roots};
 use boundkey::agent::transport::{Transport, TransportError};
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use super::certificate::{self, signed};

@@ -15,7 +15,7 @@ use boundkey::join::server::record::{LastStep, Spec, Status};
 use boundkey::join::server::request::{Cluster, Opened, ShownCertificate, Verified, peek, shown_certificate};
 use boundkey::join::server::view::{InstanceView, LockInForce, TokenView};
 use boundkey::join::{Claims, Id, JoinKind, Jws, MAX_JOIN_STATE, ProblemType, RecoveryMode, SshKey, Step, Thumbprint};
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 use serde_json::Value;
 
 use super::form::{SECRET, filled};

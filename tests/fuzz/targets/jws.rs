@@ -6,7 +6,7 @@
 use boundkey::join::server::challenge::SealingKey;
 use boundkey::join::server::request::{challenge_of, peek, shown_certificate};
 use boundkey::join::{Claims, Id, Jws, base64url};
-use boundkey::time::Timestamp;
+use boundkey::platform::time::Timestamp;
 use serde_json::Value;
 
 use super::form::SECRET;

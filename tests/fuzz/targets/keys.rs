@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use boundkey::pem;
+use boundkey::platform::pem;
 use boundkey_hal::file::PrivateKey;
 use boundkey_hal::{Algorithm, Capabilities, Error, ErrorKind, KeyId, KeyStore, PublicKey, Signature};
 

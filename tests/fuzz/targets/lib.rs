@@ -55,7 +55,7 @@ pub(crate) fn choice(data: &[u8]) -> (u8, &[u8]) {
 
 /// What a person is told goes to a terminal: text of the input may be shown there, but not act.
 pub(crate) fn said(what: &impl std::fmt::Display, advice: &str) {
-    let said = boundkey::logging::failure(what, advice);
+    let said = boundkey::platform::logging::failure(what, advice);
     assert!(!said.contains(|c: char| c.is_control() && !"\n\t".contains(c)), "{said:?}");
 }
 

@@ -11,7 +11,7 @@ use super::{Told, choice, refused};
 
 pub fn run(data: &[u8]) -> Told {
     let (way, data) = choice(data);
-    let wrapped = (way % 2 == 1).then(|| boundkey::pem::private_key(data));
+    let wrapped = (way % 2 == 1).then(|| boundkey::platform::pem::private_key(data));
     let bytes = wrapped.as_ref().map_or(data, |text| text.as_bytes());
     let identity = identity(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else { return identity };

@@ -7,9 +7,9 @@
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::read::column;
-use crate::api::event::{Cursor, Event, EventFilter, EventPage};
-use crate::auth::store::StoreError;
-use crate::time::Timestamp;
+use crate::store::StoreError;
+use boundkey_api::event::{Cursor, Event, EventFilter, EventPage};
+use boundkey_platform::time::Timestamp;
 
 /// Most events that are looked through for one page. After a clock was ahead, all those written since have to be.
 pub(super) const MAX_EXAMINED: usize = 10_000;

@@ -3,8 +3,8 @@
 use rusqlite::{Transaction, params};
 
 use super::read::{self, column, locks_on, resource, typed};
-use crate::api::resource::{Instance, Kind, Lock, LockTarget, Resource, ResourceId};
-use crate::auth::store::{Listed, StoreError, Stored};
+use crate::store::{Listed, StoreError, Stored};
+use boundkey_api::resource::{Instance, Kind, Lock, LockTarget, Resource, ResourceId};
 
 pub(super) const PAGE: &str = "SELECT name, revision, document FROM resource WHERE kind = ? AND name > ? ORDER BY name LIMIT ?";
 

@@ -28,8 +28,8 @@ use super::{
     Commit, EventFilter, EventPage, Form, JoinView, Kind, Listed, Lock, LockTarget, Resource, ResourceId, Share, Store,
     StoreError, Stored, Token,
 };
-use crate::join::Id;
-use crate::time::Timestamp;
+use boundkey_join::Id;
+use boundkey_platform::time::Timestamp;
 use read::Readers;
 use wal::{MAX_WAL, Wal};
 use write::Writer;

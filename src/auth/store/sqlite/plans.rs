@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, params};
 
 use super::{events, listing, read, schema, write};
-use crate::api::event::{Event, EventFilter, EventKind};
-use crate::auth::store::Form;
-use crate::time::Timestamp;
+use crate::store::Form;
+use boundkey_api::event::{Event, EventFilter, EventKind};
+use boundkey_platform::time::Timestamp;
 
 /// Every statement that looks for rows, for a device, an operator or the upkeep.
 const STATEMENTS: [&str; 25] = [

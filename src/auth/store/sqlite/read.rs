@@ -6,11 +6,11 @@ use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use serde::de::DeserializeOwned;
 
-use crate::api::ca::Share;
-use crate::api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
-use crate::auth::store::{Form, JoinView, KEEP_ISSUED, ReadSet, StoreError, Stored};
-use crate::join::Id;
-use crate::time::Timestamp;
+use crate::store::{Form, JoinView, KEEP_ISSUED, ReadSet, StoreError, Stored};
+use boundkey_api::ca::Share;
+use boundkey_api::resource::{Bot, Instance, Kind, Lock, LockTarget, Resource, ResourceId, Role, Token};
+use boundkey_join::Id;
+use boundkey_platform::time::Timestamp;
 
 /// The pool.
 #[derive(Debug)]

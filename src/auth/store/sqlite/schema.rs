@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use crate::auth::store::StoreError;
+use crate::store::StoreError;
 
 /// `bkey`.
 const APPLICATION: i64 = 0x626b_6579;

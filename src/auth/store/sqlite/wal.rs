@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::BUSY;
-use crate::auth::store::StoreError;
+use crate::store::StoreError;
 
 /// The size at which the log is begun anew, in bytes. It can be passed by what one transaction writes.
 pub(super) const MAX_WAL: u64 = 16 << 20;

@@ -12,10 +12,10 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::wal::Wal;
-use crate::api::event::Event;
-use crate::api::resource::{Kind, LockTarget, Resource, ResourceId, Token};
-use crate::auth::store::{Change, Commit, Form, IssuedRecord, KEEP_ISSUED, StoreError};
-use crate::time::Timestamp;
+use crate::store::{Change, Commit, Form, IssuedRecord, KEEP_ISSUED, StoreError};
+use boundkey_api::event::Event;
+use boundkey_api::resource::{Kind, LockTarget, Resource, ResourceId, Token};
+use boundkey_platform::time::Timestamp;
 
 /// Most commits in one transaction: bounds the wait of the first.
 const MAX_GROUP: usize = 128;
@@ -398,8 +398,8 @@ fn sweep(connection: &Connection, now: Timestamp, events_before: Timestamp) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::resource::{Bot, BotSpec, Metadata};
-    use crate::auth::store::ReadSet;
+    use crate::store::ReadSet;
+    use boundkey_api::resource::{Bot, BotSpec, Metadata};
 
     fn job(commit: Commit) -> Job {
         Job { work: Work::Commit(Box::new(commit)), answer: sync_channel(1).0 }

@@ -6,10 +6,10 @@ use super::key::is_bound;
 use super::prior::PriorState;
 use super::transition::Transition;
 use super::{ExemptionUse, Grant, Proven, Refusal, presented_digest};
-use crate::join::identity::InstanceKind;
-use crate::join::server::record::{LastStep, MAX_RETIRED, Status};
-use crate::join::{JoinKind, Problem, ProblemType, SshKey, Step, Thumbprint};
-use crate::time::Timestamp;
+use crate::identity::InstanceKind;
+use crate::server::record::{LastStep, MAX_RETIRED, Status};
+use crate::{JoinKind, Problem, ProblemType, SshKey, Step, Thumbprint};
+use boundkey_platform::time::Timestamp;
 
 /// A fresh step, its cost paid.
 struct NextStep {

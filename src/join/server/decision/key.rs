@@ -3,11 +3,11 @@
 use boundkey_hal::PublicKey;
 
 use super::{Fresh, Proven, Refusal};
-use crate::join::server::record::Status;
-use crate::join::server::request::Verified;
-use crate::join::server::view::TokenView;
-use crate::join::{Claims, Problem, ProblemType, RecoveryMode, Thumbprint};
-use crate::time::Timestamp;
+use crate::server::record::Status;
+use crate::server::request::Verified;
+use crate::server::view::TokenView;
+use crate::{Claims, Problem, ProblemType, RecoveryMode, Thumbprint};
+use boundkey_platform::time::Timestamp;
 
 /// Step 1. Everything that a stranger can send ends here.
 ///

@@ -1,8 +1,8 @@
 //! Step 2: is the token stopped.
 
 use super::{Proven, Refusal};
-use crate::join::server::view::LockInForce;
-use crate::join::{Problem, ProblemType, RecoveryMode};
+use crate::server::view::LockInForce;
+use crate::{Problem, ProblemType, RecoveryMode};
 
 /// Step 2. Every sender that has the key learns of a lock, and nothing is issued under one.
 ///

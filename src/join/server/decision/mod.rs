@@ -24,8 +24,8 @@ use self::transition::Transition;
 use super::record::{LastStep, Status};
 use super::request::Verified;
 use super::view::{StepTag, TokenView};
-use crate::join::{Claims, Id, JoinKind, Problem, ProblemType, Step, Thumbprint};
-use crate::time::Timestamp;
+use crate::{Claims, Id, JoinKind, Problem, ProblemType, Step, Thumbprint};
+use boundkey_platform::time::Timestamp;
 
 /// What the caller provides for a step, so that the decision stays pure.
 #[derive(Clone, Copy, Debug)]

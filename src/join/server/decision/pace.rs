@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::Proven;
 use super::transition::Transition;
-use crate::join::server::challenge::LEEWAY;
-use crate::join::{Problem, ProblemType, RecoveryMode};
-use crate::time::Timestamp;
+use crate::server::challenge::LEEWAY;
+use crate::{Problem, ProblemType, RecoveryMode};
+use boundkey_platform::time::Timestamp;
 
 /// Steps of a token that may come at once.
 pub const BURST: u64 = 10;

@@ -2,10 +2,10 @@
 
 use super::RolledForward;
 use super::key::{is_bound, newer_state};
-use crate::join::server::record::LastStep;
-use crate::join::server::request::Verified;
-use crate::join::server::view::TokenView;
-use crate::join::{Claims, RecoveryMode, Step};
+use crate::server::record::LastStep;
+use crate::server::request::Verified;
+use crate::server::view::TokenView;
+use crate::{Claims, RecoveryMode, Step};
 
 /// The state from which a join starts: the token's; or the device's, where a restored server follows it; or in mode `insecure` that of
 /// the instance whose certificate is shown.

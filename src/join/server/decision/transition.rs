@@ -3,11 +3,11 @@
 use super::key::is_bound;
 use super::prior::PriorState;
 use super::{Evidence, Proven, Refusal};
-use crate::join::server::record::LastStep;
-use crate::join::server::request::Verified;
-use crate::join::server::view::TokenView;
-use crate::join::{Claims, Problem, ProblemType, RecoveryMode};
-use crate::time::Timestamp;
+use crate::server::record::LastStep;
+use crate::server::request::Verified;
+use crate::server::view::TokenView;
+use crate::{Claims, Problem, ProblemType, RecoveryMode};
+use boundkey_platform::time::Timestamp;
 
 /// Where a join leads.
 pub(super) enum Transition {

@@ -12,9 +12,11 @@
 //!
 //! [`device`] and [`server`] mirror each other: `challenge.rs`, `request.rs`, `answer.rs` (what the device makes of it) and
 //! `decision/` (how the server came to it). Start with [`server::decision::decide`]: it is the heart.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod base64url;
-#[cfg(feature = "agent")]
+#[cfg(feature = "device")]
 pub mod device;
 pub mod endpoint;
 mod id;
@@ -24,7 +26,7 @@ mod key;
 pub mod message;
 mod problem;
 mod recovery_code;
-#[cfg(feature = "auth")]
+#[cfg(feature = "server")]
 pub mod server;
 mod step;
 pub mod trust;

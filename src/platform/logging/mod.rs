@@ -33,6 +33,8 @@ use lines::{Form, Lines};
 /// Variable with the level; a command line goes before it, and it before the configuration.
 pub const LEVEL_VARIABLE: &str = "BOUNDKEY_LOG";
 
+crate::from_text!(Format, Level);
+
 /// A word that is no format or level. `Display` is what is wrong and, on a second line, what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownWord {

@@ -1,4 +1,5 @@
 //! The key store that a configuration or a command line asks for, and no other: for the device's keys and for the server's.
+#![forbid(unsafe_code)]
 
 mod options;
 

@@ -2,6 +2,8 @@
 //!
 //! No I/O happens here, and nothing here depends on the server: `auth` answers the calls, `ctl` makes them. Refusals are those of the
 //! protocol ([`Problem`]).
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod actor;
 pub mod ca;
@@ -11,7 +13,7 @@ pub mod names;
 pub mod resource;
 pub mod view;
 
-pub use crate::join::{Problem, ProblemType};
+pub use boundkey_join::{Problem, ProblemType};
 
 /// Version of the programs that speak this API.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

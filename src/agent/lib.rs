@@ -1,6 +1,7 @@
 //! The device program: config, transport, one join from end to end, the renewal loop, outputs.
 //!
 //! `run` is `boundkey start`; `join` is one join; [`device`] is what stands on disk.
+#![forbid(unsafe_code)]
 
 mod backoff;
 pub mod clock;

@@ -2,6 +2,7 @@
 //!
 //! What goes where: results to stdout, the rest to stderr. Exit codes: 0 done; 1 refused, or failed otherwise; 2 wrong usage, or a
 //! document that cannot be read; 3 no server on the socket.
+#![forbid(unsafe_code)]
 
 mod audit;
 mod ca;
@@ -22,11 +23,11 @@ use clap::parser::ValueSource;
 
 pub use cli::command;
 
-use crate::api::SOCKET;
-use crate::api::call::{Apply, CancelExemption, Delete, Deleted, Exempt, Outcome, PutLock, Reset, Rotate};
-use crate::api::resource::{Kind, LockTarget, ResourceId};
-use crate::logging;
-use crate::text;
+use boundkey_api::SOCKET;
+use boundkey_api::call::{Apply, CancelExemption, Delete, Deleted, Exempt, Outcome, PutLock, Reset, Rotate};
+use boundkey_api::resource::{Kind, LockTarget, ResourceId};
+use boundkey_platform::logging;
+use boundkey_platform::text;
 use cli::Span;
 use client::Client;
 

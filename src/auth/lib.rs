@@ -1,4 +1,5 @@
 //! The server program: decide and commit, CA, store, HTTP API, operator's API.
+#![forbid(unsafe_code)]
 
 pub mod authorize;
 mod backup;

@@ -11,7 +11,7 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// Reads a mapping as its plain fields `R`, then checks what they say together.
-pub(super) fn mapping<'de, D, R, T>(deserializer: D) -> Result<T, D::Error>
+pub fn mapping<'de, D, R, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     R: Deserialize<'de>,
@@ -21,7 +21,7 @@ where
 }
 
 /// Reads a list, then checks what its elements say together.
-pub(super) fn list<'de, D, E, T>(deserializer: D) -> Result<T, D::Error>
+pub fn list<'de, D, E, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     E: Deserialize<'de>,
@@ -31,7 +31,7 @@ where
 }
 
 /// Reads a scalar as written, quoted or not: `0640` is text here, not a number.
-pub(super) fn text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<T, D::Error> {
+pub fn text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<T, D::Error> {
     deserializer.deserialize_str(Text(PhantomData))
 }
 
@@ -93,36 +93,37 @@ impl<T: FromStr<Err: Display>> Visitor<'_> for Text<T> {
 }
 
 /// `Deserialize` by [`text`] for types with `FromStr`.
+#[macro_export]
 macro_rules! from_text {
     ($($name:ty),+ $(,)?) => {$(
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                $crate::agent::config::yaml::text(deserializer)
+                $crate::yaml::text(deserializer)
             }
         }
     )+};
 }
 
 /// `Deserialize` by [`mapping`] for types made from their plain fields.
+#[macro_export]
 macro_rules! from_fields {
     ($($fields:ty => $name:ty),+ $(,)?) => {$(
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                $crate::agent::config::yaml::mapping::<D, $fields, $name>(deserializer)
+                $crate::yaml::mapping::<D, $fields, $name>(deserializer)
             }
         }
     )+};
 }
 
 /// `Deserialize` by [`list`] for types made from a list.
+#[macro_export]
 macro_rules! from_list {
     ($element:ty => $name:ty) => {
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                $crate::agent::config::yaml::list::<D, $element, $name>(deserializer)
+                $crate::yaml::list::<D, $element, $name>(deserializer)
             }
         }
     };
 }
-
-pub(super) use {from_fields, from_list, from_text};

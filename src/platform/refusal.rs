@@ -4,6 +4,8 @@ use std::fmt::{self, Display};
 use std::path::{Component, PathBuf};
 use std::str::FromStr;
 
+crate::from_text!(AbsolutePath);
+
 /// A value or a set of fields that is refused. `Display` has what to write instead on a second line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {

@@ -2,6 +2,7 @@
 //!
 //! `state` holds two slots; each write goes to the older one and is synced before it counts, so that the other one still holds
 //! whatever a cut interrupts. `docs/state-format.md` has every byte.
+#![forbid(unsafe_code)]
 
 mod file;
 mod slot;

@@ -277,8 +277,8 @@ fn issue(server: &Server, token: &str, count: u32) {
     database
         .execute(
             "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2)
-             INSERT INTO issued (token, serial, bot, instance, not_after)
-             SELECT ?1, lower(hex(randomblob(16))), ?1, 'i', ?3 FROM n",
+             INSERT INTO issued (token, serial, form, bot, instance, not_after)
+             SELECT ?1, lower(hex(randomblob(16))), 'x509', ?1, 'i', ?3 FROM n",
             rusqlite::params![token, count, tomorrow],
         )
         .expect("rows");

@@ -74,7 +74,7 @@ deb:
 	@tests/setup build deb
 	@tests/timed deb cross/debian/build
 
-# Debian's compiler, whose version is told, comes with what builds for other targets.
+# Debian's compiler, whose version is in the bill, comes with what builds for other targets.
 sbom:
 	@tests/setup build cross
 	@tests/timed sbom cross/sbom --all target/sbom

@@ -1,6 +1,6 @@
 //! boundkey: device identity that lives in the device's own key, and comes back by itself.
 //!
-//! This package has the programs and the tests of them as they run. The code is in crates of their own, one a room of `src`:
+//! This package has the programs and the tests of them as they run. The code is in crates of their own, one for each folder (room) of `src`:
 //!
 //! | crate | what it has | stands on |
 //! | --- | --- | --- |
@@ -13,7 +13,7 @@
 //! | `agent` | the device program. `agent::join` is one join from end to end. | all above |
 //! | `api` | what `ctl` and `auth` say to each other, data alone | join, platform |
 //! | `auth` | the server program. `auth::joins` is the same join from the other side. | all above but state and agent |
-//! | `ctl` | the operator's program | api, join, platform |
+//! | `ctl` | the operator's program | hal, api, join, platform |
 //!
 //! Time, randomness, transport and storage are handed in from `main`, so that tests run the real code on simulated ones.
 #![forbid(unsafe_code)]

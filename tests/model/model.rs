@@ -4,6 +4,8 @@
 //! Each test bounds how often each kind of trouble comes, and explores every order in which it may. `BOUNDKEY_MODEL_DEPTH=n`
 //! adds `n`, which may be 0, to the steps of the token in each of them, and copies join in every way. The rules that hold in every state are in `model/rules.rs`; what they come
 //! to is in `docs/model.md`.
+#![forbid(unsafe_code)]
+
 #[path = "mod.rs"]
 mod system;
 

@@ -79,7 +79,7 @@ impl RevocationList {
         Self { form, made: Mutex::default(), making: Mutex::default() }
     }
 
-    /// The lists at `now`: DER, or OpenSSH's format.
+    /// The lists at `now`: DER, or OpenSSH's format. Where the store fails, those before, as long as they hold.
     ///
     /// One request makes them. Those that come meanwhile get the ones before, which may lack a lock of that moment; only where there are
     /// none that hold do they wait.
@@ -90,7 +90,16 @@ impl RevocationList {
             Look::Answer(lists) => return Ok(lists),
             Look::Make(making, before) => (making, before),
         };
-        let made = self.make(changes, before.as_ref(), now, store, authority)?;
+        let made = match self.make(changes, before.as_ref(), now, store, authority) {
+            Ok(made) => made,
+            // A disk that is full, for one: verifiers that get no list at all refuse every device an hour later.
+            Err(RevocationError::Store(e)) => {
+                let Some(held) = before.filter(|made| made.holds(bundle, now)) else { return Err(RevocationError::Store(e)) };
+                log::error!("revocation list: {e}; the list before it is given as long as it holds");
+                return Ok(held.lists);
+            }
+            Err(e) => return Err(e),
+        };
         let lists = made.lists.clone();
         *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
         Ok(lists)
@@ -102,8 +111,7 @@ impl RevocationList {
         if let Some(made) = before.as_ref().filter(|made| made.is_current(changes, bundle, now)) {
             return Look::Answer(made.lists.clone());
         }
-        let holds = |made: &Made| made.bundle == bundle && within(now, made.signed_at, CRL_LIFETIME);
-        let making = match (self.making.try_lock(), before.filter(holds)) {
+        let making = match (self.making.try_lock(), before.filter(|made| made.holds(bundle, now))) {
             (Ok(making), _) => making,
             (Err(TryLockError::Poisoned(making)), _) => making.into_inner(),
             (Err(TryLockError::WouldBlock), Some(made)) => return Look::Answer(made.lists),
@@ -155,6 +163,11 @@ impl RevocationList {
 }
 
 impl Made {
+    /// Whether its signature has not ended, and it has a list of each CA of this trust bundle.
+    fn holds(&self, bundle: u64, now: Timestamp) -> bool {
+        self.bundle == bundle && within(now, self.signed_at, CRL_LIFETIME)
+    }
+
     fn is_current(&self, changes: u64, bundle: u64, now: Timestamp) -> bool {
         self.changes == changes && self.bundle == bundle && within(now, self.looked_at, FRESH)
     }
@@ -167,7 +180,12 @@ fn within(now: Timestamp, start: Timestamp, time: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use boundkey_hal::file::FileStore;
+    use boundkey_platform::time::System;
+
     use super::*;
+    use crate::ca::make_keys;
+    use crate::store::SqliteStore;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -197,6 +215,24 @@ mod tests {
         assert!(answered(&list.look(1, 8, NOW)).is_none(), "another CA has none yet");
         assert!(answered(&list.look(2, 7, NOW)).is_none());
         assert!(answered(&list.look(1, 7, NOW.plus(FRESH))).is_none(), "looked up long ago");
+    }
+
+    #[test]
+    fn without_the_store_the_list_before_is_given_as_long_as_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = FileStore::new(dir.path());
+        make_keys(&keys, 1).unwrap();
+        let authority = Authority::certify_itself("test.example", Box::new(keys), &System, NOW).unwrap();
+        let database = dir.path().join("boundkey.db");
+        let store = SqliteStore::create(&database).unwrap();
+        let list = RevocationList::of(Form::X509);
+        let first = list.at(NOW, &store, &authority).unwrap();
+        // Numbers cannot be given any more, as on a full disk.
+        rusqlite::Connection::open(&database).unwrap().execute_batch("DROP TABLE list_number").unwrap();
+        let renewed = NOW.plus(RENEWED);
+        assert_eq!(list.at(renewed, &store, &authority).unwrap(), first);
+        let ended = NOW.plus(CRL_LIFETIME);
+        assert!(matches!(list.at(ended, &store, &authority), Err(RevocationError::Store(_))));
     }
 
     #[test]

@@ -62,8 +62,16 @@ impl Contention {
 /// The least pause that the server asks for, where others were quicker.
 pub fn requested_wait(e: &AgentError) -> Option<Duration> {
     let AgentError::Transport(TransportError::Refused(Problem { kind, retry_after, .. })) = e else { return None };
-    matches!(kind, ProblemType::Busy | ProblemType::ChallengeStale | ProblemType::PaceExceeded | ProblemType::RegistrationPaused)
-        .then(|| Duration::from_secs(retry_after.unwrap_or(0)).min(LONGEST_REQUESTED))
+    // A challenge expires when the server starts anew between it and the join, for that is another epoch.
+    let passes = matches!(
+        kind,
+        ProblemType::Busy
+            | ProblemType::ChallengeExpired
+            | ProblemType::ChallengeStale
+            | ProblemType::PaceExceeded
+            | ProblemType::RegistrationPaused
+    );
+    passes.then(|| Duration::from_secs(retry_after.unwrap_or(0)).min(LONGEST_REQUESTED))
 }
 
 #[cfg(test)]
@@ -89,6 +97,7 @@ mod tests {
     #[test]
     fn a_stale_challenge_is_tried_again_with_growing_pauses_for_a_bounded_time() {
         let stale = pauses(&refused(ProblemType::ChallengeStale, None));
+        assert!(!pauses(&refused(ProblemType::ChallengeExpired, None)).is_empty());
         assert!(stale[0] <= FIRST && stale.iter().all(|pause| *pause <= CAP), "{stale:?}");
         let total: Duration = stale.iter().sum();
         assert!(total >= LONGEST_CONTENTION && total <= LONGEST_CONTENTION + CAP, "{total:?}");

@@ -22,11 +22,12 @@ const PIPE_BUF: usize = 4096;
 
 /// What stderr is, which decides how a write that would wait is avoided.
 enum Kind {
-    /// A file or a device: a write ends by itself.
+    /// A file or a device: a write ends by itself, but on a network file system whose server is gone.
     File,
     /// A pipe or terminal, opened a second time: the flag `O_NONBLOCK` is not seen by other programs that write to it.
     Reopened(OwnedFd),
     /// A pipe or terminal that this process may not open again: written in pieces, each after a look whether there is room.
+    /// A terminal that somebody has stopped still holds up the program: nothing tells how much it takes.
     Shared,
     /// A socket, such as the journal's: each call says that it does not wait.
     Socket,

@@ -256,7 +256,8 @@ fn a_reload_program_that_others_may_write_is_not_run() {
         let doctor = String::from_utf8(run(&mut device.command(&["doctor"])).stdout).expect("text");
         assert!(doctor.contains("fail  output") && doctor.contains("reload.command is not run"), "{doctor}");
     };
-    for (exposed, bits) in [(&program, 0o775), (&program, 0o757), (&bin, 0o775)] {
+    // Where all may make entries, a hard link puts any program of root's under the name: sticky or not.
+    for (exposed, bits) in [(&program, 0o775), (&program, 0o757), (&bin, 0o775), (&bin, 0o1777)] {
         mode(exposed, bits);
         refused(&device, exposed, "lets other users write", "run chmod go-w");
         mode(exposed, 0o755);

@@ -92,6 +92,15 @@ impl Dir {
         Walk::new(Exposure::RefuseButSticky).look_at_file(path)
     }
 
+    /// The same of a program, and nobody else may make entries beside it: in a directory such as `/tmp` a hard link puts any program of
+    /// root's under the name.
+    ///
+    /// # Errors
+    /// As of [`Self::check_file`].
+    pub fn check_program(path: &Path) -> io::Result<()> {
+        Walk::new(Exposure::Refuse).look_at_file(path)
+    }
+
     fn walk(path: &Path, exposure: Exposure, make: Option<Access>) -> io::Result<Self> {
         let mut walk = Walk::new(exposure);
         let (fd, path) = walk.to(path, make)?;

@@ -184,7 +184,13 @@ impl Walk {
 
     /// Judges the way to the file `path`, and the file itself.
     pub(super) fn look_at_file(&mut self, path: &Path) -> io::Result<()> {
-        let Some((at, stat)) = self.along(path, None)?.1 else { return Err(Errno::ISDIR.into()) };
+        let (here, file) = self.along(path, None)?;
+        let Some((at, stat)) = file else { return Err(Errno::ISDIR.into()) };
+        if self.exposure == Exposure::Refuse
+            && let Some(exposed) = here.exposed
+        {
+            return Err(exposed.into());
+        }
         let is_foreign = !self.trust.trusts(stat.st_uid);
         if is_foreign || stat.st_mode & OTHERS_WRITE != 0 {
             return Err(exposed(&at, &stat, is_foreign).into());

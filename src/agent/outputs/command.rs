@@ -20,7 +20,7 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// [`Exposed`] where others may; or it cannot be found.
 pub fn locate(program: &str) -> io::Result<PathBuf> {
     let path = find(program).ok_or(Errno::NOENT)?;
-    Dir::check_file(&path)?;
+    Dir::check_program(&path)?;
     Ok(path)
 }
 

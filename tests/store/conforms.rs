@@ -42,6 +42,11 @@ fn names_are_found_whatever_their_case(store: &dyn Store) {
     for other in [key(Kind::Bot, "Case-1"), key(Kind::Bot, "case_1"), key(Kind::Bot, "case-10"), key(Kind::Token, "case-1")] {
         assert_eq!(store.alike(&other).unwrap(), None, "{other}");
     }
+    // Another is made meanwhile: of two that differ in case alone the second one is not written.
+    let second = bot("CASE-1", &[]);
+    let change = Change { id: second.id(), expected: None, to: Some(second) };
+    let written = store.commit(Commit { changes: vec![change], ..Commit::default() });
+    assert!(matches!(written, Err(StoreError::Conflict(what)) if what == "bot/Case-1"));
 }
 
 fn reads_back_what_was_written(store: &dyn Store) {

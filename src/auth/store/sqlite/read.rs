@@ -86,7 +86,7 @@ pub(super) fn list(snapshot: &Transaction<'_>, kind: Kind) -> Result<Vec<Stored<
     Ok(all)
 }
 
-pub(super) fn alike(snapshot: &Transaction<'_>, key: &ResourceId) -> Result<Option<ResourceId>, StoreError> {
+pub(super) fn alike(snapshot: &Connection, key: &ResourceId) -> Result<Option<ResourceId>, StoreError> {
     // SQLite's NOCASE folds A to Z and nothing else.
     let mut query = snapshot
         .prepare_cached("SELECT name FROM resource WHERE kind = ?1 AND name = ?2 COLLATE NOCASE AND name <> ?2 LIMIT 1")?;

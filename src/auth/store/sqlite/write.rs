@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
+use super::read;
 use super::wal::Wal;
 use crate::store::{Change, Commit, Form, IssuedRecord, KEEP_ISSUED, StoreError};
 use boundkey_api::event::Event;
@@ -229,6 +230,13 @@ fn apply_change(connection: &Connection, change: &Change) -> Result<(), StoreErr
         connection.prepare_cached("DELETE FROM resource WHERE kind = ? AND name = ?")?.execute([id.kind.name(), &id.name])?;
         return Ok(());
     };
+    // Of two that are made at once, neither sees the other when it looks for names that are alike: the second one looks again.
+    if expected.is_none()
+        && matches!(id.kind, Kind::Bot | Kind::Role | Kind::Token)
+        && let Some(other) = read::alike(connection, id)?
+    {
+        return Err(StoreError::Conflict(other.to_string()));
+    }
     let document = document(resource).map_err(|e| StoreError::Failed(format!("{id} cannot be stored: {e}")))?;
     connection
         .prepare_cached(

@@ -1,11 +1,11 @@
 //! The forms of a record, each a logger of simplelog's.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
-use simplelog::{Config, ConfigBuilder, SharedLogger, WriteLogger};
+use simplelog::{Config, SharedLogger};
 
 use super::escape_into;
 use super::stderr::Stderr;
@@ -27,8 +27,8 @@ pub(super) struct Lines {
     form: Form,
     level: LevelFilter,
     clock: Arc<dyn Clock>,
-    /// Given whole lines: it adds nothing to them.
-    out: Box<WriteLogger<Stderr>>,
+    /// simplelog's `WriteLogger` would link the formatting of times, 100 kB of a device's flash, for what is switched off.
+    out: Mutex<Stderr>,
 }
 
 impl Lines {
@@ -40,16 +40,7 @@ impl Lines {
             let metadata = Metadata::builder().level(log::Level::Warn).target(module_path!()).build();
             form.render(notice_clock.now(), &metadata, &message) + "\n"
         };
-        // The time is of the clock that the program was given; simplelog would ask the system's.
-        let off = LevelFilter::Off;
-        let config = ConfigBuilder::new()
-            .set_time_level(off)
-            .set_max_level(off)
-            .set_target_level(off)
-            .set_thread_level(off)
-            .set_location_level(off)
-            .build();
-        Self { form, level, clock, out: WriteLogger::new(LevelFilter::Trace, config, Stderr::for_log(Box::new(notice))) }
+        Self { form, level, clock, out: Mutex::new(Stderr::for_log(Box::new(notice))) }
     }
 }
 
@@ -61,16 +52,15 @@ impl Log for Lines {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let message = record.args().as_str().map_or_else(|| Cow::Owned(record.args().to_string()), Cow::Borrowed);
-            let line = self.form.render(self.clock.now(), record.metadata(), &message);
-            self.out.log(&Record::builder().metadata(record.metadata().clone()).args(format_args!("{line}")).build());
-            // In one write, so that lines of several programs on one stderr do not mix.
-            self.out.flush();
+            let lines = self.form.render(self.clock.now(), record.metadata(), &message) + "\n";
+            // In one write, so that lines of several programs on one stderr do not mix. A thread that panicked in it left nothing half done
+            // that matters.
+            self.out.lock().unwrap_or_else(PoisonError::into_inner).write_lines(&lines);
         }
     }
 
-    fn flush(&self) {
-        self.out.flush();
-    }
+    /// Each record was written when it came.
+    fn flush(&self) {}
 }
 
 impl SharedLogger for Lines {
@@ -79,7 +69,7 @@ impl SharedLogger for Lines {
     }
 
     fn config(&self) -> Option<&Config> {
-        self.out.config()
+        None
     }
 
     fn as_log(self: Box<Self>) -> Box<dyn Log> {

@@ -4,7 +4,7 @@
 //! for ever. Here a line that is not taken in time is dropped and counted, and the count is written as soon as something is taken.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::time::Duration;
@@ -33,11 +33,9 @@ enum Kind {
     Socket,
 }
 
-/// Standard error. What is written is kept until [`Write::flush`], which writes it out or drops it; both always succeed.
+/// Standard error, which takes lines whole or not at all.
 pub(super) struct Stderr {
     kind: Kind,
-    /// Whole lines, of one or more records.
-    pending: Vec<u8>,
     /// Lines that were dropped and not told of.
     dropped: u64,
     /// The line that tells of so many.
@@ -57,7 +55,18 @@ impl Stderr {
 
     fn with(wait: Duration, notice: Box<dyn Fn(u64) -> String + Send>) -> Self {
         let kind = Kind::of_stderr();
-        Self { kind, pending: Vec::new(), dropped: 0, notice, is_torn: false, patience: wait, wait }
+        Self { kind, dropped: 0, notice, is_torn: false, patience: wait, wait }
+    }
+
+    /// Writes the lines of a record in one piece, or drops and counts them.
+    pub(super) fn write_lines(&mut self, lines: &str) {
+        if self.dropped > 0 && self.put((self.notice)(self.dropped).as_bytes()) {
+            self.dropped = 0;
+        }
+        // While the count is not told nothing else is: the reader learns where lines are missing.
+        if self.dropped > 0 || !self.put(lines.as_bytes()) {
+            self.dropped = self.dropped.saturating_add(lines.lines().count().try_into().unwrap_or(u64::MAX));
+        }
     }
 
     /// Writes `text`; returns whether all of it was taken.
@@ -93,26 +102,6 @@ impl Stderr {
             Kind::Shared => rustix::io::write(fd, &bytes[..bytes.len().min(PIPE_BUF)])?,
             Kind::Socket => rustix::net::send(fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?,
         })
-    }
-}
-
-impl Write for Stderr {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.pending.extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let pending = std::mem::take(&mut self.pending);
-        if self.dropped > 0 && !pending.is_empty() && self.put((self.notice)(self.dropped).as_bytes()) {
-            self.dropped = 0;
-        }
-        // While the count is not told nothing else is: the reader learns where lines are missing.
-        if self.dropped > 0 || !self.put(&pending) {
-            let lines = pending.split_inclusive(|byte| *byte == b'\n').count();
-            self.dropped = self.dropped.saturating_add(lines.try_into().unwrap_or(u64::MAX));
-        }
-        Ok(())
     }
 }
 
